@@ -1,0 +1,1 @@
+"""The only shared server code: one noun per file, no business words."""

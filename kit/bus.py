@@ -1,0 +1,230 @@
+"""The bus: NATS JetStream behind one small face.
+
+Postgres is the truth; everything here may be lost and is rung again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext, api
+from nats.js import errors as js_errors
+from opentelemetry.trace import SpanKind
+
+from framewire import subjects
+from kit import loops, telemetry
+
+log = telemetry.logger(__name__)
+
+ACK_WAIT_SECONDS = 30
+FETCH_SECONDS = 5.0
+HEARTBEAT_SECONDS = 1.0
+RENEW_SECONDS = 0.5
+MAX_ACK_PENDING = 256
+
+BusError = (nats.errors.Error, js_errors.Error, OSError, asyncio.TimeoutError)
+"""What an operation on the bus may raise while the bus is away."""
+
+
+class Bus:
+    """One connection, which comes back by itself."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.jetstream: JetStreamContext = client.jetstream(timeout=5)
+
+    async def ensure_streams(self) -> None:
+        """Makes the declared streams where they are missing. Idempotent; also heals a bus that lost its disk."""
+        for stream in subjects.STREAMS:
+            config = api.StreamConfig(
+                name=stream.name,
+                subjects=list(stream.subjects),
+                retention=api.RetentionPolicy.WORK_QUEUE
+                if stream.work_queue
+                else api.RetentionPolicy.LIMITS,
+                storage=api.StorageType.FILE,
+                max_age=stream.max_age_seconds,
+                duplicate_window=120,
+            )
+            try:
+                await self.jetstream.stream_info(stream.name)
+            except js_errors.NotFoundError:
+                await self.jetstream.add_stream(config)
+
+    async def stream_created(self, stream: str) -> str:
+        """When the stream was made: another time than before means that it is another stream."""
+        info = await self.jetstream.stream_info(stream)
+        return info.created.isoformat() if info.created else ""
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        message_id: str,
+        timeout_seconds: float = 5.0,
+    ) -> int:
+        """Publishes durably and returns the stream's sequence. Raises one of BusError when that is not certain."""
+        sent = {**telemetry.trace_headers(), **headers, "Nats-Msg-Id": message_id}
+        try:
+            ack = await self.jetstream.publish(subject, data, timeout=timeout_seconds, headers=sent)
+        except js_errors.NoStreamResponseError:
+            await self.ensure_streams()
+            ack = await self.jetstream.publish(subject, data, timeout=timeout_seconds, headers=sent)
+        return ack.seq
+
+    async def tell(self, subject: str, data: bytes) -> None:
+        """Publishes by core NATS: at most once, not stored. Never raises: nobody depends on it."""
+        try:
+            await self.client.publish(subject, data)
+        except BusError as error:
+            log.debug("tell_failed", subject=subject, error=repr(error))
+
+
+@asynccontextmanager
+async def connect(url: str, name: str) -> AsyncIterator[Bus]:
+    """A connection that keeps trying for ever; opens also while NATS is away."""
+
+    async def reported(error: Exception) -> None:
+        log.warning("bus_error", error=repr(error))
+
+    client = await nats.connect(
+        url,
+        name=name,
+        connect_timeout=2,
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.25,
+        error_cb=reported,
+        pending_size=8 * 1024 * 1024,
+    )
+    try:
+        yield Bus(client)
+    finally:
+        await client.close()
+
+
+class Retry(Exception):
+    """Raised by a handler: deliver this again after so many seconds."""
+
+    def __init__(self, delay_seconds: float) -> None:
+        super().__init__(delay_seconds)
+        self.delay_seconds = delay_seconds
+
+
+class PullLoop:
+    """A durable consumer that handles `workers` messages at a time.
+
+    Each is fetched by itself: a fetch of several would wait for the whole batch, and a lone message with it. The handler
+    returns: acknowledged. It raises `Retry` or anything else: delivered again later. Transport trouble never counts
+    against a message (`max_deliver` is unlimited). A subscription that goes silent is made anew: missing heartbeats are
+    noticed within FETCH_SECONDS.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        durable: str,
+        filter_subjects: Sequence[str],
+        handle: Callable[[Msg], Awaitable[None]],
+        *,
+        workers: int = 4,
+        retry_seconds: float = 1.0,
+        ack_wait_seconds: float = ACK_WAIT_SECONDS,
+    ) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._durable = durable
+        self._filters = list(filter_subjects)
+        self._handle = handle
+        self._workers = workers
+        self._retry_seconds = retry_seconds
+        self._ack_wait_seconds = ack_wait_seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Pulls until told to stop; what was pulled by then is handled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._workers):
+                group.create_task(self._work(stopping))
+
+    async def _work(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            try:
+                subscription = await self._subscribe()
+                await self._pull(subscription, stopping)
+            except BusError as error:
+                log.warning("consumer_renewed", consumer=self._durable, error=repr(error))
+                await loops.Wake().wait(RENEW_SECONDS, stopping)
+
+    async def _subscribe(self) -> Any:
+        await self._bus.ensure_streams()
+        config = api.ConsumerConfig(
+            durable_name=self._durable,
+            filter_subjects=self._filters,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=self._ack_wait_seconds,
+            max_deliver=-1,
+            max_ack_pending=MAX_ACK_PENDING,
+        )
+        await self._bus.jetstream.add_consumer(self._stream, config)
+        return await self._bus.jetstream.pull_subscribe_bind(self._durable, self._stream)
+
+    async def _pull(self, subscription: Any, stopping: asyncio.Event) -> None:
+        stop = asyncio.ensure_future(stopping.wait())
+        try:
+            while not stopping.is_set():
+                fetch = asyncio.ensure_future(
+                    subscription.fetch(1, FETCH_SECONDS, HEARTBEAT_SECONDS)
+                )
+                await asyncio.wait({fetch, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if not fetch.done():
+                    fetch.cancel()
+                    return
+                for message in await _messages(fetch):
+                    await self._handled(message)
+        finally:
+            stop.cancel()
+            await _quietly(subscription.unsubscribe())
+
+    async def _handled(self, message: Msg) -> None:
+        with telemetry.span(f"{self._durable} handle", SpanKind.CONSUMER, message.headers):
+            try:
+                await self._handle(message)
+            except asyncio.CancelledError:
+                raise
+            except Retry as retry:
+                telemetry.MESSAGES.labels(self._durable, "retried").inc()
+                await _quietly(message.nak(delay=retry.delay_seconds))
+            except Exception as error:
+                telemetry.MESSAGES.labels(self._durable, "failed").inc()
+                log.warning(
+                    "message_failed", consumer=self._durable, error=repr(error), exc_info=True
+                )
+                await _quietly(message.nak(delay=self._retry_seconds))
+            else:
+                telemetry.MESSAGES.labels(self._durable, "handled").inc()
+                await _quietly(message.ack_sync(timeout=5))
+
+
+async def _messages(fetch: asyncio.Future[list[Msg]]) -> list[Msg]:
+    try:
+        return await fetch
+    except js_errors.FetchTimeoutError:
+        # A quiet stream sends heartbeats and then nothing; a silent one misses them: TimeoutError, and it is renewed.
+        return []
+
+
+async def _quietly(operation: Awaitable[object]) -> None:
+    """An ack or nak that is lost costs a redelivery, which changes nothing."""
+    try:
+        await operation
+    except BusError as error:
+        log.debug("ack_lost", error=repr(error))

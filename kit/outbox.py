@@ -1,0 +1,169 @@
+"""The outbox: what a transaction wants told, and the relay that tells it, in order, at least once.
+
+Every database that speaks has two tables of this shape (see any service's migrations):
+
+    outbox(ce_id text PRIMARY KEY, ordering_key text, seq bigint, shard smallint, subject text, headers jsonb,
+           data bytea, created_at timestamptz, published_at timestamptz, stream_sequence bigint)
+    outbox_stream(stream text PRIMARY KEY, created text)
+
+Rows stay RETENTION_DAYS. When the stream turns out to be new (its disk was lost), all of them are told again under
+the same ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit import bus, loops, postgres, telemetry
+
+log = telemetry.logger(__name__)
+
+SHARDS = 4
+BATCH = 200
+RETENTION_DAYS = 35
+_LOCK_CLASS = 0x6F757462
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One message to be told. `ordering_key` and `seq` give its place; `ce_id` is its id for ever."""
+
+    ce_id: str
+    ordering_key: str
+    seq: int
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+async def add(connection: postgres.Connection, row: Row) -> None:
+    """Puts a message into the outbox, inside the caller's transaction. Idempotent by ce_id."""
+    headers = {
+        **telemetry.trace_headers(),
+        "ce-specversion": "1.0",
+        "ce-id": row.ce_id,
+        "content-type": "application/json",
+        **row.headers,
+    }
+    await connection.execute(
+        """
+        INSERT INTO outbox (ce_id, ordering_key, seq, shard, subject, headers, data, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp())
+        ON CONFLICT (ce_id) DO NOTHING
+        """,
+        row.ce_id,
+        row.ordering_key,
+        row.seq,
+        zlib.crc32(row.ordering_key.encode()) % SHARDS,
+        row.subject,
+        headers,
+        row.data,
+    )
+
+
+class Relay:
+    """Tells the outbox to a stream. Any number of replicas may run it: one at a time has a shard."""
+
+    def __init__(
+        self, pool: postgres.Pool, bus_: bus.Bus, stream: str, seconds: float = 0.5
+    ) -> None:
+        self._pool = pool
+        self._bus = bus_
+        self._stream = stream
+        self._seconds = seconds
+        self._wake = loops.Wake()
+
+    def ring(self) -> None:
+        """There is something to tell: called after a commit."""
+        self._wake.ring()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Tells until told to stop."""
+        await loops.every("outbox_relay", self._seconds, self.run_once, stopping, self._wake)
+
+    async def run_once(self) -> bool:
+        """One pass over all shards; true when a shard was full."""
+        if not self._bus.client.is_connected:
+            return False
+        await self._check_stream()
+        told = [await self._pass(shard) for shard in range(SHARDS)]
+        return max(told) >= BATCH
+
+    async def _check_stream(self) -> None:
+        """Marks everything untold when the stream is not the one that it was told to."""
+        await self._bus.ensure_streams()
+        created = await self._bus.stream_created(self._stream)
+        async with self._pool.acquire() as connection, connection.transaction():
+            before = await connection.fetchval(
+                "SELECT created FROM outbox_stream WHERE stream = $1 FOR UPDATE", self._stream
+            )
+            if before == created:
+                return
+            await connection.execute(
+                """
+                INSERT INTO outbox_stream (stream, created) VALUES ($1, $2)
+                ON CONFLICT (stream) DO UPDATE SET created = EXCLUDED.created
+                """,
+                self._stream,
+                created,
+            )
+            if before is not None:
+                count = await connection.execute(
+                    """
+                    UPDATE outbox SET published_at = NULL, stream_sequence = NULL
+                    WHERE published_at IS NOT NULL
+                      AND created_at > clock_timestamp() - make_interval(days => $1)
+                    """,
+                    RETENTION_DAYS,
+                )
+                log.warning("outbox_told_again", stream=self._stream, rows=count.split()[-1])
+
+    async def _pass(self, shard: int) -> int:
+        async with self._pool.acquire() as connection, connection.transaction():
+            mine = await connection.fetchval(
+                "SELECT pg_try_advisory_xact_lock($1, $2)", _LOCK_CLASS, shard
+            )
+            if not mine:
+                return 0
+            rows = await connection.fetch(
+                """
+                SELECT ce_id, ordering_key, subject, headers, data FROM outbox
+                WHERE published_at IS NULL AND shard = $1
+                ORDER BY ordering_key, seq LIMIT $2
+                """,
+                shard,
+                BATCH,
+            )
+            by_key: dict[str, list[dict[str, Any]]] = {}
+            for row in rows:
+                by_key.setdefault(row["ordering_key"], []).append(dict(row))
+            results = await asyncio.gather(*(self._tell(run) for run in by_key.values()))
+            told = [item for result in results for item in result]
+            if told:
+                await connection.executemany(
+                    """
+                    UPDATE outbox SET published_at = clock_timestamp(), stream_sequence = $2
+                    WHERE ce_id = $1
+                    """,
+                    told,
+                )
+            telemetry.OUTBOX_WAITING.set(len(rows) - len(told))
+        return len(told)
+
+    async def _tell(self, rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+        """Tells one key's messages one after the other; stops at the first that is not certain."""
+        told: list[tuple[str, int]] = []
+        for row in rows:
+            try:
+                sequence = await self._bus.publish(
+                    row["subject"], bytes(row["data"]), row["headers"], row["ce_id"]
+                )
+            except bus.BusError as error:
+                log.warning("publish_failed", ce_id=row["ce_id"], error=repr(error))
+                break
+            told.append((row["ce_id"], sequence))
+        return told

@@ -1,0 +1,65 @@
+"""Postgres: one pool per process, and what its errors mean to callers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from kit import errors
+
+Pool = asyncpg.Pool
+Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+
+COMMAND_TIMEOUT_SECONDS = 30.0
+ACQUIRE_TIMEOUT_SECONDS = 5.0
+
+
+async def prepare(connection: asyncpg.Connection) -> None:
+    """Teaches a connection our types: jsonb as Python values."""
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads
+    )
+
+
+@asynccontextmanager
+async def pool(url: str, name: str, size: int) -> AsyncIterator[Pool]:
+    """A pool whose connections commit durably whatever the server's default is."""
+    opened = await asyncpg.create_pool(
+        url,
+        min_size=1,
+        max_size=size,
+        command_timeout=COMMAND_TIMEOUT_SECONDS,
+        timeout=ACQUIRE_TIMEOUT_SECONDS,
+        init=prepare,
+        server_settings={"application_name": name, "synchronous_commit": "on", "jit": "off"},
+    )
+    try:
+        yield opened
+    finally:
+        opened.terminate()
+
+
+def translate(error: Exception) -> errors.ServiceError | None:
+    """What a driver's error means to a caller, or None when it is a mistake of ours."""
+    if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
+        return errors.Aborted("CONFLICT", "two writers met; try again", retry_after_seconds=0.1)
+    if isinstance(
+        error,
+        asyncpg.PostgresConnectionError
+        | asyncpg.InterfaceError
+        | asyncpg.TooManyConnectionsError
+        | asyncpg.AdminShutdownError
+        | asyncpg.CannotConnectNowError
+        | ConnectionError
+        | OSError
+        | TimeoutError,
+    ):
+        return errors.Unavailable(
+            "DEPENDENCY_UNAVAILABLE",
+            "the service cannot reach what it needs; try again",
+            retry_after_seconds=1,
+        )
+    return None

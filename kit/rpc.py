@@ -1,0 +1,293 @@
+"""gRPC, both sides: what every call goes through, so that `api.py` holds nothing but its own work.
+
+Server: trace, authentication, validation by the contract's own rules, errors to google.rpc.Status, metrics.
+Client: token, trace, errors back to `kit.errors`, retries of UNAVAILABLE where the method is idempotent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+import protovalidate
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from opentelemetry.trace import SpanKind
+
+from framewire import errors as public_errors
+from kit import auth, errors, ids, postgres, telemetry
+
+log = telemetry.logger(__name__)
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+Authenticate = Callable[[str, Mapping[str, str]], Awaitable[Any]]
+"""(method, metadata) -> the caller; raises Unauthenticated or PermissionDenied."""
+
+_caller: ContextVar[Any] = ContextVar("caller")
+
+
+def caller() -> Any:
+    """Who makes the call that is being served, as `authenticate` told."""
+    return _caller.get()
+
+
+def to_status(error: errors.ServiceError) -> status_pb2.Status:
+    """The rich status that a caller gets."""
+    code = grpc.StatusCode[error.code].value[0]
+    status = status_pb2.Status(code=code, message=error.message)
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=public_errors.DOMAIN, metadata=error.metadata
+    )
+    _pack(status, info)
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for field, description in error.violations:
+            bad.field_violations.add(field=field, description=description)
+        _pack(status, bad)
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        _pack(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def _pack(status: status_pb2.Status, detail: Any) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def validate(request: Any) -> None:
+    """Checks a message against the rules in its contract; raises InvalidArgument naming each field."""
+    try:
+        protovalidate.validate(request)
+    except protovalidate.ValidationError as error:
+        violations = [(_path(item.proto.field), item.proto.message) for item in error.violations]
+        sentence = "; ".join(f"{field}: {text}" for field, text in violations)
+        raise errors.InvalidArgument("INVALID_FIELD", sentence, violations=violations) from None
+
+
+def _path(path: Any) -> str:
+    return ".".join(element.field_name for element in path.elements)
+
+
+def _known(error: Exception, method: str) -> errors.ServiceError:
+    if isinstance(error, errors.ServiceError):
+        return error
+    translated = postgres.translate(error)
+    if translated is not None:
+        log.warning("dependency_failed", method=method, error=repr(error))
+        return translated
+    error_id = ids.new_id()
+    log.error("rpc_failed", method=method, error_id=error_id, error=repr(error), exc_info=error)
+    return errors.Internal("INTERNAL", "internal error", error_id=error_id)
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """What every served call goes through."""
+
+    def __init__(self, authenticate: Authenticate) -> None:
+        self._authenticate = authenticate
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wraps the handler of our own methods; health and reflection stay as they are."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/framewire."):
+            return handler
+        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        served = wrap(self, method, handler)
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        return make(
+            served,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def enter(self, method: str, request: Any, context: Any) -> Any:
+        """Authenticates the caller and checks the request; answers the request to be served."""
+        _caller.set(await self._authenticate(method, _metadata(context)))
+        left = context.time_remaining()
+        if left is not None and left <= 0:
+            raise errors.DeadlineExceeded("DEADLINE_EXCEEDED", "the deadline was over on arrival")
+        if isinstance(request, AsyncIterator):
+            return _validated(request)
+        validate(request)
+        return request
+
+
+async def _validated(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        validate(request)
+        yield request
+
+
+async def _abort(context: Any, error: errors.ServiceError) -> None:
+    details = to_status(error).SerializeToString()
+    await context.abort(
+        grpc.StatusCode[error.code],
+        error.message,
+        trailing_metadata=((public_errors.DETAILS_KEY, details),),
+    )
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    return {
+        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
+
+
+def _wrap_unary(interceptor: ServerInterceptor, method: str, handler: Any) -> Any:
+    behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+    async def served(request: Any, context: Any) -> Any:
+        started, code = time.monotonic(), "OK"
+        with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
+            try:
+                return await behavior(await interceptor.enter(method, request, context), context)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                known = _known(error, method)
+                code = known.code
+                await _abort(context, known)
+            finally:
+                telemetry.RPC_SECONDS.labels("server", method, code).observe(
+                    time.monotonic() - started
+                )
+
+    return served
+
+
+def _wrap_stream(interceptor: ServerInterceptor, method: str, handler: Any) -> Any:
+    behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+    async def served(request: Any, context: Any) -> AsyncIterator[Any]:
+        started, code = time.monotonic(), "OK"
+        with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
+            try:
+                entered = await interceptor.enter(method, request, context)
+                async for response in behavior(entered, context):
+                    yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                known = _known(error, method)
+                code = known.code
+                await _abort(context, known)
+            finally:
+                telemetry.RPC_SECONDS.labels("server", method, code).observe(
+                    time.monotonic() - started
+                )
+
+    return served
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> errors.ServiceError:
+    """A call's failure as the domain knows it."""
+    known = public_errors.from_rpc(error)
+    code = known.code.name if known.code.name in errors.BY_CODE else "UNAVAILABLE"
+    return errors.BY_CODE[code](
+        known.reason,
+        known.message,
+        retry_after_seconds=known.retry_after_seconds,
+        violations=known.violations,
+        **known.metadata,
+    )
+
+
+class _UnaryClient(grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.StreamUnaryClientInterceptor):
+    def __init__(self, tokens: auth.ServiceTokens) -> None:
+        self._tokens = tokens
+
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        try:
+            return await (
+                await continuation(_with_headers(client_call_details, self._tokens), request)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from error
+
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        details = _with_headers(client_call_details, self._tokens)
+        try:
+            return await (await continuation(details, request_iterator))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from error
+
+
+class _StreamClient(grpc.aio.UnaryStreamClientInterceptor):
+    def __init__(self, tokens: auth.ServiceTokens) -> None:
+        self._tokens = tokens
+
+    async def intercept_unary_stream(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        call = await continuation(_with_headers(client_call_details, self._tokens), request)
+
+        async def responses() -> AsyncIterator[Any]:
+            try:
+                async for response in call:
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error) from error
+
+        return responses()
+
+
+def _with_headers(details: Any, tokens: auth.ServiceTokens) -> grpc.aio.ClientCallDetails:
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    for key, value in {**tokens.headers(), **telemetry.trace_headers()}.items():
+        metadata.add(key, value)
+    return details._replace(metadata=metadata)
+
+
+def channel(
+    address: str, tokens: auth.ServiceTokens, retried: Iterable[str] = ()
+) -> grpc.aio.Channel:
+    """A channel to another service. Calls raise `kit.errors`.
+
+    Methods in `retried` ("package.Service/Method"), idempotent by contract, are tried again while UNAVAILABLE, inside
+    their deadline.
+    """
+    names = [dict(zip(("service", "method"), item.split("/"), strict=True)) for item in retried]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": names, "retryPolicy": policy}] if names else [],
+    }
+    return grpc.aio.insecure_channel(
+        f"dns:///{address}",
+        options=[
+            ("grpc.service_config", json.dumps(config)),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ],
+        interceptors=[_UnaryClient(tokens), _StreamClient(tokens)],
+    )

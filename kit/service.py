@@ -1,0 +1,163 @@
+"""The life of a service's process: start in order, serve, drain, stop.
+
+    async def main(settings: Settings) -> None:
+        async with service.Process("credits", settings) as process:
+            pool = await process.enter(postgres.pool(...))
+            ...
+            process.serve(add_to_server, servicer, full_name)
+            process.loop(settlement)
+            await process.run(authenticate)
+
+Drain: health says NOT_SERVING, loops stop pulling, running calls and steps get `drain_seconds`, then everything
+closes in reverse order of its opening.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from pydantic import SecretStr
+
+from kit import config, migrate, rpc, telemetry
+
+log = telemetry.logger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S", bound=config.ServiceSettings)
+MAX_CONCURRENT_CALLS = 4096
+
+
+class Loop(Protocol):
+    """Something that runs until told to stop."""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Runs until `stopping` is set."""
+        ...
+
+
+def start(
+    name: str,
+    settings_class: type[S],
+    main: Callable[[S], Coroutine[Any, Any, None]],
+    migrations: Path,
+    prepare: Callable[[S], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """The body of every `__main__`: `python -m services.X` runs it, `... migrate` brings its database up."""
+    settings = config.load(settings_class)
+    telemetry.configure(name, settings.log_level, settings.otlp_endpoint)
+    command = sys.argv[1] if len(sys.argv) > 1 else "run"
+    if command == "migrate":
+        uvloop.run(_migrate(settings.database_url, migrations, settings, prepare))
+    elif command == "run":
+        uvloop.run(main(settings))
+    else:
+        raise SystemExit(f"usage: python -m services.{name} [run|migrate]")
+
+
+async def _migrate(
+    url: SecretStr,
+    migrations: Path,
+    settings: S,
+    prepare: Callable[[S], Coroutine[Any, Any, None]] | None,
+) -> None:
+    applied = await migrate.migrate(url.get_secret_value(), migrations)
+    if prepare is not None:
+        await prepare(settings)
+    log.info("migrated", applied=applied)
+
+
+class Process:
+    """One service's process: what it opened, serves and runs."""
+
+    def __init__(self, name: str, settings: config.ServiceSettings) -> None:
+        self.name = name
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._registrations: list[tuple[Callable[[Any, grpc.aio.Server], None], Any]] = []
+        self._service_names: list[str] = []
+        self._loops: list[Loop] = []
+        self.stopping = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        host, port = self._settings.metrics_listen.rsplit(":", 1)
+        telemetry.serve_metrics(host, int(port))
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._stack.aclose()
+        log.info("stopped")
+
+    async def enter(self, opened: AbstractAsyncContextManager[T]) -> T:
+        """Opens something that is closed, in reverse order, at the end."""
+        return await self._stack.enter_async_context(opened)
+
+    def serve(
+        self, add_to_server: Callable[[Any, grpc.aio.Server], None], servicer: object
+    ) -> None:
+        """Adds a gRPC service."""
+        self._registrations.append((add_to_server, servicer))
+
+    def loop(self, loop: Loop) -> None:
+        """Adds a loop."""
+        self._loops.append(loop)
+
+    async def run(self, authenticate: rpc.Authenticate) -> None:
+        """Serves until SIGTERM or until a loop dies, then drains. A dead loop ends the process with its error."""
+        server, checker = self._server(authenticate)
+        port = server.add_insecure_port(self._settings.listen)
+        await server.start()
+        tasks = [asyncio.create_task(loop.run(self.stopping)) for loop in self._loops]
+        await checker.set("", health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", port=port, pid=os.getpid())
+        stop = asyncio.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        self.stopping.set()
+        log.info("draining")
+        await checker.enter_graceful_shutdown()
+        await server.stop(self._settings.drain_seconds)
+        await self._end(tasks)
+        for task in done - {stop}:
+            task.result()
+
+    def _server(self, authenticate: rpc.Authenticate) -> tuple[grpc.aio.Server, Any]:
+        server = grpc.aio.server(
+            interceptors=[rpc.ServerInterceptor(authenticate)],
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+            options=[
+                ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        checker = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        for add_to_server, servicer in self._registrations:
+            add_to_server(servicer, server)
+        if self._settings.reflection:
+            names = [health.SERVICE_NAME, reflection.SERVICE_NAME, *self._service_names]
+            reflection.enable_server_reflection(names, server)
+        return server, checker
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=self._settings.drain_seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

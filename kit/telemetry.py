@@ -1,0 +1,109 @@
+"""What a process tells of itself: structured logs with trace ids, Prometheus metrics, OpenTelemetry traces."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from opentelemetry import propagate, trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+RPC_SECONDS = Histogram(
+    "framewire_rpc_seconds",
+    "Time of a gRPC call, by method and code.",
+    ["side", "method", "code"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+LOOP_SECONDS = Histogram("framewire_loop_seconds", "Time of a pass of a loop.", ["loop"])
+LOOP_FAILURES = Counter("framewire_loop_failures", "Passes of a loop that failed.", ["loop"])
+MESSAGES = Counter("framewire_messages", "Messages handled, by outcome.", ["consumer", "outcome"])
+OUTBOX_WAITING = Gauge("framewire_outbox_waiting", "Outbox rows not published yet.")
+
+_tracer = trace.get_tracer("framewire")
+
+
+def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = format(context.trace_id, "032x")
+    return event
+
+
+def configure(service: str, log_level: str, otlp_endpoint: str) -> None:
+    """Sets up logs (one JSON object a line on stderr) and traces for this process. Call once, first."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_trace,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[log_level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    provider = TracerProvider(resource=Resource.create({"service.name": f"framewire-{service}"}))
+    if otlp_endpoint:
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint)))
+    trace.set_tracer_provider(provider)
+
+
+def logger(name: str) -> Any:
+    """A structured logger: `log.info("event_name", key=value)`. Never give it prompts or secrets."""
+    return structlog.get_logger(logger=name)
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Serves /metrics from a thread of its own."""
+    start_http_server(port, addr=host)
+
+
+@dataclass
+class Outcome:
+    """How a pass went; the loop sets `failed`."""
+
+    failed: bool = False
+
+
+@contextmanager
+def loop_pass(loop: str) -> Iterator[Outcome]:
+    """Times one pass of a loop."""
+    started = time.monotonic()
+    outcome = Outcome()
+    yield outcome
+    LOOP_SECONDS.labels(loop).observe(time.monotonic() - started)
+    if outcome.failed:
+        LOOP_FAILURES.labels(loop).inc()
+
+
+@contextmanager
+def span(name: str, kind: SpanKind, carrier: Mapping[str, str] | None = None) -> Iterator[Span]:
+    """A span that goes on the trace which `carrier` (metadata or headers) brought, where it brought one."""
+    parent = propagate.extract(carrier) if carrier else None
+    with _tracer.start_as_current_span(
+        name, context=parent, kind=kind, record_exception=False, set_status_on_exception=False
+    ) as current:
+        yield current
+
+
+def trace_headers() -> dict[str, str]:
+    """The headers that carry the current trace on."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
