@@ -122,7 +122,7 @@ class Retry(Exception):
 class PullLoop:
     """A durable consumer that handles `workers` messages at a time.
 
-    Each is fetched by itself: a fetch of several would wait for the whole batch, and a lone message with it. The handler
+    Each is fetched by itself: a fetch of several would wait for the whole batch, and a lone message with it. It
     returns: acknowledged. It raises `Retry` or anything else: delivered again later. Transport trouble never counts
     against a message (`max_deliver` is unlimited). A subscription that goes silent is made anew: missing heartbeats are
     noticed within FETCH_SECONDS.

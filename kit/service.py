@@ -107,10 +107,14 @@ class Process:
         return await self._stack.enter_async_context(opened)
 
     def serve(
-        self, add_to_server: Callable[[Any, grpc.aio.Server], None], servicer: object
+        self,
+        add_to_server: Callable[[Any, grpc.aio.Server], None],
+        servicer: object,
+        full_name: str,
     ) -> None:
-        """Adds a gRPC service."""
+        """Adds a gRPC service; `full_name` is "package.Service", for reflection."""
         self._registrations.append((add_to_server, servicer))
+        self._service_names.append(full_name)
 
     def loop(self, loop: Loop) -> None:
         """Adds a loop."""

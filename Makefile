@@ -1,0 +1,62 @@
+# Every target sets up what it needs. `make` alone prints this help.
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-fault check format proto requirements clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGE ?= examples/rocket.jpg
+PROMPT ?= The camera rises slowly along the rocket while the exhaust cloud grows.
+MODEL ?= sora-2
+OUT ?= out/demo.mp4
+export IMAGE PROMPT MODEL OUT
+
+help: ## prints this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/local ## makes one real video on this machine: IMAGE=, PROMPT=, MODEL=, OUT= change it
+	@$(BIN)/python -m services.local.demo
+
+up: $(VENV)/local ## runs the whole system in the foreground, until Ctrl-C
+	@$(BIN)/framewire local up
+
+test: $(VENV)/dev ## passes all tests but the long ones
+	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
+	@$(BIN)/python -m pytest -m "fault or long" $(PYTEST_ARGS)
+
+check: $(VENV)/dev ## format, lint, types, import walls, contracts, drift of the stubs
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@PYTHON=$(BIN)/python proto/generate.sh
+	@git diff --exit-code --stat -- framewire || (echo "stubs differ from proto/: run make proto and commit" && exit 1)
+
+format: $(VENV)/dev ## formats code and contracts
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/buf format -w
+
+proto: $(VENV)/dev ## regenerates the stubs in framewire/*/v1
+	@PYTHON=$(BIN)/python proto/generate.sh
+
+requirements: $(VENV)/dev ## recompiles requirements/*.txt from pyproject.toml
+	@for extra in gateway credits generator storage simulator local dev; do \
+	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --extra $$extra -o requirements/$$extra.txt pyproject.toml || exit 1; done
+
+clean: ## removes what the other targets made
+	rm -rf $(VENV) .framewire out .pytest_cache .ruff_cache
+
+$(VENV)/local $(VENV)/dev: $(VENV)/%: requirements/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  (echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.11 ..." && exit 1)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements/$*.txt into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/$*.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

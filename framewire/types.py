@@ -1,0 +1,241 @@
+"""What the SDK answers: frozen data. Enums are plain strings ("PROCESSING"), times are aware datetimes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+TERMINAL_STATES = ("COMPLETED", "FAILED", "CANCELLED")
+
+OptionValue = str | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of the account, ready to start videos from."""
+
+    image_id: str
+    account_id: str
+    media_type: str
+    width: int
+    height: int
+    size_bytes: int
+    created_at: datetime | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpec:
+    """What a video was asked to be, with every default filled in."""
+
+    prompt: str
+    model: str
+    input_image_id: str
+    width: int
+    height: int
+    seconds: int
+    variants: int
+    options: Mapping[str, OptionValue]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoCredits:
+    """Credits of a video; `captured` and `released` are final when `settlement` is DONE."""
+
+    quoted: int
+    reserved: int
+    captured: int
+    released: int
+    settlement: str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFailure:
+    """Why a video has no output; `retryable`: the same request can succeed as a new video."""
+
+    cause: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One stored video, with the facts that storage measured from its bytes."""
+
+    asset_id: str
+    variant: int
+    sha256: str
+    size_bytes: int
+    media_type: str
+    width: int
+    height: int
+    duration_ms: int
+    fps: float
+    codec: str
+    has_audio: bool
+    poster_asset_id: str
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video as its caller sees it. COMPLETED, FAILED and CANCELLED never change."""
+
+    video_id: str
+    account_id: str
+    state: str
+    stage: str
+    progress_percent: int
+    queue_position: int
+    expected_at: datetime | None
+    revision: int
+    spec: VideoSpec
+    lane: str
+    credits: VideoCredits
+    outputs: tuple[Output, ...]
+    late_outputs: tuple[Output, ...]
+    failure: VideoFailure | None
+    cancel_requested: bool
+    similar_to: str
+    retry_of: str
+    labels: Mapping[str, str]
+    client_reference: str
+    created_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime | None
+    deleted_at: datetime | None
+    start_by: datetime | None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Its state will not change any more."""
+        return self.state in TERMINAL_STATES
+
+    @property
+    def is_settled(self) -> bool:
+        """Neither its state nor what it costs will change any more."""
+        return self.is_terminal and self.credits.settlement == "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A price, kept to until it expires when `quote_id` is given to create_video."""
+
+    quote_id: str
+    credits: int
+    expires_at: datetime | None
+    spec: VideoSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadUrl:
+    """Where to GET an output, for a short time, without other credentials."""
+
+    url: str
+    expires_at: datetime | None
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOption:
+    """A parameter of a model: "integer", "number", "string" or "boolean", with its bounds."""
+
+    name: str
+    type: str
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What can be asked of a model; of sizes and seconds the default comes first."""
+
+    model: str
+    display_name: str
+    state: str
+    sizes: tuple[Size, ...]
+    seconds: tuple[int, ...]
+    max_variants: int
+    text_to_video: bool
+    image_to_video: bool
+    options: tuple[ModelOption, ...]
+    default_credits: int
+    retires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What an account has."""
+
+    account_id: str
+    available_credits: int
+    held_credits: int
+    next_expiry_at: datetime | None
+    next_expiry_credits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a statement."""
+
+    transfer_id: str
+    kind: str
+    available_change: int
+    held_change: int
+    video_id: str
+    cause: str
+    created_at: datetime | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Credits that were given, and the balance afterwards."""
+
+    lot_id: str
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who pays."""
+
+    account_id: str
+    display_name: str
+    lanes: tuple[str, ...]
+    weight: int
+    max_in_flight: int
+    requests_per_minute: int
+    videos_per_hour: int
+    created_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key, without its secret."""
+
+    key_id: str
+    prefix: str
+    account_id: str
+    role: str
+    display_name: str
+    created_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """An API key that was just made. The secret is shown here, once."""
+
+    key: ApiKey
+    secret: str

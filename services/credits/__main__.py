@@ -1,0 +1,58 @@
+"""`python -m services.credits` serves the ledger; `... migrate` brings its database up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from framewire import subjects
+from framewire.credits.v1 import ledger_pb2_grpc
+from framewire.generator.v1 import attempt_pb2_grpc
+from kit import auth, bus, outbox, postgres, rpc, service
+from services.credits import api, config, documents, floor, settlement, store
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+async def main(settings: config.Settings) -> None:
+    """Runs the service until it is told to stop."""
+    async with service.Process("credits", settings) as process:
+        url = settings.database_url.get_secret_value()
+        pool = await process.enter(postgres.pool(url, "credits", settings.database_pool_size))
+        nats = await process.enter(bus.connect(settings.nats_url, "credits"))
+        tokens = auth.ServiceTokens("credits", settings.service_token_secret.get_secret_value())
+        generator = await process.enter(rpc.channel(settings.generator_address, tokens))
+
+        relay = outbox.Relay(pool, nats, subjects.EVENTS_STREAM)
+        books = store.Store(
+            pool,
+            ring=relay.ring,
+            quote_seconds=settings.quote_seconds,
+            balance_low_credits=settings.balance_low_credits,
+        )
+        await documents.load(books, settings.prices_file, settings.refund_policy_file)
+        settling = settlement.Settlement(
+            books,
+            unsettled_after_seconds=settings.unsettled_after_seconds,
+            unsettled_retry_seconds=settings.unsettled_retry_seconds,
+        )
+        asking = floor.Floor(
+            settling,
+            books,
+            attempt_pb2_grpc.AttemptServiceStub(generator),
+            overdue_seconds=settings.hold_overdue_seconds,
+            seconds=settings.floor_seconds,
+        )
+        process.serve(
+            ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
+            api.LedgerService(books),
+            "framewire.credits.v1.LedgerService",
+        )
+        process.loop(relay)
+        process.loop(settlement.Consumer(nats, settling))
+        process.loop(asking)
+        process.loop(floor.Expiry(books, settings.expiry_seconds))
+        await process.run(api.authenticate(tokens))
+
+
+if __name__ == "__main__":
+    service.start("credits", config.Settings, main, MIGRATIONS)

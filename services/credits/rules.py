@@ -1,0 +1,273 @@
+"""Price books and refund policies: what an item costs, and how much of that is taken for how a video ended.
+
+Pure. Both are data, read from documents that are checked whole before they are used; a version never changes.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from kit import errors
+
+
+class RulesError(ValueError):
+    """A document that is no price book or refund policy."""
+
+
+class Kind(enum.StrEnum):
+    """Kinds of rulebooks."""
+
+    PRICE_BOOK = "PRICE_BOOK"
+    REFUND_POLICY = "REFUND_POLICY"
+
+
+class Lane(enum.StrEnum):
+    """Queue classes."""
+
+    VIP = "VIP"
+    STANDARD = "STANDARD"
+    BATCH = "BATCH"
+
+
+class Cause(enum.StrEnum):
+    """Why a video ended as it did; the contract's names without their prefix."""
+
+    NONE = "NONE"
+    INPUT_REFUSED = "INPUT_REFUSED"
+    OUTPUT_REFUSED = "OUTPUT_REFUSED"
+    REQUEST_INVALID = "REQUEST_INVALID"
+    PROVIDER_ERROR = "PROVIDER_ERROR"
+    PROVIDER_LOST = "PROVIDER_LOST"
+    TIMEOUT = "TIMEOUT"
+    QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+    UNRESOLVED = "UNRESOLVED"
+    OUTPUT_UNUSABLE = "OUTPUT_UNUSABLE"
+    MODEL_RETIRED = "MODEL_RETIRED"
+    CANCELLED_BEFORE_SUBMIT = "CANCELLED_BEFORE_SUBMIT"
+    CANCELLED_AFTER_SUBMIT = "CANCELLED_AFTER_SUBMIT"
+    POISON_JOB = "POISON_JOB"
+    INTERNAL = "INTERNAL"
+
+
+class Stage(enum.StrEnum):
+    """Where in its life a video ended; the contract's names without their prefix."""
+
+    QUEUED = "QUEUED"
+    PREPARING = "PREPARING"
+    SUBMITTING = "SUBMITTING"
+    RENDERING = "RENDERING"
+    FETCHING = "FETCHING"
+    STORING = "STORING"
+    UNRESOLVED = "UNRESOLVED"
+    CANCELLING = "CANCELLING"
+    DONE = "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is priced: a normalised video."""
+
+    model: str
+    width: int
+    height: int
+    seconds: int
+    variants: int
+    lane: Lane
+
+    def fields(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+
+def item_from(fields: Mapping[str, Any]) -> Item:
+    """The item that `fields` gave."""
+    return Item(**{**fields, "lane": Lane(fields["lane"])})
+
+
+@dataclass(frozen=True, slots=True)
+class SizeClass:
+    """What a minute costs in frames of at most so many pixels."""
+
+    max_pixels: int
+    credits_per_minute: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """The prices of a model; size classes from small to large."""
+
+    minimum_credits: int
+    sizes: tuple[SizeClass, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PriceBook:
+    """What items cost."""
+
+    version: str
+    models: Mapping[str, ModelPrice]
+    lane_percent: Mapping[Lane, int]
+
+    def price(self, item: Item) -> int:
+        """Whole credits, each video rounded up. Raises InvalidArgument/NO_PRICE."""
+        model = self.models.get(item.model)
+        pixels = item.width * item.height
+        sizes = [size for size in (model.sizes if model else ()) if pixels <= size.max_pixels]
+        if model is None or not sizes:
+            raise errors.InvalidArgument(
+                "NO_PRICE",
+                f"price book {self.version} has no price for {item.model[:64]} at "
+                f"{item.width}x{item.height}: choose another model or size",
+            )
+        numerator = sizes[0].credits_per_minute * item.seconds * self.lane_percent[item.lane]
+        each = -(-numerator // (60 * 100))
+        return max(model.minimum_credits, each) * item.variants
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a video ended, as far as money is concerned. Durations are those measured of each output, 0: not known."""
+
+    video_id: str
+    account_id: str
+    cause: Cause
+    stage: Stage
+    durations_ms: tuple[int, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+
+def verdict_from(fields: Mapping[str, Any]) -> Verdict:
+    """The verdict that `fields` gave."""
+    return Verdict(
+        video_id=fields["video_id"],
+        account_id=fields["account_id"],
+        cause=Cause(fields["cause"]),
+        stage=Stage(fields["stage"]),
+        durations_ms=tuple(fields["durations_ms"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RefundPolicy:
+    """How much of a hold is taken, by cause and stage; a stage that is not named has the cause's default."""
+
+    version: str
+    percent: Mapping[Cause, int]
+    stage_percent: Mapping[tuple[Cause, Stage], int]
+    full_length_percent: int
+
+    def captured(self, reserved: int, item: Item, verdict: Verdict) -> int:
+        """Credits to take of `reserved`, rounded down: in the customer's favour."""
+        key = (verdict.cause, verdict.stage)
+        percent = self.stage_percent.get(key, self.percent[verdict.cause])
+        if verdict.cause is not Cause.NONE:
+            return reserved * percent // 100
+        asked = item.variants * item.seconds * 1000
+        return reserved * percent * min(asked, self._delivered(item, verdict)) // (100 * asked)
+
+    def _delivered(self, item: Item, verdict: Verdict) -> int:
+        """Milliseconds to pay for. Providers round a length: near enough is full."""
+        full = item.seconds * 1000
+        enough = full * self.full_length_percent // 100
+        return sum(ms if 0 < ms < enough else full for ms in verdict.durations_ms)
+
+
+def content_hash(document: Mapping[str, Any]) -> str:
+    """SHA-256 of what a document says, whatever its layout."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def price_book(document: object) -> PriceBook:
+    """Reads a price book. Raises RulesError naming what is wrong."""
+    book = _mapping(document, "price book")
+    _only(book, "price book", "version", "lane_percent", "models")
+    lanes = _mapping(book.get("lane_percent"), "lane_percent")
+    _only(lanes, "lane_percent", *Lane)
+    models = _mapping(book.get("models"), "models")
+    return PriceBook(
+        version=_version(book),
+        models={name: _model_price(value, f"models.{name}") for name, value in models.items()},
+        lane_percent={
+            lane: _whole(lanes.get(lane), f"lane_percent.{lane}", 0, 10_000) for lane in Lane
+        },
+    )
+
+
+def refund_policy(document: object) -> RefundPolicy:
+    """Reads a refund policy: every cause must be named. Raises RulesError naming what is wrong."""
+    policy = _mapping(document, "refund policy")
+    _only(policy, "refund policy", "version", "captured_percent", "full_length_percent")
+    table = _mapping(policy.get("captured_percent"), "captured_percent")
+    _only(table, "captured_percent", *Cause)
+    percent: dict[Cause, int] = {}
+    stage_percent: dict[tuple[Cause, Stage], int] = {}
+    for cause in Cause:
+        where = f"captured_percent.{cause}"
+        row = _mapping(table.get(cause), where)
+        _only(row, where, "default", *Stage)
+        percent[cause] = _whole(row.get("default"), f"{where}.default", 0, 100)
+        for stage in Stage:
+            if stage in row:
+                stage_percent[cause, stage] = _whole(row[stage], f"{where}.{stage}", 0, 100)
+    full = _whole(policy.get("full_length_percent"), "full_length_percent", 0, 100)
+    return RefundPolicy(_version(policy), percent, stage_percent, full)
+
+
+def _model_price(value: object, where: str) -> ModelPrice:
+    model = _mapping(value, where)
+    _only(model, where, "minimum_credits", "sizes")
+    rows = model.get("sizes")
+    if not isinstance(rows, list) or not rows:
+        raise RulesError(f"{where}.sizes must be a list of size classes")
+    sizes: list[SizeClass] = []
+    for place, row in enumerate(cast("list[object]", rows)):
+        spot = f"{where}.sizes[{place}]"
+        size = _mapping(row, spot)
+        _only(size, spot, "max_pixels", "credits_per_minute")
+        sizes.append(
+            SizeClass(
+                _whole(size.get("max_pixels"), f"{spot}.max_pixels", 1, 8192 * 8192),
+                _whole(size.get("credits_per_minute"), f"{spot}.credits_per_minute", 0, 1_000_000),
+            )
+        )
+    if sizes != sorted(sizes, key=lambda size: size.max_pixels):
+        raise RulesError(f"{where}.sizes must go from small to large")
+    minimum = _whole(model.get("minimum_credits"), f"{where}.minimum_credits", 0, 1_000_000)
+    return ModelPrice(minimum, tuple(sizes))
+
+
+def _version(document: Mapping[str, Any]) -> str:
+    version = document.get("version")
+    if not isinstance(version, str) or not 0 < len(version) <= 64:
+        raise RulesError("version must be text of 1 to 64 characters (in quotes)")
+    return version
+
+
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RulesError(f"{where} is missing or not a mapping")
+    for key in cast("Mapping[object, Any]", value):
+        if not isinstance(key, str):
+            raise RulesError(f"{where}: {key!r} must be text (in quotes)")
+    return cast("Mapping[str, Any]", value)
+
+
+def _only(mapping: Mapping[str, Any], where: str, *known: str) -> None:
+    unknown = sorted(set(mapping) - set(known))
+    if unknown:
+        raise RulesError(f"{where}: {', '.join(unknown)} is not known here")
+
+
+def _whole(value: object, where: str, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise RulesError(f"{where} must be a whole number from {least} to {most}")
+    return value

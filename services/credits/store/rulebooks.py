@@ -1,0 +1,150 @@
+"""Price books and refund policies in the database: loaded once each, activated by an explicit act, kept for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from kit import errors, postgres
+from services.credits import rules
+
+_LOAD_LOCK = 0x72756C65
+_CACHED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The versions that new holds are made under, and the moment at which that was read."""
+
+    price_version: str
+    policy_version: str
+    now: datetime
+
+
+class RulebookStore:
+    """Versions never change, so each is read and checked once per process."""
+
+    def __init__(self, pool: postgres.Pool) -> None:
+        self._pool = pool
+        self._books: dict[str, rules.PriceBook] = {}
+        self._policies: dict[str, rules.RefundPolicy] = {}
+        self._quote_key = b""
+
+    async def load(self, kind: rules.Kind, document: Mapping[str, Any]) -> bool:
+        """Adds a version, inactive unless it is the first of its kind; true when it is new. Idempotent.
+
+        Raises RulesError when this version was loaded with other content: what holds were priced by never changes.
+        """
+        read = rules.price_book if kind is rules.Kind.PRICE_BOOK else rules.refund_policy
+        version, content_hash = read(document).version, rules.content_hash(document)
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOAD_LOCK)
+            known = await connection.fetchval(
+                "SELECT content_hash FROM rulebooks WHERE kind = $1 AND version = $2", kind, version
+            )
+            if known is not None and known != content_hash:
+                raise rules.RulesError(
+                    f"{kind} {version} is known with other content: give the changed one a new version"
+                )
+            if known is not None:
+                return False
+            await connection.execute(
+                "INSERT INTO rulebooks (kind, version, content_hash, content) VALUES ($1, $2, $3, $4)",
+                kind,
+                version,
+                content_hash,
+                dict(document),
+            )
+            await connection.execute(
+                """
+                INSERT INTO rulebook_activations (kind, version, effective_from, activated_by)
+                SELECT $1, $2, clock_timestamp(), 'first start'
+                WHERE NOT EXISTS (SELECT FROM rulebook_activations WHERE kind = $1)
+                """,
+                kind,
+                version,
+            )
+        return True
+
+    async def activate(
+        self, kind: rules.Kind, version: str, effective_from: datetime | None, by: str
+    ) -> None:
+        """Puts a loaded version in force, from now when no moment is given. Raises NotFound."""
+        async with self._pool.acquire() as connection:
+            done = await connection.execute(
+                """
+                INSERT INTO rulebook_activations (kind, version, effective_from, activated_by)
+                SELECT kind, version, coalesce($3, clock_timestamp()), $4
+                FROM rulebooks WHERE kind = $1 AND version = $2
+                """,
+                kind,
+                version,
+                effective_from,
+                by,
+            )
+        if done != "INSERT 0 1":
+            raise errors.NotFound("INVALID_FIELD", f"{kind} {version} was never loaded")
+
+    async def in_force(self, connection: postgres.Connection) -> InForce:
+        """The versions in force now, by the database's clock."""
+        row = await connection.fetchrow(
+            """
+            SELECT moment.now,
+                (SELECT version FROM rulebook_activations
+                 WHERE kind = 'PRICE_BOOK' AND effective_from <= moment.now
+                 ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS price_version,
+                (SELECT version FROM rulebook_activations
+                 WHERE kind = 'REFUND_POLICY' AND effective_from <= moment.now
+                 ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS policy_version
+            FROM (SELECT clock_timestamp() AS now) moment
+            """
+        )
+        if row is None or row["price_version"] is None or row["policy_version"] is None:
+            raise errors.Unavailable(
+                "DEPENDENCY_UNAVAILABLE", "the ledger has no price book yet", retry_after_seconds=1
+            )
+        return InForce(row["price_version"], row["policy_version"], row["now"])
+
+    async def price_book(
+        self, connection: postgres.Connection, version: str
+    ) -> rules.PriceBook | None:
+        """A version of the price book, or None when there is none."""
+        if version not in self._books:
+            content = await self._content(connection, rules.Kind.PRICE_BOOK, version)
+            if content is None:
+                return None
+            _make_room(self._books)
+            self._books[version] = rules.price_book(content)
+        return self._books[version]
+
+    async def refund_policy(
+        self, connection: postgres.Connection, version: str
+    ) -> rules.RefundPolicy:
+        """A version of the refund policy; holds refer to it, so it is there."""
+        if version not in self._policies:
+            content = await self._content(connection, rules.Kind.REFUND_POLICY, version)
+            _make_room(self._policies)
+            self._policies[version] = rules.refund_policy(content)
+        return self._policies[version]
+
+    async def quote_key(self, connection: postgres.Connection) -> bytes:
+        """What signs quotes; the same for all replicas."""
+        if not self._quote_key:
+            self._quote_key = await connection.fetchval(
+                "SELECT key FROM ledger_keys WHERE name = 'quote'"
+            )
+        return self._quote_key
+
+    async def _content(
+        self, connection: postgres.Connection, kind: rules.Kind, version: str
+    ) -> Any | None:
+        return await connection.fetchval(
+            "SELECT content FROM rulebooks WHERE kind = $1 AND version = $2", kind, version
+        )
+
+
+def _make_room(cache: dict[str, Any]) -> None:
+    if len(cache) >= _CACHED:
+        cache.clear()

@@ -1,0 +1,1 @@
+"""The generator: everything between "job accepted" and "video stored or failed"."""

@@ -1,0 +1,75 @@
+"""Starts the generator: `python -m services.generator [run|migrate]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+from framewire import subjects
+from framewire.generator.v1 import attempt_pb2_grpc
+from framewire.storage.v1 import storage_pb2_grpc
+from kit import auth, bus, outbox, postgres, rpc, service
+from services.generator import (
+    api,
+    assets,
+    config,
+    dispatch,
+    fetch,
+    intake,
+    poll,
+    pools,
+    progress,
+    resolve,
+    store,
+    sweep,
+    worker,
+)
+
+CALLERS = ("gateway", "credits")
+RETRIED = ("framewire.storage.v1.StorageService/Fit",)
+
+
+async def main(settings: config.Settings) -> None:
+    """The start list."""
+    async with service.Process("generator", settings) as process:
+        url = settings.database_url.get_secret_value()
+        tokens = auth.ServiceTokens("generator", settings.service_token_secret.get_secret_value())
+        pool = await process.enter(postgres.pool(url, "generator", settings.database_pool_size))
+        connected = await process.enter(bus.connect(settings.nats_url, "generator"))
+        opened = pools.open_pools(settings)
+        await process.enter(aclosing(opened))
+        channel = await process.enter(rpc.channel(settings.storage_address, tokens, RETRIED))
+        stored = assets.Assets(storage_pb2_grpc.StorageServiceStub(channel))
+
+        relay = outbox.Relay(pool, connected, subjects.EVENTS_STREAM)
+        database = store.Store(pool, relay.ring)
+        await database.queue.ensure_accounts(list(opened.accounts))
+        sender = worker.Worker(url)
+        await process.enter(aclosing(sender))
+        teller = progress.Teller(database.renders, connected)
+        dispatcher = dispatch.Dispatcher(settings, database, opened, stored, sender, teller)
+        fetcher = fetch.Fetcher(settings, database, opened, stored, teller)
+        jobs = intake.Intake(database.videos, opened, dispatcher.wake)
+
+        process.loop(jobs.loop(connected))
+        process.loop(dispatcher)
+        process.loop(resolve.Resolver(settings, database, opened, dispatcher.wake))
+        process.loop(poll.Poller(settings, database, opened, teller, fetcher.wake))
+        process.loop(fetcher)
+        process.loop(sweep.Sweeper(settings, database))
+        process.loop(relay)
+        process.serve(
+            attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
+            api.AttemptApi(database, opened),
+            "framewire.generator.v1.AttemptService",
+        )
+
+        async def authenticate(_: str, metadata: Mapping[str, str]) -> str:
+            return tokens.caller(metadata.get("authorization", ""), CALLERS)
+
+        await process.run(authenticate)
+
+
+if __name__ == "__main__":
+    service.start("generator", config.Settings, main, Path(__file__).parent / "migrations")

@@ -1,0 +1,116 @@
+"""AttemptService: answers for videos and their attempts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from framewire.events.v1 import vocabulary_pb2
+from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
+from kit import errors, pages
+from services.generator import events, pools
+from services.generator.store import Store, videos
+
+
+class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
+    """The gRPC face. Every caller is a service of ours; operators come through the gateway."""
+
+    def __init__(self, store: Store, pools_: pools.Pools) -> None:
+        self._store = store
+        self._pools = pools_
+
+    async def GetVideoOutcome(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
+        """Where a video stands."""
+        outcome = await self._store.videos.outcome(request.video_id)
+        if outcome is None:
+            raise errors.NotFound("ATTEMPT_NOT_FOUND", "the job of this video has not arrived")
+        return _outcome(outcome)
+
+    async def CancelAttempt(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
+        """Asks for the end of a video."""
+        return _outcome(await self._store.videos.cancel(request.video_id, request.account_id))
+
+    async def ListAttempts(self, request: Any, context: Any) -> attempt_pb2.ListAttemptsResponse:
+        """Attempts, newest first."""
+        size = request.page_size or pages.DEFAULT_SIZE
+        state = attempt_pb2.AttemptState.Name(request.state).removeprefix("ATTEMPT_STATE_")
+        found = await self._store.videos.list_attempts(
+            request.video_id,
+            "" if state == "UNSPECIFIED" else state,
+            pages.decode(request.page_token),
+            size + 1,
+        )
+        last = found[size - 1] if len(found) > size else None
+        token = pages.encode(last["created_at"], str(last["attempt_id"])) if last else ""
+        return attempt_pb2.ListAttemptsResponse(
+            attempts=[_attempt(row) for row in found[:size]], next_page_token=token
+        )
+
+    async def ListProviderAccounts(
+        self,
+        request: Any,
+        context: Any,
+    ) -> attempt_pb2.ListProviderAccountsResponse:
+        """State of the provider accounts."""
+        states = await self._store.queue.account_states()
+        return attempt_pb2.ListProviderAccountsResponse(
+            provider_accounts=[
+                attempt_pb2.ProviderAccount(
+                    provider_account=state.provider_account,
+                    dialect=self._pools.accounts[state.provider_account].dialect,
+                    open=state.open,
+                    closed_reason=state.closed_reason,
+                    jobs_in_flight=state.jobs_in_flight,
+                    max_jobs_in_flight=self._pools.accounts[
+                        state.provider_account
+                    ].max_jobs_in_flight,
+                    models=sorted(self._pools.accounts[state.provider_account].models),
+                )
+                for state in states
+                if state.provider_account in self._pools.accounts
+            ]
+        )
+
+    async def PauseProviderAccount(self, request: Any, context: Any) -> attempt_pb2.ProviderAccount:
+        """Stops or starts sending to an account."""
+        if not await self._store.queue.pause(request.provider_account, request.paused):
+            raise errors.NotFound("ACCOUNT_NOT_FOUND", "there is no provider account of that name")
+        listed = await self.ListProviderAccounts(attempt_pb2.ListProviderAccountsRequest(), context)
+        return next(
+            item
+            for item in listed.provider_accounts
+            if item.provider_account == request.provider_account
+        )
+
+    async def ResolveAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:
+        """Not built yet."""
+        raise errors.Unimplemented("NOT_IMPLEMENTED", "ResolveAttempt is not built yet")
+
+    async def RetryAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:
+        """Not built yet."""
+        raise errors.Unimplemented("NOT_IMPLEMENTED", "RetryAttempt is not built yet")
+
+
+def _outcome(outcome: videos.Outcome) -> attempt_pb2.VideoOutcome:
+    return attempt_pb2.VideoOutcome(
+        video_id=outcome.video_id,
+        account_id=outcome.account_id,
+        state=vocabulary_pb2.VideoState.Value(f"VIDEO_STATE_{outcome.state}"),
+        stage=events.stage(outcome.stage),
+        last_event=outcome.last_event,
+    )
+
+
+def _attempt(row: Any) -> attempt_pb2.Attempt:
+    return attempt_pb2.Attempt(
+        video_id=row["video_id"],
+        number=row["number"],
+        account_id=row["account_id"],
+        state=attempt_pb2.AttemptState.Value(f"ATTEMPT_STATE_{row['state']}"),
+        provider_account=row["provider_account"] or "",
+        provider_job_id=row["provider_job_id"] or "",
+        cause=events.cause(row["cause"]) if row["cause"] else vocabulary_pb2.CAUSE_UNSPECIFIED,
+        message=row["message"],
+        resolve_by=events.timestamp(row["resolve_by"]) if row["resolve_by"] else None,
+        created_at=events.timestamp(row["created_at"]),
+        updated_at=events.timestamp(row["updated_at"]),
+    )

@@ -1,0 +1,196 @@
+"""Attempts: the rules, without any I/O or clock. docs/state-machines.md draws the machine.
+
+An attempt is one try to have a video made. What matters most: from SUBMITTING on the provider may have the job, so
+nothing but the provider's own word, or a proof that it never got it, lets it be sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """State of an attempt."""
+
+    QUEUED = "QUEUED"
+    PREPARING = "PREPARING"
+    SUBMITTING = "SUBMITTING"
+    UNKNOWN = "UNKNOWN"
+    UNRESOLVED = "UNRESOLVED"
+    RENDERING = "RENDERING"
+    FETCHING = "FETCHING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+
+NEXT: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.PREPARING, State.FAILED, State.CANCELLED}),
+    State.PREPARING: frozenset({State.QUEUED, State.SUBMITTING, State.FAILED, State.CANCELLED}),
+    State.SUBMITTING: frozenset({State.QUEUED, State.UNKNOWN, State.RENDERING, State.FAILED}),
+    State.UNKNOWN: frozenset({State.QUEUED, State.UNRESOLVED, State.RENDERING, State.FAILED}),
+    State.UNRESOLVED: frozenset({State.QUEUED, State.RENDERING, State.FAILED}),
+    State.RENDERING: frozenset({State.FETCHING, State.UNRESOLVED, State.FAILED, State.CANCELLED}),
+    State.FETCHING: frozenset({State.COMPLETED, State.FAILED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+"""What may follow what; the store moves attempts along these edges only."""
+
+STAGES: dict[State, str] = {
+    State.QUEUED: "QUEUED",
+    State.PREPARING: "PREPARING",
+    State.SUBMITTING: "SUBMITTING",
+    State.UNKNOWN: "SUBMITTING",
+    State.UNRESOLVED: "UNRESOLVED",
+    State.RENDERING: "RENDERING",
+    State.FETCHING: "FETCHING",
+    State.COMPLETED: "DONE",
+    State.FAILED: "DONE",
+    State.CANCELLED: "DONE",
+}
+"""The stage that callers see for each state."""
+
+
+class Evidence(StrEnum):
+    """What a provider can tell about a create whose answer was lost."""
+
+    KEYED = "keyed"
+    """The same idempotency key gives the same job again, inside key_ttl."""
+    SEARCHABLE = "searchable"
+    """Its list shows prompt, model, size and seconds, and is complete."""
+    BLIND = "blind"
+    """Nothing can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job as a provider's list shows it."""
+
+    provider_job_id: str
+    fingerprint: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """An attempt of which it is not known whether the provider has it."""
+
+    evidence: Evidence
+    fingerprint: str
+    submitted_at: datetime
+    post_timeout: timedelta
+    settle_time: timedelta
+    clock_skew: timedelta
+    key_ttl: timedelta
+    sender_gone: bool
+    """The submitting process's advisory lock is free, or it has said itself that it will not send any more."""
+    claimants: int
+    """Undecided attempts at this provider account with this fingerprint, this one included."""
+    absent_since: datetime | None
+    """When a pass first proved that the job was not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPass:
+    """One reading of a provider's list."""
+
+    jobs: tuple[ListedJob, ...]
+    """Jobs that are not known to be of any attempt."""
+    reached_start: bool
+    """Paging went back past the window's start."""
+    sentinel_seen: bool
+    """A job of ours that must be there was there."""
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The provider's job is this attempt's."""
+
+    provider_job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendAgain:
+    """It is proved that the provider does not have it, or the key makes a second send harmless."""
+
+    same_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not yet. `absent` when this pass proved absence for the first time."""
+
+    seconds: float
+    absent: bool = False
+    unresolved: bool = False
+    """It could not be told in the ordinary time; go on more slowly."""
+
+
+Decision = Adopt | SendAgain | Wait
+
+
+def visible_fingerprint(prompt: str, model: str, width: int, height: int, seconds: int) -> str:
+    """What a provider's list shows of a job, as one value."""
+    shown = "\x1f".join((" ".join(prompt.split()), model, f"{width}x{height}", str(seconds)))
+    return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decision:
+    """What is to be done with an attempt whose create is undecided. `listed` is None where the provider has no list."""
+    quiet_from = attempt.submitted_at + attempt.post_timeout + attempt.settle_time
+    if attempt.evidence is Evidence.KEYED and now < attempt.submitted_at + attempt.key_ttl / 2:
+        if not attempt.sender_gone and now < quiet_from:
+            return Wait(_seconds(quiet_from - now))
+        return SendAgain(same_key=True)
+    if attempt.evidence is Evidence.BLIND or listed is None:
+        return Wait(_slow(attempt), unresolved=now >= quiet_from)
+    candidates = _candidates(attempt, listed.jobs)
+    if len(candidates) == 1 and attempt.claimants == 1:
+        return Adopt(candidates[0].provider_job_id)
+    if candidates:
+        # Several jobs or several claimants: whose is whose cannot be told, and a stranger's video must never go out.
+        return Wait(_slow(attempt), unresolved=now >= quiet_from)
+    if now < quiet_from:
+        return Wait(_seconds(quiet_from - now))
+    proved = listed.reached_start and listed.sentinel_seen and attempt.sender_gone
+    if not proved:
+        return Wait(_slow(attempt), unresolved=True)
+    if attempt.absent_since is None:
+        return Wait(max(0.2, attempt.settle_time.total_seconds()), absent=True)
+    if listed.at < attempt.absent_since + attempt.settle_time:
+        return Wait(_seconds(attempt.absent_since + attempt.settle_time - listed.at))
+    return SendAgain(same_key=False)
+
+
+def _candidates(attempt: Undecided, jobs: Sequence[ListedJob]) -> list[ListedJob]:
+    earliest = attempt.submitted_at - attempt.clock_skew
+    latest = attempt.submitted_at + attempt.post_timeout + attempt.clock_skew
+    return [
+        job
+        for job in jobs
+        if job.fingerprint == attempt.fingerprint and earliest <= job.created_at <= latest
+    ]
+
+
+def _seconds(span: timedelta) -> float:
+    return max(0.2, span.total_seconds())
+
+
+def _slow(attempt: Undecided) -> float:
+    return max(1.0, 2 * attempt.settle_time.total_seconds())
+
+
+def worth_telling(before: int, after: int, seconds_since: float | None) -> bool:
+    """Whether progress is written and told: 5 points or 15 s are worth a row's write."""
+    if after == before and seconds_since is not None:
+        return False
+    return after - before >= 5 or seconds_since is None or seconds_since >= 15

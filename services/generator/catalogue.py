@@ -1,0 +1,133 @@
+"""The catalogue of provider accounts: what `providers.yaml` says, checked. Pure: text in, frozen data out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.generator import attempts
+
+
+class CatalogueError(ValueError):
+    """The file does not say what it must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of an outcome table: which answers of a create it is about."""
+
+    statuses: range
+    body: re.Pattern[str] | None
+    outcome: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as one provider account serves it."""
+
+    model: str
+    upstream: str
+    cost_micros_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderAccount:
+    """One key at one server. Durations are in provider time: divided by the time factor already."""
+
+    name: str
+    dialect: str
+    base_url: str
+    pool: str
+    evidence: attempts.Evidence
+    cancel: str
+    max_jobs_in_flight: int
+    requests_per_minute: float
+    poll_interval_seconds: float
+    post_timeout_seconds: float
+    settle_seconds: float
+    clock_skew_seconds: float
+    key_ttl_seconds: float
+    max_render_seconds: float
+    retention_seconds: float
+    resolve_seconds: float
+    lost_after_seconds: float
+    max_attempts: int
+    closed_seconds: float
+    models: Mapping[str, Model]
+    rules: tuple[Rule, ...]
+
+
+OUTCOMES = ("refused_request", "refused_us", "not_accepted")
+_SCALED = (
+    "poll_interval_seconds",
+    "settle_seconds",
+    "key_ttl_seconds",
+    "max_render_seconds",
+    "retention_seconds",
+    "resolve_seconds",
+    "lost_after_seconds",
+    "closed_seconds",
+)
+
+
+def parse(document: Mapping[str, Any], time_factor: float) -> dict[str, ProviderAccount]:
+    """The provider accounts by name. Raises CatalogueError with the place of the mistake."""
+    dialects = {
+        name: _rules(name, data) for name, data in dict(document.get("dialects") or {}).items()
+    }
+    accounts: dict[str, ProviderAccount] = {}
+    for entry in document.get("provider_accounts") or ():
+        account = _account(entry, dialects, time_factor)
+        if account.name in accounts:
+            raise CatalogueError(f"provider account {account.name} stands twice")
+        accounts[account.name] = account
+    if not accounts:
+        raise CatalogueError("there is no provider account")
+    return accounts
+
+
+def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
+    rules: list[Rule] = []
+    for line in data.get("create_outcomes") or ():
+        first, _, last = str(line.get("status", "")).partition("-")
+        if not first.isdigit() or line.get("outcome") not in OUTCOMES:
+            raise CatalogueError(f"dialect {dialect}: outcome rule {line} is not usable")
+        statuses = range(int(first), int(last or first) + 1)
+        body = re.compile(line["body"], re.IGNORECASE) if line.get("body") else None
+        rules.append(Rule(statuses, body, line["outcome"], line.get("cause", "REQUEST_INVALID")))
+    return tuple(rules)
+
+
+def _account(
+    entry: Mapping[str, Any], dialects: Mapping[str, tuple[Rule, ...]], time_factor: float
+) -> ProviderAccount:
+    values = dict(entry)
+    name = values.get("name", "?")
+    try:
+        if values["dialect"] not in dialects:
+            raise CatalogueError(f"provider account {name}: no dialect {values['dialect']}")
+        if values.pop("shared", False) or values.pop("upstream_may_retry", False):
+            # A key that others use, or a server that sends again by itself, can prove nothing.
+            values["evidence"] = "blind"
+        for field in _SCALED:
+            values[field] = float(values[field]) / time_factor
+        values["requests_per_minute"] = float(values["requests_per_minute"]) * time_factor
+        values["evidence"] = attempts.Evidence(values["evidence"])
+        values["models"] = {
+            model: Model(model, data["upstream"], int(data["cost_micros_per_second"]))
+            for model, data in values["models"].items()
+        }
+        return ProviderAccount(rules=dialects[values["dialect"]], **values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CatalogueError(f"provider account {name}: {error!r}") from error
+
+
+def outcome_rule(account: ProviderAccount, status: int, body: str) -> Rule | None:
+    """The first rule that an answer meets; None: ambiguous."""
+    for rule in account.rules:
+        if status in rule.statuses and (rule.body is None or rule.body.search(body)):
+            return rule
+    return None

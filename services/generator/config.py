@@ -1,0 +1,43 @@
+"""Settings of the generator (GENERATOR_...)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from kit import config
+
+
+class Settings(config.ServiceSettings):
+    """What the generator is told."""
+
+    model_config = SettingsConfigDict(env_prefix="GENERATOR_", frozen=True, extra="ignore")
+
+    storage_address: str
+    """host:port of the storage service."""
+    providers_file: Path = Path(__file__).parent / "providers.yaml"
+    """The catalogue of provider accounts."""
+    provider_base_url: str = ""
+    """Base URL of the accounts whose entry names none, up to and with `/v1`."""
+    provider_api_key: SecretStr = SecretStr("")
+    """Their key."""
+    time_factor: float = 1.0
+    """Divides every provider-facing duration of the catalogue; the simulator runs at the same factor."""
+    post_timeout_seconds: float = 0
+    """Overrides the accounts' post_timeout_seconds where above 0."""
+    prepare_lease_seconds: float = 60
+    """Longest a worker may take from its turn to sending."""
+    submit_lease_margin_seconds: float = 10
+    """How long after a create's timeout its worker is taken for gone."""
+    fetch_lease_seconds: float = 60
+    """Lease of a fetch; renewed while it goes on."""
+    concurrent_submits: int = 8
+    """Submissions at a time in this process."""
+    concurrent_fetches: int = 4
+    """Fetches at a time in this process."""
+    loop_seconds: float = 0.25
+    """Pause of the loops when there is nothing to do."""
+    spool_dir: Path = Path("/tmp/framewire-spool")  # noqa: S108 - a mounted volume in production
+    """Where answers of providers go that the database could not take."""

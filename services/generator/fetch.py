@@ -1,0 +1,155 @@
+"""Downloads finished renders into storage, those first whose content expires first, and ends their videos."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from framewire.storage.v1 import storage_pb2
+from kit import errors, loops, telemetry
+from kit.failpoints import failpoint
+from services.generator import assets, attempts, config, pools, progress, quota
+from services.generator.providers import contract
+from services.generator.store import Store, rows, videos
+
+log = telemetry.logger(__name__)
+
+GONE_RETRY_SECONDS = 1.0
+CUT_RETRY_SECONDS = 1.0
+STORAGE_RETRY_SECONDS = 2.0
+MAX_GONE_TRIES = 60
+UNUSABLE_REASONS = ("NOT_A_VIDEO", "TOO_LARGE")
+
+
+class Fetcher:
+    """The loop over finished renders."""
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        store: Store,
+        pools_: pools.Pools,
+        assets_: assets.Assets,
+        teller: progress.Teller,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._pools = pools_
+        self._assets = assets_
+        self._teller = teller
+        self._quota = quota.Quota(store.queue)
+        self._lease = timedelta(seconds=settings.fetch_lease_seconds)
+        self.wake = loops.Wake()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Fetches until told to stop."""
+        await loops.every(
+            "fetcher", self._settings.loop_seconds, self.run_once, stopping, self.wake
+        )
+
+    async def run_once(self) -> bool:
+        """Fetches what is due, some at a time."""
+        limit = self._settings.concurrent_fetches
+        claimed = await self._store.renders.claim_fetch(self._lease, limit)
+        async with asyncio.TaskGroup() as group:
+            for attempt in claimed:
+                group.create_task(self._guarded(attempt))
+        return len(claimed) == limit
+
+    async def _guarded(self, attempt: rows.Attempt) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                renewing = group.create_task(self._renew(attempt))
+                await self._fetch(attempt)
+                renewing.cancel()
+        except* Exception as group_error:
+            error = repr(group_error.exceptions)
+            log.error("fetch_failed", attempt_id=attempt.attempt_id, error=error, exc_info=True)
+
+    async def _renew(self, attempt: rows.Attempt) -> None:
+        while True:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            await self._store.renders.renew_fetch(attempt, self._lease)
+
+    async def _fetch(self, attempt: rows.Attempt) -> None:
+        assert attempt.provider_account is not None
+        account = self._pools.accounts[attempt.provider_account]
+        provider = self._pools.providers[account.name]
+        digest = hashlib.sha256()
+        await self._quota.take(account)
+        await failpoint("generator.fetch.before_put")
+        try:
+            stored = await self._stream(attempt, provider, digest)
+        except contract.ContentGone as gone:
+            await self._gone(attempt, str(gone))
+        except contract.ProviderTrouble as trouble:
+            await self._again(
+                attempt, trouble.retry_after_seconds or CUT_RETRY_SECONDS, str(trouble)
+            )
+        except errors.ServiceError as error:
+            if error.reason in UNUSABLE_REASONS:
+                await self._unusable(attempt, digest.hexdigest(), error.message)
+            else:
+                await self._again(attempt, STORAGE_RETRY_SECONDS, f"storage: {error.message}")
+        else:
+            await failpoint("generator.fetch.after_put")
+            if await self._store.videos.complete(attempt, [stored]):
+                log.info("video_completed", video_id=attempt.video_id)
+
+    async def _stream(
+        self,
+        attempt: rows.Attempt,
+        provider: contract.Provider,
+        digest: hashlib._Hash,
+    ) -> storage_pb2.Asset:
+        assert attempt.provider_job_id is not None
+        cut: list[contract.ProviderTrouble] = []
+        async with provider.content(attempt.provider_job_id, 0) as (size, chunks):
+            await self._teller.stage(attempt, attempts.State.FETCHING)
+
+            async def hashed() -> AsyncIterator[bytes]:
+                try:
+                    async for chunk in chunks:
+                        digest.update(chunk)
+                        yield chunk
+                except Exception as error:
+                    # What the client of storage raises would hide it.
+                    cut.append(contract.ProviderTrouble(f"the download was cut: {error!r}"))
+                    raise
+
+            try:
+                return await self._assets.store_output(attempt, 0, size, hashed(), attempt.job.spec)
+            except (errors.ServiceError, asyncio.CancelledError) as error:
+                if cut:
+                    raise cut[0] from error
+                raise
+
+    async def _gone(self, attempt: rows.Attempt, message: str) -> None:
+        """Content may be missing for a moment after completion; a long while later it is gone."""
+        if attempt.fetch_tries >= MAX_GONE_TRIES:
+            verdict = videos.Verdict(
+                "PROVIDER_LOST", "the provider lost the finished video", True, billed=True
+            )
+            await self._store.videos.fail(attempt, verdict, another_try=False)
+        else:
+            await self._again(attempt, GONE_RETRY_SECONDS, f"content not there: {message}")
+
+    async def _unusable(self, attempt: rows.Attempt, sha256: str, message: str) -> None:
+        """The same bad bytes twice are the provider's fault; other bytes may have been cut on the way."""
+        if attempt.bad_sha256 == sha256:
+            verdict = videos.Verdict(
+                "OUTPUT_UNUSABLE", f"what came is no video: {message}", True, billed=True
+            )
+            await self._store.videos.fail(attempt, verdict, another_try=False)
+        else:
+            await self._again(attempt, CUT_RETRY_SECONDS, message, sha256)
+
+    async def _again(
+        self, attempt: rows.Attempt, seconds: float, message: str, bad_sha256: str | None = None
+    ) -> None:
+        log.warning("fetch_again", attempt_id=attempt.attempt_id, message=message)
+        await self._store.renders.fetch_again(
+            attempt, timedelta(seconds=seconds), message[:300], bad_sha256
+        )

@@ -1,0 +1,139 @@
+"""What a provider is to the generator: the small interface behind which every dialect stands. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from framewire.events.v1 import vocabulary_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The whole request of a create, built before anything is decided. The same input gives the same bytes."""
+
+    content_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The provider has the job and will bill it."""
+
+    provider_job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRequest:
+    """The request itself was refused: the video fails."""
+
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedUs:
+    """We were refused (key, money, model gone): the account closes, the attempt goes back unharmed."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotAccepted:
+    """Nothing was made, by the provider's documented word or because it was never reached: try later."""
+
+    message: str
+    retry_after_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """Anything else: the provider may have the job."""
+
+    message: str
+
+
+CreateOutcome = Accepted | RefusedRequest | RefusedUs | NotAccepted | Ambiguous
+
+
+class Status(StrEnum):
+    """What a provider says of a job, whatever words it uses."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as a provider shows it."""
+
+    provider_job_id: str
+    status: Status
+    progress_percent: int
+    created_at: datetime
+    expires_at: datetime | None
+    fingerprint: str | None
+    """attempts.visible_fingerprint of what is shown; None when too little is shown."""
+    error_code: str = ""
+    error_message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One reading of the list, newest first."""
+
+    jobs: tuple[Job, ...]
+    reached_start: bool
+    """An older job than was asked for was seen, or there are no more."""
+    requests: int
+
+
+class ProviderTrouble(Exception):
+    """A call that reads failed; it can be made again. `retry_after_seconds` where the provider said so."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ContentGone(ProviderTrouble):
+    """The content was not found."""
+
+
+class Provider(Protocol):
+    """One key at one server. Every method makes requests; each of them has been taken from the quota by the caller."""
+
+    def build(self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, marker: str) -> Body:
+        """The create's body. Deterministic: same input, same bytes."""
+        ...
+
+    def shown(self, spec: vocabulary_pb2.VideoSpec) -> str:
+        """The fingerprint that the list will show of it."""
+        ...
+
+    async def create(self, body: Body, idempotency_key: str | None) -> CreateOutcome:
+        """Sends a paid request once, over a connection of its own, without redirects and retries. Never raises."""
+        ...
+
+    async def list_page(self, after: str | None) -> tuple[tuple[Job, ...], str | None]:
+        """One page of its jobs, newest first, and the cursor of the next; raises ProviderTrouble."""
+        ...
+
+    async def get(self, provider_job_id: str) -> Job | None:
+        """One job; None for a definite 404; raises ProviderTrouble."""
+        ...
+
+    def content(
+        self, provider_job_id: str, variant: int
+    ) -> AbstractAsyncContextManager[tuple[int | None, AsyncIterator[bytes]]]:
+        """The finished video: its size where said, its bytes as they come; raises ProviderTrouble or ContentGone."""
+        ...
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        ...

@@ -1,0 +1,22 @@
+"""Every SQL statement of the generator, by what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kit import postgres
+from services.generator.store.queue import QueueStore
+from services.generator.store.renders import RenderStore
+from services.generator.store.submissions import SubmissionStore
+from services.generator.store.videos import VideoStore
+
+
+class Store:
+    """The generator's database."""
+
+    def __init__(self, pool: postgres.Pool, told: Callable[[], None]) -> None:
+        """`told` is called after each commit that put an event into the outbox."""
+        self.videos = VideoStore(pool, told)
+        self.queue = QueueStore(pool, told)
+        self.submissions = SubmissionStore(pool)
+        self.renders = RenderStore(pool)

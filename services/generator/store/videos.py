@@ -1,0 +1,259 @@
+"""Videos as the generator knows them: acceptance, cancellation, verdicts, outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from framewire.events.v1 import event_pb2
+from framewire.generator.v1 import job_pb2
+from framewire.storage.v1 import storage_pb2
+from kit import ids, postgres
+from kit.failpoints import failpoint
+from services.generator import attempts, events
+from services.generator.store import rows, telling
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a video stands."""
+
+    video_id: str
+    account_id: str
+    state: str
+    stage: str
+    last_event: event_pb2.Event | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an attempt ended without an output."""
+
+    cause: str
+    message: str
+    retryable: bool
+    billed: bool | None = False
+    """Whether the provider charges for it; None: not known."""
+
+
+class VideoStore:
+    """Videos and the ends of their attempts."""
+
+    def __init__(self, pool: postgres.Pool, told: Callable[[], None]) -> None:
+        self._pool = pool
+        self._told = told
+
+    async def accept(self, job: job_pb2.Job, pool: str, fingerprint: str) -> bool:
+        """Takes a job over: video, first attempt and `queued` event in one transaction. False when it was known."""
+        lane = events.lane_name(job.lane)
+        async with self._pool.acquire() as connection, connection.transaction():
+            inserted = await connection.fetchval(
+                """
+                INSERT INTO videos (video_id, account_id, job, state) VALUES ($1, $2, $3, 'PENDING')
+                ON CONFLICT (video_id) DO NOTHING RETURNING true
+                """,
+                job.video_id,
+                job.account_id,
+                job.SerializeToString(),
+            )
+            if not inserted:
+                return False
+            position = await connection.fetchval(
+                "SELECT count(*) FROM attempts WHERE pool = $1 AND lane = $2 AND state = 'QUEUED'",
+                pool,
+                lane,
+            )
+            await self._insert_attempt(connection, job, 1, pool, fingerprint)
+            video = await telling.lock(connection, job.video_id)
+            assert video is not None
+            await telling.tell(connection, video, events.queued(job.lane, job.spec.model, position))
+            await failpoint("generator.accept.before_commit")
+        self._told()
+        await failpoint("generator.accept.after_commit")
+        return True
+
+    async def _insert_attempt(
+        self,
+        connection: postgres.Connection,
+        job: job_pb2.Job,
+        number: int,
+        pool: str,
+        fingerprint: str,
+    ) -> None:
+        await connection.execute(
+            """
+            INSERT INTO attempts (attempt_id, video_id, number, account_id, pool, lane, weight, state,
+                                  fingerprint, start_by)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9)
+            """,
+            ids.new_id(),
+            job.video_id,
+            number,
+            job.account_id,
+            pool,
+            events.lane_name(job.lane),
+            job.weight,
+            fingerprint,
+            events.moment(job.start_by),
+        )
+
+    async def refuse_poison(self, video_id: str, account_id: str, message: str) -> bool:
+        """A job that cannot be read: the video fails, where no attempt of it exists. Idempotent."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            inserted = await connection.fetchval(
+                """
+                INSERT INTO videos (video_id, account_id, state, finished_at)
+                VALUES ($1, $2, 'FAILED', clock_timestamp())
+                ON CONFLICT (video_id) DO NOTHING RETURNING true
+                """,
+                video_id,
+                account_id,
+            )
+            if not inserted:
+                return False
+            video = await telling.lock(connection, video_id)
+            assert video is not None
+            event = events.failed("POISON_JOB", "QUEUED", message, retryable=True)
+            await telling.tell(connection, video, event)
+        self._told()
+        return True
+
+    async def cancel(self, video_id: str, account_id: str) -> Outcome:
+        """Asks for the end: at once before it was sent, also for a job that is still on its way; else only noted."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(
+                """
+                INSERT INTO videos (video_id, account_id, state, cancel_requested, finished_at)
+                VALUES ($1, $2, 'CANCELLED', true, clock_timestamp()) ON CONFLICT (video_id) DO NOTHING
+                """,
+                video_id,
+                account_id,
+            )
+            video = await telling.lock(connection, video_id)
+            assert video is not None
+            await connection.execute(
+                "UPDATE videos SET cancel_requested = true WHERE video_id = $1", video_id
+            )
+            event = events.cancelled("CANCELLED_BEFORE_SUBMIT", "QUEUED")
+            if video.state not in telling.TERMINAL_STATES:
+                unsent = await connection.fetchval(
+                    """
+                    UPDATE attempts SET state = 'CANCELLED', cause = 'CANCELLED_BEFORE_SUBMIT',
+                        fence = fence + 1, lease_until = NULL
+                    WHERE video_id = $1 AND state IN ('QUEUED', 'PREPARING') AND NOT key_pinned
+                    RETURNING true
+                    """,
+                    video_id,
+                )
+                if unsent:
+                    await telling.tell(connection, video, event)
+            elif video.state == "CANCELLED" and video.seq == 0:
+                await telling.tell(connection, video, event)
+        self._told()
+        outcome = await self.outcome(video_id)
+        assert outcome is not None
+        return outcome
+
+    async def complete(self, attempt: rows.Attempt, outputs: Sequence[storage_pb2.Asset]) -> bool:
+        """Ends the video well. False when the attempt is no longer the caller's."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            video = await telling.lock(connection, attempt.video_id)
+            if video is None or video.state in telling.TERMINAL_STATES:
+                return False
+            done = await connection.fetchval(
+                """
+                UPDATE attempts SET state = 'COMPLETED', cause = 'NONE', lease_until = NULL,
+                    progress_percent = 100
+                WHERE attempt_id = $1 AND fence = $2 AND state = 'FETCHING' RETURNING true
+                """,
+                attempt.attempt_id,
+                attempt.fence,
+            )
+            if not done:
+                return False
+            event = events.completed(outputs, attempt.job.spec, video.cancel_requested)
+            await telling.tell(connection, video, event)
+            await failpoint("generator.finish.before_commit")
+        self._told()
+        await failpoint("generator.finish.after_commit")
+        return True
+
+    async def fail(self, attempt: rows.Attempt, verdict: Verdict, *, another_try: bool) -> bool:
+        """Ends the attempt without an output; with `another_try` the video goes on with a new one, else it has failed.
+
+        False when the attempt is no longer the caller's.
+        """
+        stage = attempts.STAGES[attempt.state]
+        async with self._pool.acquire() as connection, connection.transaction():
+            video = await telling.lock(connection, attempt.video_id)
+            if video is None or video.state in telling.TERMINAL_STATES:
+                return False
+            done = await connection.fetchval(
+                """
+                UPDATE attempts SET state = 'FAILED', cause = $3, message = $4, lease_until = NULL,
+                    cost_micros = CASE WHEN $5 THEN cost_micros END, cost_known = $6
+                WHERE attempt_id = $1 AND fence = $2 AND state NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')
+                RETURNING true
+                """,
+                attempt.attempt_id,
+                attempt.fence,
+                verdict.cause,
+                verdict.message,
+                verdict.billed is not False,
+                verdict.billed is not None,
+            )
+            if not done:
+                return False
+            if another_try and not video.cancel_requested:
+                await self._insert_attempt(
+                    connection, attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint
+                )
+            else:
+                event = events.failed(verdict.cause, stage, verdict.message, verdict.retryable)
+                await telling.tell(connection, video, event)
+            await failpoint("generator.finish.before_commit")
+        self._told()
+        await failpoint("generator.finish.after_commit")
+        return True
+
+    async def outcome(self, video_id: str) -> Outcome | None:
+        """Where a video stands; None when nothing was ever heard of it."""
+        row = await self._pool.fetchrow(
+            """
+            SELECT v.video_id, v.account_id, v.state, v.last_event, v.cancel_requested,
+                   (SELECT a.state FROM attempts a WHERE a.video_id = v.video_id
+                    ORDER BY a.number DESC LIMIT 1) AS attempt_state
+            FROM videos v WHERE v.video_id = $1
+            """,
+            video_id,
+        )
+        if row is None:
+            return None
+        stage = "DONE"
+        if row["state"] not in telling.TERMINAL_STATES:
+            stage = attempts.STAGES[attempts.State(row["attempt_state"])]
+            stage = "CANCELLING" if row["cancel_requested"] else stage
+        event = event_pb2.Event.FromString(bytes(row["last_event"])) if row["last_event"] else None
+        return Outcome(row["video_id"], row["account_id"], row["state"], stage, event)
+
+    async def list_attempts(
+        self, video_id: str, state: str, before: tuple[datetime, str] | None, limit: int
+    ) -> list[dict[str, object]]:
+        """Attempts, newest first, for operators."""
+        found = await self._pool.fetch(
+            """
+            SELECT attempt_id, video_id, number, account_id, state, provider_account, provider_job_id,
+                   cause, message, resolve_by, created_at, updated_at
+            FROM attempts
+            WHERE ($1 = '' OR video_id = $1) AND ($2 = '' OR state = $2)
+              AND ($3::timestamptz IS NULL OR (created_at, attempt_id) < ($3, $4))
+            ORDER BY created_at DESC, attempt_id DESC LIMIT $5
+            """,
+            video_id,
+            state,
+            before[0] if before else None,
+            before[1] if before else "",
+            limit,
+        )
+        return [dict(row) for row in found]

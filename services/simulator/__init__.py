@@ -1,0 +1,1 @@
+"""A stand-in provider that speaks the OpenAI Videos protocol. It runs no model."""

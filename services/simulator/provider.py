@@ -1,0 +1,395 @@
+"""The pretended service itself: its jobs, quotas and faults, kept in the log and in memory.
+
+No method awaits between a decision and its line in the log, so on the one event loop each
+request is decided alone. What a restart needs is read back from the log.
+"""
+
+import collections
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from services.simulator import config, errors, faults, films, jobs, oplog, requests
+
+_REFUSALS: Mapping[str, Callable[[], errors.ApiError]] = {
+    "unauthorized": lambda: errors.wrong_key("***"),
+    "rate_limited_bare": errors.rate_limited,
+    "too_many_tasks": errors.too_many_tasks,
+    "moderated_now": errors.moderated,
+    "model_gone": errors.model_gone,
+}
+_JOB_FIELDS = {field.name for field in dataclasses.fields(jobs.Job)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """One page of the list, as the protocol shows it."""
+
+    jobs: tuple[jobs.Job, ...]
+    has_more: bool
+
+
+class Provider:
+    """One simulated provider with all its keys."""
+
+    def __init__(self, settings: config.Settings) -> None:
+        """Opens the data directory and takes up every job where it was left."""
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        # First the log: it holds the lock on the directory.
+        self.log = oplog.OpLog(settings.data_dir / "oplog.jsonl")
+        self.films = films.Films(settings)
+        self.plan = faults.Plan(settings.seed)
+        self._jobs: dict[str, jobs.Job] = {}
+        self._ids: dict[str, list[str]] = collections.defaultdict(list)  # by key, deleted ones too
+        self._running: dict[str, set[str]] = collections.defaultdict(set)
+        self._keyed: dict[tuple[str, str], tuple[str, str, float]] = {}
+        self._requests: dict[str, collections.deque[float]] = collections.defaultdict(
+            collections.deque
+        )
+        self._accepted = 0
+        self._origin = self.now()
+        self._replay()
+        self.note("started", {"time_factor": settings.time_factor, "seed": settings.seed})
+
+    def now(self) -> float:
+        """Real Unix time; every instant the provider speaks of is one."""
+        return time.time()
+
+    def note(self, kind: str, entry: Mapping[str, object], *, durable: bool = False) -> None:
+        """Adds a line to the log, with the real and the provider's time."""
+        now = self.now()
+        virtual = (now - self._origin) * self.settings.time_factor
+        times = {"at": round(now, 6), "virtual_at": round(virtual, 3)}
+        self.log.append(kind, {**times, **entry}, durable=durable)
+
+    def close(self) -> None:
+        """Stops rendering and frees the directory."""
+        self.films.close()
+        self.log.close()
+
+    # Requests and faults
+
+    def spend_request(self, key_name: str) -> dict[str, str]:
+        """Counts one request against the key's minute; the rate headers. Raises 429, uncounted."""
+        limit = self.settings.requests_per_minute
+        if not limit:
+            return {}
+        window, now = self._requests[key_name], self.now()
+        span = self.settings.real(60)
+        while window and window[0] <= now - span:
+            window.popleft()
+        reset = window[0] + span - now if window else 0.0
+        headers = {
+            "x-ratelimit-limit-requests": str(limit),
+            "x-ratelimit-remaining-requests": str(max(0, limit - len(window) - 1)),
+            "x-ratelimit-reset-requests": f"{reset:.3f}s",
+        }
+        if len(window) >= limit:
+            raise errors.rate_limited({**headers, **_retry_after(reset)})
+        window.append(now)
+        return headers
+
+    def strike(
+        self, name: str, key_name: str, prompt: str | None = None, job: jobs.Job | None = None
+    ) -> faults.Strike | None:
+        """Whether the fault strikes this request; if so it is in the log."""
+        hit = self.plan.strike(
+            name,
+            now=self.now(),
+            key_name=key_name,
+            prompt=prompt if job is None else job.prompt,
+            job_id=None if job is None else job.id,
+        )
+        if hit is not None:
+            entry = {
+                "name": name,
+                "value": hit.value,
+                "source": hit.source,
+                "key_name": key_name,
+                "job": None if job is None else job.id,
+                "prompt": prompt if job is None else job.prompt,
+            }
+            self.note("fault", entry)
+        return hit
+
+    def arm(self, body: Mapping[str, object]) -> faults.Rule:
+        """Adds a fault rule, which outlives a restart. Raises faults.UnknownFaultError."""
+        rule = faults.parse_rule(self.plan.next_id(), body, self.now(), self.settings.time_factor)
+        self.plan.arm(rule)
+        self.note("armed", {"rule": dataclasses.asdict(rule)})
+        return rule
+
+    def disarm(self) -> None:
+        """Removes every rule."""
+        self.plan.clear()
+        self.note("cleared", {})
+
+    def refuse(self, key_name: str, prompt: str) -> None:
+        """Raises the refusal that the faults hold for this creation, if any."""
+        try:
+            names = faults.tokens(prompt)
+        except faults.UnknownFaultError as error:
+            raise errors.ApiError(400, str(error), param="prompt") from None
+        for name, refusal in _REFUSALS.items():
+            if self.strike(name, key_name, prompt):
+                if name == "unauthorized" and names.get(name) and names[name].value:
+                    self.arm({"name": name, "value": names[name].value, "key": key_name})
+                raise refusal()
+        if hit := self.strike("rate_limited", key_name, prompt):
+            raise errors.rate_limited(_retry_after(self.settings.real(hit.value)))
+        if hit := self.strike("error_before", key_name, prompt):
+            raise errors.server_error(int(hit.value))
+
+    # Jobs
+
+    def accept(
+        self, key_name: str, creation: requests.Creation, idempotency_key: str | None
+    ) -> jobs.Job:
+        """Makes the job, on disk before this returns; with a known idempotency key, finds it."""
+        now = self.now()
+        if not self.settings.idempotency_keys:
+            idempotency_key = None
+        if known := self._known(key_name, creation, idempotency_key, now):
+            return known
+        if 0 < self.settings.max_concurrent_jobs <= len(self._still_running(key_name)):
+            raise errors.too_many_tasks()
+        attached = {name: token.value for name, token in faults.tokens(creation.prompt).items()}
+        for name in faults.OF_THE_JOB:
+            if hit := self.strike(name, key_name, creation.prompt):
+                attached[name] = hit.value
+        job = self._new_job(key_name, creation, now, attached)
+        self._record(job, "accepted", idempotency_key, creation.fingerprint())
+        for name in ("twin_job", "foreign_jobs"):
+            if name in job.faults:
+                self._add_strangers(key_name, job if name == "twin_job" else None, job.faults[name])
+        for name in ("list_short", "list_error"):
+            if token := faults.tokens(job.prompt).get(name):
+                times = token.times if name == "list_error" else 0
+                self.arm({"name": name, "value": token.value, "times": times, "key": key_name})
+        return job
+
+    def find(self, key_name: str, job_id: str) -> jobs.Job:
+        """The key's own job. Raises 404."""
+        job = self._jobs.get(job_id)
+        if job is None or job.key_name != key_name:
+            raise errors.no_such_video(job_id)
+        return job
+
+    def state_of(self, job: jobs.Job) -> jobs.Snapshot:
+        """How the job stands now."""
+        film_at, failed = None, False
+        if job.error is None and not job.stuck:
+            film_at, failed = self.films.ready_at(job), self.films.failed(job)
+        return jobs.snapshot(job, self.now(), film_at, failed)
+
+    def delete(self, job: jobs.Job) -> None:
+        """Forgets the job, whatever its state; a running one is aborted and stays paid."""
+        status = self.state_of(job).status
+        self.note("deleted", {"id": job.id, "key_name": job.key_name, "was": status})
+        self._forget(job.id)
+        self.films.drop(job)
+
+    def list_page(self, key_name: str, *, after: str | None, limit: int, descending: bool) -> Page:
+        """One page of the key's jobs, with what the faults do to it. Raises KeyError."""
+        if hit := self.strike("list_error", key_name):
+            raise errors.server_error(int(hit.value))
+        if hit := self.strike("foreign_jobs", key_name):
+            self._add_strangers(key_name, None, hit.value)
+        if hit := self.strike("list_short", key_name):
+            limit = min(limit, max(1, int(hit.value)))
+        lag, drop = self.strike("list_lag", key_name), self.strike("list_drop", key_name)
+        now = self.now()
+
+        def shown(job_id: str) -> bool:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return False
+            age = now - job.created_at
+            if lag and lag.match in job.prompt and age < self.settings.real(lag.value):
+                return False
+            if (
+                drop
+                and drop.match in job.prompt
+                and int(job_id[-8:], 16) % max(1, int(drop.value)) == 0
+            ):
+                return False
+            if age < self.settings.real(job.faults.get("list_lag", 0)):
+                return False
+            return not ("list_drop" in job.faults and self.strike("list_drop", key_name, job=job))
+
+        ids, has_more = jobs.page(
+            self._ids[key_name], shown, after=after, limit=limit, descending=descending
+        )
+        return Page(tuple(self._jobs[job_id] for job_id in ids), has_more)
+
+    def all_jobs(self) -> Iterable[jobs.Job]:
+        """Every job there is, the oldest first."""
+        return self._jobs.values()
+
+    def state(self) -> dict[str, object]:
+        """Counts for tests and people."""
+        by_key: dict[str, dict[str, int]] = {}
+        for job in self._jobs.values():
+            counts = by_key.setdefault(job.key_name, {})
+            status = self.state_of(job).status
+            counts[status] = counts.get(status, 0) + 1
+        return {
+            "notice": "This is a simulator. It runs no model.",
+            "now": self.now(),
+            "virtual_now": (self.now() - self._origin) * self.settings.time_factor,
+            "time_factor": self.settings.time_factor,
+            "accepted": self._accepted,
+            "jobs": by_key,
+            "faults": list(self.plan.rules()),
+        }
+
+    # Inner works
+
+    def _known(
+        self, key_name: str, creation: requests.Creation, idempotency_key: str | None, now: float
+    ) -> jobs.Job | None:
+        if idempotency_key is None:
+            return None
+        job_id, fingerprint, at = self._keyed.get((key_name, idempotency_key), ("", "", 0.0))
+        if not job_id or now - at >= self.settings.real(self.settings.idempotency_seconds):
+            return None
+        if fingerprint != creation.fingerprint():
+            message = "This idempotency key was used with a different request."
+            raise errors.ApiError(409, message, code="idempotency_key_reused")
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise errors.ApiError(409, "The video of this idempotency key was deleted.")
+        entry = {"id": job_id, "key_name": key_name, "idempotency_key": idempotency_key}
+        self.note("replayed", {**entry, "prompt": job.prompt})
+        return job
+
+    def _still_running(self, key_name: str) -> set[str]:
+        running = self._running[key_name]
+        for job_id in tuple(running):
+            if self.state_of(self._jobs[job_id]).ended:
+                running.discard(job_id)
+        return running
+
+    def _new_job(
+        self,
+        key_name: str,
+        creation: requests.Creation,
+        now: float,
+        attached: Mapping[str, float],
+    ) -> jobs.Job:
+        settings, error = self.settings, None
+        if "moderated_later" in attached:
+            error = jobs.MODERATION_ERROR
+        elif "fails_later" in attached:
+            error = jobs.INTERNAL_ERROR
+        seed = f"{settings.seed}:{self._accepted}"
+        render_seconds = jobs.render_seconds(
+            settings.render_seconds_base,
+            settings.render_seconds_per_second,
+            int(creation.seconds),
+            settings.render_jitter_sigma,
+            seed,
+        )
+        if error is not None:
+            render_seconds = min(render_seconds, settings.failure_seconds)
+        price = settings.price_micros.get(creation.model, settings.price_micros_default)
+        starts_at = now + settings.real(settings.queue_seconds)
+        return jobs.Job(
+            id=jobs.new_id(now, secrets.token_hex(20)),
+            key_name=key_name,
+            model=creation.model,
+            size=creation.size,
+            seconds=creation.seconds,
+            prompt=creation.prompt,
+            reference_sha256=creation.reference_sha256,
+            metadata=creation.metadata,
+            created_at=now,
+            starts_at=starts_at,
+            due_at=starts_at + settings.real(render_seconds),
+            retained_seconds=settings.real(settings.retention_seconds),
+            error=error,
+            faults=attached,
+            # A render that fails is not billed, as everywhere in this trade.
+            billed_micros=0 if error is not None else price * int(creation.seconds),
+        )
+
+    def _add_strangers(self, key_name: str, like: jobs.Job | None, count: float) -> None:
+        """Jobs that another user of the same key made; the log calls them foreign."""
+        for number in range(min(100, int(count))):
+            creation = requests.Creation(
+                prompt=like.prompt if like else f"A stranger's film, number {number + 1}",
+                model=like.model if like else next(iter(self.settings.models)),
+                size=like.size if like else self.settings.extra_sizes[-1],
+                seconds=like.seconds if like else self.settings.all_seconds()[0],
+                reference=None,
+                metadata={},
+            )
+            # No faults attached: a twin's prompt has the tokens, but they are its original's.
+            job = self._new_job(key_name, creation, self.now(), {})
+            job = dataclasses.replace(job, foreign=True, billed_micros=0)
+            self._record(job, "foreign", None, None)
+
+    def _record(
+        self, job: jobs.Job, kind: str, idempotency_key: str | None, fingerprint: str | None
+    ) -> None:
+        entry = {
+            **dataclasses.asdict(job),
+            "idempotency_key": idempotency_key,
+            "fingerprint": fingerprint,
+        }
+        self.note(kind, entry, durable=True)
+        self._remember(job, idempotency_key, fingerprint)
+        self._start_film(job)
+
+    def _remember(
+        self, job: jobs.Job, idempotency_key: str | None, fingerprint: str | None
+    ) -> None:
+        self._jobs[job.id] = job
+        self._ids[job.key_name].append(job.id)
+        if not job.foreign:
+            self._accepted += 1
+            self._running[job.key_name].add(job.id)
+        if idempotency_key is not None and fingerprint is not None:
+            self._keyed[job.key_name, idempotency_key] = (job.id, fingerprint, job.created_at)
+
+    def _start_film(self, job: jobs.Job) -> None:
+        if job.error is None and not job.stuck:
+            self.films.start(job)
+
+    def _forget(self, job_id: str) -> None:
+        job = self._jobs.pop(job_id)
+        self._running[job.key_name].discard(job_id)
+
+    def _replay(self) -> None:
+        """Takes the state back from the log."""
+        for number, untyped in enumerate(self.log.read()):
+            entry = cast("dict[str, Any]", untyped)
+            if number == 0:
+                self._origin = entry["at"]
+            match entry["kind"]:
+                case "accepted" | "foreign":
+                    fields = {name: entry[name] for name in _JOB_FIELDS}
+                    self._remember(
+                        jobs.Job(**fields), entry["idempotency_key"], entry["fingerprint"]
+                    )
+                case "deleted":
+                    self._forget(entry["id"])
+                case "fault":
+                    self.plan.count(entry["source"])
+                case "armed":
+                    self.plan.arm(faults.Rule(**entry["rule"]))
+                case "cleared":
+                    self.plan.clear()
+        for job in self._jobs.values():
+            self._start_film(job)
+
+
+def _retry_after(real_seconds: float) -> dict[str, str]:
+    """Both forms: whole seconds, rounded up, and exact milliseconds for short scaled waits."""
+    return {
+        "retry-after": str(max(1, -int(-real_seconds // 1))),
+        "retry-after-ms": str(max(1, round(real_seconds * 1000))),
+    }

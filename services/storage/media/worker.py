@@ -1,0 +1,113 @@
+"""The worker process: `python -m services.storage.media.worker`, started by `sandbox`.
+
+Reads requests and writes answers as length-prefixed JSON on stdin and stdout, one at a time. Media
+travels as files. The process confines itself before it loads a decoder.
+"""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from services.storage.media import confine, facts
+
+Answer = dict[str, Any]
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    # Decoders print to stdout at times, which would break the framing.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    limits = confine.Limits(**settings["limits"])
+    confine.confine(limits, settings["parent_pid"])
+    operations = _operations(
+        facts.ImageLimits(**settings["image_limits"]), facts.VideoLimits(**settings["video_limits"])
+    )
+    _send(answers, {"ready": True})
+    while (request := _receive(sys.stdin.buffer)) is not None:
+        confine.grant_cpu(limits)
+        _send(answers, _answer(operations, request))
+
+
+def _operations(
+    image_limits: facts.ImageLimits, video_limits: facts.VideoLimits
+) -> dict[str, Callable[[dict[str, Any]], Answer]]:
+    from services.storage.media import images, marks, videos  # only behind the confinement
+
+    def inspect_image(args: dict[str, Any]) -> Answer:
+        return asdict(images.inspect(Path(args["path"]), image_limits))
+
+    def sanitise_image(args: dict[str, Any]) -> Answer:
+        return _written(images.sanitise(Path(args["path"]), image_limits), args["out"])
+
+    def fit_image(args: dict[str, Any]) -> Answer:
+        crop = facts.Crop(**args["crop"]) if args["crop"] else None
+        mode, encode = facts.FitMode(args["mode"]), facts.FitFormat(args["encode"])
+        fitted = images.fit(
+            Path(args["path"]), args["width"], args["height"], mode, crop, encode, image_limits
+        )
+        return _written(fitted, args["out"])
+
+    def inspect_video(args: dict[str, Any]) -> Answer:
+        return asdict(videos.inspect(Path(args["path"]), video_limits))
+
+    def poster(args: dict[str, Any]) -> Answer:
+        return _written(videos.poster(Path(args["path"]), video_limits), args["out"])
+
+    def mark_video(args: dict[str, Any]) -> Answer:
+        out = args["mark"]
+        what = facts.Mark(**(out | {"created_at": datetime.fromisoformat(out["created_at"])}))
+        partial = facts.partial_path(args["out"])
+        answer = asdict(marks.mark(Path(args["path"]), partial, what))
+        partial.replace(args["out"])
+        return answer
+
+    return {
+        run.__name__: run
+        for run in (inspect_image, sanitise_image, fit_image, inspect_video, poster, mark_video)
+    }
+
+
+def _written(rendered: facts.Rendered, out: str) -> Answer:
+    partial = facts.partial_path(out)
+    partial.write_bytes(rendered.body)
+    partial.replace(out)
+    return asdict(rendered.facts)
+
+
+def _answer(operations: dict[str, Callable[[dict[str, Any]], Answer]], request: Answer) -> Answer:
+    try:
+        return {"facts": operations[request["operation"]](request)}
+    except facts.MediaRefused as error:
+        return {"refused": error.reason, "message": str(error)}
+    except MemoryError:
+        return {"exhausted": "memory"}
+    except OSError as error:
+        if error.errno == errno.EFBIG:  # the bound of RLIMIT_FSIZE
+            return {"exhausted": "output size"}
+        return {"failed": f"{type(error).__name__}: {error}"}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def _receive(stream: BinaryIO) -> dict[str, Any] | None:
+    header = stream.read(4)
+    if len(header) < 4:
+        return None
+    return json.loads(stream.read(int.from_bytes(header, "big")))
+
+
+def _send(stream: BinaryIO, answer: Answer) -> None:
+    body = json.dumps(answer).encode()
+    stream.write(len(body).to_bytes(4, "big") + body)
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()
