@@ -1,0 +1,142 @@
+"""A whole Framewire for tests: every server and service real, each a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from framewire import client
+from services.local import stack
+from tests.waiting import eventually
+
+TIME_FACTOR = 50.0
+"""Provider time runs so much faster; leases and our own timeouts are real, and short by these settings:"""
+SETTINGS: dict[str, dict[str, str]] = {
+    "gateway": {
+        "GATEWAY_SWEEP_SECONDS": "0.5",
+        "GATEWAY_ADMIT_SECONDS": "3",
+        "GATEWAY_REPUBLISH_AFTER_SECONDS": "1",
+        "GATEWAY_OVERDUE_AFTER_SECONDS": "3",
+    },
+    "credits": {"CREDITS_FLOOR_SECONDS": "1", "CREDITS_HOLD_OVERDUE_SECONDS": "5"},
+    "generator": {
+        "GENERATOR_POST_TIMEOUT_SECONDS": "2",
+        "GENERATOR_SUBMIT_LEASE_MARGIN_SECONDS": "1",
+        "GENERATOR_PREPARE_LEASE_SECONDS": "3",
+        "GENERATOR_FETCH_LEASE_SECONDS": "3",
+        "GENERATOR_LOOP_SECONDS": "0.1",
+    },
+    "storage": {},
+    "simulator": {},
+}
+
+
+class System:
+    """The running system and what tests do with it."""
+
+    def __init__(self, running: stack.Stack, failpoints: Path) -> None:
+        self.stack = running
+        self.supervisor = running.supervisor
+        self._failpoints = failpoints
+        self.operator: client.Client
+
+    async def account(self, credits: int = 1000) -> client.Client:
+        """A new account with credits, and a client that holds a key of it. Close it with `aclose` or `async with`."""
+        account_id = await self.operator.create_account(f"test {uuid.uuid4().hex[:8]}")
+        if credits:
+            await self.operator.grant(account_id, credits)
+        secret = await self.operator.create_api_key(account_id=account_id, display_name="test")
+        return client.Client(self.stack.gateway_address, secret, account_id=account_id)
+
+    def arm(self, point: str, action: str = "kill") -> None:
+        """The next time that a service comes by this failpoint, it does the action."""
+        before = self._failpoints.read_text() if self._failpoints.exists() else ""
+        self._failpoints.write_text(f"{before}{point}={action}\n")
+
+    def disarm(self) -> str:
+        """Takes back what did not strike; answers it."""
+        left = self._failpoints.read_text() if self._failpoints.exists() else ""
+        self._failpoints.write_text("")
+        return left
+
+    async def revive(self, name: str) -> None:
+        """Waits for a service to die of its failpoint and starts it again."""
+        await self.supervisor.wait_exit(name)
+        await self.supervisor.start(name)
+
+    async def simulated(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """An answer of the simulator's own pages."""
+        base = self.stack.addresses.provider_base_url.removesuffix("/v1")
+
+        def ask() -> Any:
+            data = json.dumps(body).encode() if body is not None else None
+            request = urllib.request.Request(f"{base}{path}", data=data)
+            request.add_header("Content-Type", "application/json")
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer)
+
+        return await asyncio.to_thread(ask)
+
+    async def paid_jobs(self, prompt: str) -> list[Any]:
+        """What the simulator accepted, and would bill, for a prompt: the oracle."""
+        entries = await self.simulated("/_sim/log?kind=accepted")
+        found = entries["entries"] if isinstance(entries, dict) else entries
+        return [entry for entry in found if prompt in entry.get("prompt", "")]
+
+    @asynccontextmanager
+    async def database(self, service: str) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to a service's own database."""
+        connection = await asyncpg.connect(self.stack.addresses.database_url(service))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def quiet(self, within_seconds: float = 60.0) -> None:
+        """Waits until nothing is under way any more: no live video, no held credit, nothing untold."""
+
+        async def nothing() -> bool:
+            async with self.database("gateway") as gateway:
+                live = await gateway.fetchval(
+                    "SELECT count(*) FROM videos WHERE state IN ('ADMITTING', 'PENDING', 'PROCESSING')"
+                )
+            async with self.database("credits") as credits_:
+                held = await credits_.fetchval("SELECT count(*) FROM holds WHERE state = 'HELD'")
+                untold = await credits_.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL")
+            async with self.database("generator") as generator:
+                untold += await generator.fetchval(
+                    "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+                )
+            assert (live, held, untold) == (0, 0, 0), f"live {live}, held {held}, untold {untold}"
+            return True
+
+        await eventually(nothing, within_seconds=within_seconds, every_seconds=0.2)
+
+
+@asynccontextmanager
+async def running(
+    data_dir: Path, overrides: Mapping[str, Mapping[str, str]] | None = None
+) -> AsyncIterator[System]:
+    """A system of its own in a directory of its own."""
+    failpoints = data_dir / "failpoints"
+    settings = {
+        name: {**values, "FRAMEWIRE_FAILPOINTS": str(failpoints), **(overrides or {}).get(name, {})}
+        for name, values in SETTINGS.items()
+    }
+    whole = stack.Stack(data_dir, time_factor=TIME_FACTOR, overrides=settings, environ={})
+    try:
+        await whole.start()
+        system = System(whole, failpoints)
+        async with client.Client(whole.gateway_address, whole.operator_key) as operator:
+            system.operator = operator
+            yield system
+    finally:
+        await whole.destroy()
