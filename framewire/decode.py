@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from google.protobuf import descriptor, message, struct_pb2, timestamp_pb2
+from google.protobuf import message, struct_pb2, timestamp_pb2
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def decode(kind: type[T], source: message.Message) -> T:
     return kind(**values)
 
 
-def enum_name(described: descriptor.EnumDescriptor, number: int) -> str:
+def enum_name(described: Any, number: int) -> str:
     """The value's short name; the number itself when the sender knows more values than we do."""
     if number == 0:
         return ""
@@ -53,9 +53,7 @@ def _plan(kind: type) -> tuple[tuple[str, type | None, bool], ...]:
     return tuple(plan)
 
 
-def _field(
-    source: Any, described: descriptor.FieldDescriptor, inner: type | None, optional: bool
-) -> Any:
+def _field(source: Any, described: Any, inner: type | None, optional: bool) -> Any:
     value = getattr(source, described.name)
     if described.message_type is not None and described.message_type.GetOptions().map_entry:
         return {key: _value(described, value[key], inner) for key in value}
@@ -66,7 +64,7 @@ def _field(
     return _value(described, value, inner)
 
 
-def _value(described: descriptor.FieldDescriptor, value: Any, inner: type | None) -> Any:
+def _value(described: Any, value: Any, inner: type | None) -> Any:
     if isinstance(value, timestamp_pb2.Timestamp):
         return moment(value)
     if isinstance(value, struct_pb2.Value):

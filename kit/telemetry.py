@@ -66,7 +66,7 @@ def configure(service: str, log_level: str, otlp_endpoint: str) -> None:
 
 def logger(name: str) -> Any:
     """A structured logger: `log.info("event_name", key=value)`. Never give it prompts or secrets."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(module=name)
 
 
 def serve_metrics(host: str, port: int) -> None:

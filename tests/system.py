@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 
 from framewire import client
+from framewire.credits.v1 import ledger_pb2
+from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from services.local import stack
 from tests.waiting import eventually
 
@@ -21,10 +24,12 @@ TIME_FACTOR = 50.0
 """Provider time runs so much faster; leases and our own timeouts are real, and short by these settings:"""
 SETTINGS: dict[str, dict[str, str]] = {
     "gateway": {
-        "GATEWAY_SWEEP_SECONDS": "0.5",
         "GATEWAY_ADMIT_SECONDS": "3",
-        "GATEWAY_REPUBLISH_AFTER_SECONDS": "1",
-        "GATEWAY_OVERDUE_AFTER_SECONDS": "3",
+        "GATEWAY_SWEEP_SECONDS": "0.3",
+        "GATEWAY_SWEEP_GRACE_SECONDS": "1",
+        "GATEWAY_SWEEP_UNACCEPTED_SECONDS": "1",
+        "GATEWAY_SWEEP_OVERDUE_SECONDS": "5",
+        "GATEWAY_SWEEP_RETRY_SECONDS": "0.5",
     },
     "credits": {"CREDITS_FLOOR_SECONDS": "1", "CREDITS_HOLD_OVERDUE_SECONDS": "5"},
     "generator": {
@@ -50,11 +55,21 @@ class System:
 
     async def account(self, credits: int = 1000) -> client.Client:
         """A new account with credits, and a client that holds a key of it. Close it with `aclose` or `async with`."""
-        account_id = await self.operator.create_account(f"test {uuid.uuid4().hex[:8]}")
+        account = await self.operator.create_account(f"test {uuid.uuid4().hex[:8]}")
         if credits:
-            await self.operator.grant(account_id, credits)
-        secret = await self.operator.create_api_key(account_id=account_id, display_name="test")
-        return client.Client(self.stack.gateway_address, secret, account_id=account_id)
+            await self.operator.grant(credits, account_id=account.account_id)
+        key = await self.operator.create_api_key(account_id=account.account_id, display_name="test")
+        address = self.stack.gateway_address
+        return client.Client(address, key.secret, account_id=account.account_id)
+
+    async def check_books(self) -> ledger_pb2.CheckBooksResponse:
+        """The ledger's own proof."""
+        async with grpc.aio.insecure_channel(self.stack.gateway_address) as channel:
+            stub = operator_pb2_grpc.OperatorServiceStub(channel)
+            metadata = (("authorization", f"Bearer {self.stack.operator_key}"),)
+            return await stub.CheckBooks(
+                operator_pb2.CheckBooksRequest(), metadata=metadata, timeout=20
+            )
 
     def arm(self, point: str, action: str = "kill") -> None:
         """The next time that a service comes by this failpoint, it does the action."""
@@ -110,7 +125,9 @@ class System:
                 )
             async with self.database("credits") as credits_:
                 held = await credits_.fetchval("SELECT count(*) FROM holds WHERE state = 'HELD'")
-                untold = await credits_.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL")
+                untold = await credits_.fetchval(
+                    "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+                )
             async with self.database("generator") as generator:
                 untold += await generator.fetchval(
                     "SELECT count(*) FROM outbox WHERE published_at IS NULL"

@@ -30,4 +30,6 @@ async def eventually(
                 return answer
             last = answer
         await asyncio.sleep(every_seconds)
-    raise AssertionError(f"{what or condition.__name__} did not come within {within_seconds} s: {last!r}")
+    raise AssertionError(
+        f"{what or condition.__name__} did not come within {within_seconds} s: {last!r}"
+    )

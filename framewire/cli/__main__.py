@@ -1,0 +1,5 @@
+"""`python -m framewire.cli`."""
+
+from framewire.cli import main
+
+main()

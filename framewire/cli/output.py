@@ -1,0 +1,204 @@
+"""What the CLI prints: facts and tables for people, JSON for programs, errors with what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from framewire import errors, types
+from framewire.events import types as event_types
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
+
+_HINTS = {
+    "ACCOUNT_NOT_FOUND": "Check --account or FRAMEWIRE_ACCOUNT.",
+    "ACCOUNT_REQUIRED": "Name the account: --account ID or FRAMEWIRE_ACCOUNT.",
+    "ADMISSION_PAUSED": "Try again later; nothing was charged.",
+    "ASSET_NOT_FOUND": "It is gone or another account's; upload the image again.",
+    "CREDENTIALS_INVALID": "Check --api-key, FRAMEWIRE_API_KEY or FRAMEWIRE_API_KEY_FILE.",
+    "DEPENDENCY_UNAVAILABLE": "Is it running (`framewire local status`), is the address right (--address)?",
+    "LANE_NOT_ALLOWED": "Choose another --lane, or ask an operator for this one.",
+    "MODEL_UNKNOWN": "See what there is: framewire models",
+    "NOT_AN_IMAGE": "Give a JPEG, PNG, WebP or AVIF of at most 10 MB.",
+    "OPTION_NOT_SUPPORTED": "See what there is: framewire models --json",
+    "OUTPUT_NOT_READY": "Wait for it: framewire watch ID",
+    "PRICE_CHANGED": "See the price with `framewire quote`; raise --max-credits to accept it.",
+    "REQUEST_ID_REUSED": "Leave --request-id out for a new request.",
+    "ROLE_NOT_ALLOWED": "This needs an operator's key.",
+    "SECONDS_NOT_SUPPORTED": "See what there is: framewire models",
+    "SIZE_NOT_SUPPORTED": "See what there is: framewire models",
+    "TOO_LARGE": "Make it smaller: at most 10 MB and 50 million pixels.",
+    "TOO_MANY_IN_FLIGHT": "Wait for one to end: framewire list --state PROCESSING",
+    "VIDEO_NOT_FOUND": "See yours: framewire list",
+}
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal, wide enough that nothing is cut."""
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+
+
+def print_json(item: Any) -> None:
+    """One line; keys as in the dataclasses, times in ISO 8601."""
+    print(json.dumps(_plain(item), ensure_ascii=False, default=_text), flush=True)
+
+
+def _plain(item: Any) -> Any:
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return dataclasses.asdict(item)
+    if isinstance(item, tuple | list):
+        return [_plain(one) for one in item]
+    return item
+
+
+def _text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Names and values, one to a line, without those that are empty."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        if value not in ("", None, ()):
+            table.add_row(name, str(value))
+    console().print(table)
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """A table whose cells are never cut."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console().print(table)
+
+
+def clock(moment: datetime | None) -> str:
+    """A moment in local time."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes as people read them."""
+    if size_bytes < 10_000:
+        return f"{size_bytes} bytes"
+    return f"{size_bytes / 1e6:.2f} MB"
+
+
+def output_text(output: types.Output) -> str:
+    """The measured facts of a video in one line."""
+    sound = "sound" if output.has_audio else "no sound"
+    return (
+        f"{output.width}x{output.height}, {output.duration_ms / 1000:.2f} s, {output.fps:g} fps, "
+        f"{output.codec}, {sound}, {size_text(output.size_bytes)}"
+    )
+
+
+def credits_text(credits_: types.VideoCredits) -> str:
+    """What a video costs, as far as that is known."""
+    if credits_.settlement == "DONE":
+        return f"{credits_.captured} credits charged"
+    return f"{credits_.reserved or credits_.quoted} credits held"
+
+
+def video_facts(video: types.Video) -> list[tuple[str, object]]:
+    """A video, for people."""
+    spec = video.spec
+    size = f"{spec.width}x{spec.height}, {spec.seconds} s"
+    facts: list[tuple[str, object]] = [
+        ("video", video.video_id),
+        ("state", video.state if video.is_terminal else f"{video.state}, {video.stage.lower()}"),
+        ("progress", "" if video.is_terminal else f"{video.progress_percent} %"),
+        ("model", f"{spec.model}, {size}, lane {video.lane}"),
+        ("credits", credits_text(video.credits)),
+        ("created", clock(video.created_at)),
+        ("finished", clock(video.finished_at)),
+        ("cancel", "asked for" if video.cancel_requested else ""),
+    ]
+    if video.failure is not None:
+        facts.append(("failure", f"{video.failure.message} ({video.failure.cause})"))
+    for output in (*video.outputs, *video.late_outputs):
+        facts += [("output", output_text(output)), ("sha256", output.sha256)]
+    return facts
+
+
+def event_text(event: event_types.Event) -> str:
+    """What an event says beyond its kind, in a few words."""
+    match event.detail:
+        case event_types.Queued(lane=lane, model=model, queue_position=before):
+            return f"lane {lane}, {model}, {before} before it"
+        case event_types.Started(attempt=attempt, provider_account=provider):
+            return f"attempt {attempt} at {provider}"
+        case event_types.Completed(outputs=outputs) | event_types.Recovered(outputs=outputs):
+            return "; ".join(output_text(output) for output in outputs)
+        case event_types.Failed(cause=cause, message=message):
+            return f"{message} ({cause})"
+        case event_types.Cancelled(cause=cause):
+            return cause
+        case event_types.Settled(
+            captured_credits=taken, released_credits=back, available_credits=left
+        ):
+            return f"{taken} credits charged, {back} given back, {left} available"
+        case event_types.Expired(asset_id=asset):
+            return f"asset {asset}"
+        case event_types.BalanceLow(available_credits=left, threshold_credits=threshold):
+            return f"{left} credits available, below {threshold}"
+        case _:
+            return ""
+
+
+def event_line(event: event_types.Event) -> str:
+    """An event in one line."""
+    when = event.occurred_at.astimezone().strftime("%H:%M:%S.%f")[:-3] if event.occurred_at else ""
+    return f"{when:12}  {event.kind:11}  {event.video_id or event.account_id}  {event_text(event)}"
+
+
+def print_error(message: str, reason: str = "", hint: str = "") -> None:
+    """One line that says what is wrong, and one that says what to do."""
+    line = " ".join(message.split())
+    print(f"error: {line} ({reason})" if reason else f"error: {line}", file=sys.stderr)
+    if hint:
+        print(hint, file=sys.stderr)
+
+
+def report(error: errors.FramewireError, address: str = "") -> int:
+    """Prints a failed call and answers the exit code."""
+    away = (
+        error.code is grpc.StatusCode.UNAVAILABLE and error.reason == "DEPENDENCY_UNAVAILABLE"
+    ) or error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    message = error.message
+    if "failed to connect to all addresses" in message or "DNS" in message:
+        message = f"cannot reach the gateway at {address}: {message.rpartition('error: ')[2]}"
+    print_error(message, error.reason, _hint(error))
+    return EXIT_UNREACHABLE if away else EXIT_REFUSED
+
+
+def _hint(error: errors.FramewireError) -> str:
+    facts = error.metadata
+    if error.reason == "INSUFFICIENT_CREDITS":
+        return (
+            f"It needs {facts.get('needed', '?')} credits, {facts.get('available', '?')} are available; "
+            "an operator gives more: framewire grant CREDITS"
+        )
+    if "captured_credits" in facts:  # a video that ended without an output
+        again = " The same request may succeed when sent again." if facts["retryable"] == "true" else ""
+        return f"{facts['captured_credits']} credits were charged for {facts['video_id']}.{again}"
+    if error.retry_after_seconds:
+        return f"Try again in {error.retry_after_seconds:.0f} s."
+    if "error_id" in facts:
+        return f"Our fault; tell an operator the error id {facts['error_id']}."
+    return _HINTS.get(error.reason, "")

@@ -1,0 +1,463 @@
+"""The SDK: `async with Client(address, api_key) as client: await client.generate(prompt, image, out=path)`.
+
+Every call is idempotent: what spends or grants carries one `request_id`, made here unless given and kept over retries.
+UNAVAILABLE, and RESOURCE_EXHAUSTED with a time to wait, are tried again for `retry_seconds`. Every failure of a call
+is a FramewireError; local files raise OSError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+import grpc
+from google.protobuf import message as protobuf
+from google.protobuf import struct_pb2, timestamp_pb2
+
+from framewire import downloads, errors, transport, types
+from framewire.credits.v1 import ledger_pb2
+from framewire.decode import decode
+from framewire.events.v1 import vocabulary_pb2
+from framewire.gateway.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    operator_pb2,
+    operator_pb2_grpc,
+    upload_pb2,
+    upload_pb2_grpc,
+    video_pb2,
+    video_pb2_grpc,
+)
+
+MAX_IMAGE_BYTES = 10 * 1024 * 1024
+_CHUNK_BYTES = 256 * 1024
+_PAGE_SIZE = 100
+_DOWNLOAD_TRIES = 5
+
+T = TypeVar("T")
+OnProgress = Callable[[types.Video], object]
+
+
+class SpecFields(TypedDict, total=False):
+    """What a video is to be, beside its prompt. What is left out is the model's default."""
+
+    image_id: str
+    model: str
+    width: int
+    height: int
+    seconds: int
+    variants: int
+    options: Mapping[str, types.OptionValue]
+
+
+class VideoFields(SpecFields, total=False):
+    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH"."""
+
+    lane: str
+    max_credits: int | None
+    quote_id: str
+    start_by: datetime | None
+    labels: Mapping[str, str]
+    client_reference: str
+
+
+class Client:
+    """One caller of one gateway. `address`: "host:port", or "https://host" for TLS.
+
+    `account_id` says who pays and whose things are listed; empty: the key's own account. Operators must name one.
+    """
+
+    def __init__(
+        self, address: str, api_key: str, *, account_id: str = "", retry_seconds: float = 60.0
+    ) -> None:
+        self.account_id = account_id
+        self._address = address
+        self._api_key = api_key
+        self._retry_seconds = retry_seconds
+        self._opened: transport.Transport | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends what is under way. Idempotent."""
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    @property
+    def _transport(self) -> transport.Transport:
+        """Opened on the first call."""
+        if self._opened is None:
+            self._opened = transport.Transport(self._address, self._api_key, self._retry_seconds)
+        return self._opened
+
+    @property
+    def _videos(self) -> video_pb2_grpc.VideoServiceAsyncStub:
+        return video_pb2_grpc.VideoServiceStub(self._transport.channel)
+
+    @property
+    def _uploads(self) -> upload_pb2_grpc.UploadServiceAsyncStub:
+        return upload_pb2_grpc.UploadServiceStub(self._transport.channel)
+
+    @property
+    def _accounts(self) -> account_pb2_grpc.AccountServiceAsyncStub:
+        return account_pb2_grpc.AccountServiceStub(self._transport.channel)
+
+    @property
+    def _operators(self) -> operator_pb2_grpc.OperatorServiceAsyncStub:
+        return operator_pb2_grpc.OperatorServiceStub(self._transport.channel)
+
+    # Videos
+
+    async def generate(
+        self,
+        prompt: str,
+        image: Path | str | bytes | None = None,
+        *,
+        out: Path | str | None = None,
+        on_progress: OnProgress | None = None,
+        request_id: str = "",
+        **fields: Unpack[VideoFields],
+    ) -> types.Video:
+        """Uploads the image, makes the video, waits until it is paid for, downloads it to `out` (further variants
+        to out-1, out-2, ...).
+
+        `on_progress` gets each state. A video without an output raises FramewireError, its cause as the reason. Called
+        again with the same request_id it goes on where it broke off and pays once.
+        """
+        request_id = request_id or new_request_id()
+        if image is not None:
+            upload_id = str(uuid.uuid5(uuid.UUID(request_id), "image"))
+            fields["image_id"] = (await self.upload_image(image, request_id=upload_id)).image_id
+        video = await self.create_video(prompt, request_id=request_id, **fields)
+        if on_progress is not None:
+            on_progress(video)
+        async for newer in self.watch_video(video.video_id):
+            video = newer
+            if on_progress is not None:
+                on_progress(video)
+        _require_completed(video)
+        if out is not None:
+            await self.download_all(video, out)
+        return video
+
+    async def create_video(
+        self, prompt: str, *, request_id: str = "", **fields: Unpack[VideoFields]
+    ) -> types.Video:
+        """Admits a video: it is priced, its credits are held, and it is queued, durably; or nothing happens."""
+        request = video_pb2.CreateVideoRequest(
+            request_id=request_id or new_request_id(),
+            account_id=self.account_id,
+            spec=_spec(prompt, fields),
+            lane=_lane(fields.get("lane", "")),
+            max_credits=fields.get("max_credits"),
+            quote_id=fields.get("quote_id", ""),
+            start_by=_timestamp(fields.get("start_by")),
+            labels=fields.get("labels", {}),
+            client_reference=fields.get("client_reference", ""),
+        )
+        return await self._call(types.Video, self._videos.CreateVideo, request)
+
+    async def get_video(self, video_id: str) -> types.Video:
+        """A video as it is now."""
+        request = video_pb2.GetVideoRequest(video_id=video_id)
+        return await self._call(types.Video, self._videos.GetVideo, request)
+
+    async def list_videos(self, *, state: str = "") -> AsyncGenerator[types.Video, None]:
+        """The account's videos, newest first, fetched page by page as they are taken."""
+        wanted = _value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
+        request = video_pb2.ListVideosRequest(
+            account_id=self.account_id, page_size=_PAGE_SIZE, state=wanted
+        )
+        async for page in self._pages(self._videos.ListVideos, request):
+            for video in page.videos:
+                yield decode(types.Video, video)
+
+    async def watch_video(
+        self, video_id: str, *, after_revision: int = 0
+    ) -> AsyncGenerator[types.Video, None]:
+        """The video now, then each change, until it is terminal and settled.
+
+        States between may be skipped, the last never is. A broken connection is taken up again after the last revision.
+        """
+        last: types.Video | None = None
+
+        def request() -> video_pb2.WatchVideoRequest:
+            seen = after_revision if last is None else last.revision
+            return video_pb2.WatchVideoRequest(video_id=video_id, after_revision=seen)
+
+        stream = self._transport.watch(self._videos.WatchVideo, request)
+        try:
+            async for response in stream:
+                video = decode(types.Video, response.video)
+                if last is not None and (video.revision < last.revision or video == last):
+                    continue  # told again after a break
+                last = video
+                yield video
+                if video.is_settled:
+                    return
+        finally:
+            await stream.aclose()
+
+    async def cancel_video(self, video_id: str) -> types.Video:
+        """Asks for the end of a video; free of charge before it was sent to the provider."""
+        request = video_pb2.CancelVideoRequest(video_id=video_id)
+        return await self._call(types.Video, self._videos.CancelVideo, request)
+
+    async def delete_video(self, video_id: str, *, cancel: bool = False) -> types.Video:
+        """Removes a video and its assets; one that still lives only with `cancel`."""
+        request = video_pb2.DeleteVideoRequest(video_id=video_id, cancel=cancel)
+        return await self._call(types.Video, self._videos.DeleteVideo, request)
+
+    async def quote_video(
+        self, prompt: str, *, lane: str = "", **fields: Unpack[SpecFields]
+    ) -> types.Quote:
+        """The price of a video, without making it."""
+        request = video_pb2.QuoteVideoRequest(
+            account_id=self.account_id, spec=_spec(prompt, fields), lane=_lane(lane)
+        )
+        return await self._call(types.Quote, self._videos.QuoteVideo, request)
+
+    async def get_download_url(
+        self, video_id: str, *, variant: int = 0, poster: bool = False
+    ) -> types.DownloadUrl:
+        """A URL of an output or its poster, good for a short time without other credentials."""
+        request = video_pb2.GetDownloadUrlRequest(video_id=video_id, variant=variant, poster=poster)
+        return await self._call(types.DownloadUrl, self._videos.GetDownloadUrl, request)
+
+    async def download(
+        self, video_id: str, path: Path | str, *, variant: int = 0, poster: bool = False
+    ) -> types.DownloadUrl:
+        """Writes an output to `path`, whole and with the promised size and sha256, or not at all."""
+        tried = 0
+        while True:
+            found = await self.get_download_url(video_id, variant=variant, poster=poster)
+            size, sha256 = found.output.size_bytes, found.output.sha256
+            if poster and not found.output.media_type.startswith("image/"):
+                size, sha256 = 0, ""  # the facts are the video's
+            try:
+                await downloads.fetch(found.url, Path(path), size, sha256)
+                return found
+            except errors.FramewireError as error:
+                tried += 1
+                if error.code is grpc.StatusCode.DATA_LOSS or tried == _DOWNLOAD_TRIES:
+                    raise
+            await asyncio.sleep(random.uniform(0.25, 0.5) * 2**tried)
+
+    async def download_all(self, video: types.Video, path: Path | str) -> tuple[Path, ...]:
+        """Writes every output: the first to `path`, further variants beside it (out-1.mp4, out-2.mp4, ...)."""
+        paths = tuple(variant_path(Path(path), output.variant) for output in video.outputs)
+        for output, place in zip(video.outputs, paths, strict=True):
+            await self.download(video.video_id, place, variant=output.variant)
+        return paths
+
+    # Images
+
+    async def upload_image(self, image: Path | str | bytes, *, request_id: str = "") -> types.Image:
+        """Stores an image for create_video: JPEG, PNG, WebP or AVIF, at most 10 MB."""
+        body = image if isinstance(image, bytes) else await asyncio.to_thread(_read, Path(image))
+        header = upload_pb2.UploadImageHeader(
+            request_id=request_id or new_request_id(),
+            account_id=self.account_id,
+            size_bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+        )
+
+        async def requests() -> AsyncIterator[upload_pb2.UploadImageRequest]:
+            yield upload_pb2.UploadImageRequest(header=header)
+            for start in range(0, len(body), _CHUNK_BYTES):
+                yield upload_pb2.UploadImageRequest(chunk=body[start : start + _CHUNK_BYTES])
+
+        stored = await self._transport.upload(self._uploads.UploadImage, requests)
+        return decode(types.Image, stored)
+
+    # The account
+
+    async def balance(self) -> types.Balance:
+        """Credits of the account."""
+        request = account_pb2.GetBalanceRequest(account_id=self.account_id)
+        return await self._call(types.Balance, self._accounts.GetBalance, request)
+
+    async def entries(self) -> AsyncGenerator[types.Entry, None]:
+        """The account's statement, newest first, fetched page by page as it is taken."""
+        request = account_pb2.ListEntriesRequest(account_id=self.account_id, page_size=_PAGE_SIZE)
+        async for page in self._pages(self._accounts.ListEntries, request):
+            for entry in page.entries:
+                yield decode(types.Entry, entry)
+
+    async def models(self) -> tuple[types.Model, ...]:
+        """What can be asked for, the default model first."""
+        send = self._accounts.ListModels
+        answer = await self._transport.unary(send, account_pb2.ListModelsRequest())
+        return tuple(decode(types.Model, model) for model in answer.models)
+
+    async def create_api_key(
+        self,
+        *,
+        account_id: str = "",
+        role: str = "MEMBER",
+        display_name: str = "",
+        request_id: str = "",
+    ) -> types.NewApiKey:
+        """Makes a key. Its secret is in the answer and nowhere else."""
+        request = account_pb2.CreateApiKeyRequest(
+            request_id=request_id or new_request_id(),
+            account_id=account_id or self.account_id,
+            role=_value(account_pb2.Role, "ROLE_", role, "role"),
+            display_name=display_name,
+        )
+        return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
+
+    # Operators
+
+    async def create_account(
+        self,
+        display_name: str,
+        *,
+        lanes: Iterable[str] = (),
+        weight: int = 0,
+        max_in_flight: int = 0,
+        requests_per_minute: int = 0,
+        videos_per_hour: int = 0,
+        request_id: str = "",
+    ) -> types.Account:
+        """Makes an account with its books; lanes: STANDARD and BATCH unless given; 0 is the default. Operators only."""
+        request = operator_pb2.CreateAccountRequest(
+            request_id=request_id or new_request_id(),
+            display_name=display_name,
+            lanes=[_lane(lane) for lane in lanes],
+            weight=weight,
+            max_in_flight=max_in_flight,
+            requests_per_minute=requests_per_minute,
+            videos_per_hour=videos_per_hour,
+        )
+        return await self._call(types.Account, self._operators.CreateAccount, request)
+
+    async def grant(
+        self,
+        account_id: str,
+        credits: int,
+        *,
+        source: str = "PROMOTION",
+        expires_at: datetime | None = None,
+        note: str = "",
+        why: str = "",
+        request_id: str = "",
+    ) -> types.Grant:
+        """Gives credits to an account. Operators only. Sources: PURCHASE, PROMOTION, SUBSCRIPTION, CORRECTION."""
+        grant = ledger_pb2.GrantRequest(
+            account_id=account_id,
+            request_id=request_id or new_request_id(),
+            credits=credits,
+            source=_value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
+            expires_at=_timestamp(expires_at),
+            note=note,
+        )
+        request = operator_pb2.GrantRequest(grant=grant, why=why)
+        return await self._call(types.Grant, self._operators.Grant, request)
+
+    async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
+        return decode(kind, await self._transport.unary(send, request))
+
+    async def _pages(self, send: Any, request: Any) -> AsyncGenerator[Any, None]:
+        while True:
+            page = await self._transport.unary(send, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+
+def new_request_id() -> str:
+    """The id of one logical call."""
+    return str(uuid.uuid4())
+
+
+def variant_path(out: Path, variant: int) -> Path:
+    """Where a variant goes: video.mp4, video-1.mp4, ..."""
+    return out if variant == 0 else out.with_stem(f"{out.stem}-{variant}")
+
+
+def _spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
+    options = {name: _option(value) for name, value in fields.get("options", {}).items()}
+    return vocabulary_pb2.VideoSpec(
+        prompt=prompt,
+        input_image_id=fields.get("image_id", ""),
+        model=fields.get("model", ""),
+        width=fields.get("width", 0),
+        height=fields.get("height", 0),
+        seconds=fields.get("seconds", 0),
+        variants=fields.get("variants", 0),
+        options=options,
+    )
+
+
+def _option(value: types.OptionValue) -> struct_pb2.Value:
+    if isinstance(value, bool):
+        return struct_pb2.Value(bool_value=value)
+    if isinstance(value, str):
+        return struct_pb2.Value(string_value=value)
+    return struct_pb2.Value(number_value=value)
+
+
+def _lane(name: str) -> vocabulary_pb2.Lane.ValueType:
+    return _value(vocabulary_pb2.Lane, "LANE_", name, "lane")
+
+
+def _value(enum: Any, prefix: str, name: str, field: str) -> Any:
+    """The enum's number of a short name, in any case; "" is UNSPECIFIED."""
+    full = f"{prefix}{name.upper() or 'UNSPECIFIED'}"
+    if full in enum.keys():  # noqa: SIM118 (an enum wrapper is no mapping)
+        return enum.Value(full)
+    known = ", ".join(key.removeprefix(prefix) for key in enum.keys()[1:])
+    raise _invalid("INVALID_FIELD", f"{field}: there is no {name!r}; there are: {known}")
+
+
+def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+    if moment is None:
+        return None
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(moment.astimezone())  # a naive time is the caller's local one
+    return stamp
+
+
+def _read(path: Path) -> bytes:
+    """The whole file; one that is too large is refused before it is read."""
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise _invalid("TOO_LARGE", f"{path} has more than 10 MB; make it smaller first")
+    return path.read_bytes()
+
+
+def _require_completed(video: types.Video) -> None:
+    if video.state == "COMPLETED":
+        return
+    failure = video.failure or types.VideoFailure("", "", False)
+    raise transport.failure(
+        grpc.StatusCode.ABORTED,
+        failure.cause or video.state,
+        failure.message or f"the video is {video.state}",
+        video_id=video.video_id,
+        state=video.state,
+        captured_credits=video.credits.captured,
+        retryable=str(failure.retryable).lower(),
+    )
+
+
+def _invalid(reason: str, message: str) -> errors.FramewireError:
+    return transport.failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message)

@@ -1,0 +1,104 @@
+"""A ledger for tests: a real Postgres, and for each test a migrated database of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from framewire.events.v1 import event_pb2
+from kit import errors, ids, migrate, postgres
+from services.credits import documents, holds, ledger, rules
+from services.credits.store import Store, movements
+from services.local import postgres as local_postgres
+
+HERE = Path(rules.__file__).parent
+TEN = rules.Item("sora-2", 1280, 720, 6, 1, rules.Lane.STANDARD)
+ONE = replace(TEN, width=320, height=180, seconds=1)
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class World:
+    """A ledger in a database of its own."""
+
+    pool: postgres.Pool
+    books: Store
+    url: str
+
+    async def account(self, *credits_: int, **fields: Any) -> str:
+        """A new account with a lot of each size."""
+        account_id = ids.new_id()
+        await self.books.ledger.open_account(account_id)
+        for amount in credits_:
+            await self.grant(account_id, amount, **fields)
+        return account_id
+
+    async def grant(self, account_id: str, amount: int, **fields: Any) -> movements.Given:
+        request = {"request_id": str(uuid.uuid4()), "source": ledger.LotSource.PURCHASE, **fields}
+        return await self.books.ledger.grant(movements.Grant(account_id, credits=amount, **request))
+
+    async def reserve(self, account_id: str, item: rules.Item = TEN, **fields: Any) -> holds.Hold:
+        soon = datetime.now(UTC) + timedelta(seconds=30)
+        request = {"hold_id": ids.new_id(), "not_after": soon, "item": item, **fields}
+        return await self.books.ledger.reserve(
+            movements.Reservation(account_id=account_id, **request)
+        )
+
+    async def numbers(self, account_id: str) -> tuple[int, int]:
+        balance = await self.books.statements.get_balance(account_id)
+        return balance.available, balance.held
+
+    async def age(self, account_id: str, by: timedelta) -> None:
+        """Lets an account's lots grow older; what a hold remembers of them stays."""
+        await self.pool.execute(
+            "UPDATE lots SET expires_at = expires_at - $2::interval WHERE account_id = $1",
+            account_id,
+            by,
+        )
+
+    async def told(self, kind: str) -> list[event_pb2.Event]:
+        rows = await self.pool.fetch(
+            "SELECT data FROM outbox WHERE subject LIKE '%.' || $1 ORDER BY created_at", kind
+        )
+        return [json_format.Parse(row["data"], event_pb2.Event()) for row in rows]
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+    """Postgres with a template that is migrated and has its rulebooks."""
+    running = local_postgres.Postgres(tmp_path_factory.mktemp("credits"))
+    await running.start()
+    try:
+        await running.create_database("template_credits")
+        url = running.database_url("template_credits")
+        assert await migrate.migrate(url, HERE / "migrations")
+        assert await migrate.migrate(url, HERE / "migrations") == []
+        async with postgres.pool(url, "test", 1) as pool:
+            await documents.load(Store(pool), HERE / "prices.yaml", HERE / "refund_policy.yaml")
+        yield running
+    finally:
+        await running.destroy()
+
+
+@pytest.fixture
+async def world(server: Any) -> AsyncIterator[World]:
+    name = f"credits_{uuid.uuid4().hex[:12]}"
+    await server.create_database(name, "template_credits")
+    url = server.database_url(name)
+    async with postgres.pool(url, "test", 12) as pool:
+        made = World(pool, Store(pool), url)
+        yield made
+        planted = await pool.fetchval("SELECT to_regclass('planted') IS NOT NULL")
+        proof = await made.books.statements.check_books()
+        assert planted or proof.findings == ()
+
+
+def has_reason(reason: str) -> Any:
+    return pytest.raises(errors.ServiceError, check=lambda error: error.reason == reason)

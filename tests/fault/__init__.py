@@ -1,0 +1,1 @@
+"""Faults: kills, pauses and outages on real processes."""

@@ -1,0 +1,202 @@
+"""An image and a prompt go in; an MP4 in S3, a settled charge and events come out."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from framewire import errors
+from framewire.generator.v1 import job_pb2
+from tests import invariants, pictures
+from tests import system as systems
+from tests.waiting import eventually
+
+TINY = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
+
+
+def unique(text: str) -> str:
+    return f"{text} {uuid.uuid4().hex}"
+
+
+async def test_image_to_video(system: systems.System, tmp_path: Path) -> None:
+    """The first frame is the photo, cut to the size; the charge is the quote; the events came in order."""
+    prompt, out = unique("the camera rises"), tmp_path / "film.mp4"
+    stages: list[str] = []
+    async with await system.account(100) as client:
+        quote = await client.quote_video(prompt, **TINY)
+        video = await client.generate(
+            prompt, pictures.ROCKET, out=out, on_progress=lambda v: stages.append(v.stage), **TINY
+        )
+        balance = await client.balance()
+    assert video.state == "COMPLETED"
+    assert video.credits.settlement == "DONE"
+    assert video.credits.captured == video.credits.reserved == quote.credits > 0
+    assert (balance.available_credits, balance.held_credits) == (100 - quote.credits, 0)
+    output = video.outputs[0]
+    assert (output.width, output.height, output.codec) == (320, 180, "h264")
+    assert abs(output.duration_ms - 1000) <= 100
+    film = pictures.frames(out)
+    photo = ImageOps.fit(Image.open(pictures.ROCKET), (320, 180), centering=(0.5, 0.5))
+    assert pictures.difference(film[0], photo) < 12
+    assert pictures.difference(film[-1], photo) > 1, "the camera does not move"
+    assert len(await system.paid_jobs(prompt)) == 1
+    assert stages[-1] == "DONE"
+
+
+async def test_text_to_video(system: systems.System, tmp_path: Path) -> None:
+    """No image: the provider makes the first frame as well."""
+    prompt, out = unique("a calm sea"), tmp_path / "sea.mp4"
+    async with await system.account(100) as client:
+        video = await client.generate(prompt, out=out, **TINY)
+    assert video.state == "COMPLETED"
+    assert len(pictures.frames(out)) > 10
+    assert len(await system.paid_jobs(prompt)) == 1
+
+
+async def test_the_output_is_marked_as_synthetic(system: systems.System, tmp_path: Path) -> None:
+    """EU AI Act, article 50: a machine-readable mark that names the model and the video."""
+    from services.storage.media import marks
+
+    out = tmp_path / "marked.mp4"
+    async with await system.account(100) as client:
+        video = await client.generate(unique("a marked film"), out=out, **TINY)
+    mark = marks.read_mark(out)
+    assert mark is not None
+    assert (mark.model, mark.video_id) == ("sora-2", video.video_id)
+
+
+async def test_fifty_calls_with_one_request_id_make_one_video(system: systems.System) -> None:
+    prompt, request_id = unique("fifty at once"), str(uuid.uuid4())
+    async with await system.account(100) as client:
+        videos = await asyncio.gather(
+            *(client.create_video(prompt, request_id=request_id, **TINY) for _ in range(50))
+        )
+        assert len({video.video_id for video in videos}) == 1
+        async for _ in client.watch_video(videos[0].video_id):
+            pass
+        balance = await client.balance()
+        again = await client.create_video(prompt, request_id=request_id, **TINY)
+    assert again.video_id == videos[0].video_id
+    assert again.state == "COMPLETED"
+    assert balance.available_credits == 100 - again.credits.captured
+    assert len(await system.paid_jobs(prompt)) == 1
+
+
+async def test_the_same_id_with_another_request_is_refused(system: systems.System) -> None:
+    request_id = str(uuid.uuid4())
+    async with await system.account(100) as client:
+        await client.create_video(unique("one"), request_id=request_id, **TINY)
+        with pytest.raises(errors.FramewireError) as caught:
+            await client.create_video(unique("another"), request_id=request_id, **TINY)
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+
+
+async def test_too_few_credits_are_refused_and_leave_nothing(system: systems.System) -> None:
+    request_id, prompt = str(uuid.uuid4()), unique("too dear")
+    async with await system.account(0) as client:
+        with pytest.raises(errors.FramewireError) as caught:
+            await client.create_video(prompt, request_id=request_id, **TINY)
+        assert caught.value.reason == "INSUFFICIENT_CREDITS"
+        assert {"needed", "available"} <= set(caught.value.metadata)
+        assert [video async for video in client.list_videos()] == []
+        # Only an accepted request binds its id: topped up, the same call goes through.
+        await system.operator.grant(50, account_id=client.account_id)
+        video = await client.create_video(prompt, request_id=request_id, **TINY)
+        assert video.state in ("PENDING", "PROCESSING")
+
+
+async def test_a_job_delivered_again_changes_nothing(system: systems.System) -> None:
+    import nats
+
+    from framewire import subjects
+
+    prompt = unique("delivered twice")
+    async with await system.account(100) as client:
+        video = await client.generate(prompt, **TINY)
+    async with system.database("generator") as database:
+        job = await database.fetchval("SELECT job FROM videos WHERE video_id = $1", video.video_id)
+        before = await database.fetchval("SELECT count(*) FROM attempt_history")
+    assert job_pb2.Job.FromString(bytes(job)).video_id == video.video_id
+    connection = await nats.connect(system.stack.addresses.nats_url)
+    try:
+        jetstream = connection.jetstream()
+        ack = await jetstream.publish(subjects.JOBS_SUBJECT, bytes(job))
+
+        async def consumed() -> bool:
+            state = (await jetstream.stream_info(subjects.JOBS_STREAM)).state
+            return state.messages == 0 and state.last_seq >= ack.seq
+
+        await eventually(consumed)
+    finally:
+        await connection.close()
+    async with system.database("generator") as database:
+        assert await database.fetchval("SELECT count(*) FROM attempt_history") == before
+    assert len(await system.paid_jobs(prompt)) == 1
+
+
+async def test_a_terminal_event_told_again_changes_nothing(system: systems.System) -> None:
+    import nats
+
+    async with await system.account(100) as client:
+        video = await client.generate(unique("told twice"), **TINY)
+        revision, balance = video.revision, await client.balance()
+        entries = [entry async for entry in client.entries()]
+        told = [
+            (headers, data)
+            for headers, data in await invariants.stream_events(system)
+            if headers.get("ce-subject") == video.video_id
+            and headers["ce-type"].endswith(".completed")
+        ]
+        assert len(told) == 1
+        connection = await nats.connect(system.stack.addresses.nats_url)
+        try:
+            jetstream = connection.jetstream()
+            headers = {key: value for key, value in told[0][0].items() if key != "Nats-Msg-Id"}
+            subject = f"framewire.events.v1.{video.account_id}.completed"
+            ack = await jetstream.publish(subject, told[0][1], headers=headers)
+
+            async def consumed() -> bool:
+                infos = [
+                    await jetstream.consumer_info("EVENTS", name)
+                    for name in ("credits-settlement", "gateway-projector")
+                ]
+                return all(info.ack_floor.stream_seq >= ack.seq for info in infos)
+
+            await eventually(consumed)
+        finally:
+            await connection.close()
+        after = await client.get_video(video.video_id)
+        assert (after.revision, after.credits) == (revision, video.credits)
+        assert await client.balance() == balance
+        assert [entry async for entry in client.entries()] == entries
+
+
+async def test_a_refused_prompt_costs_nothing(system: systems.System) -> None:
+    prompt = unique("[fault:moderated_now] nothing that may be shown")
+    async with await system.account(100) as client:
+        with pytest.raises(errors.FramewireError) as caught:
+            await client.generate(prompt, **TINY)
+        assert caught.value.reason == "INPUT_REFUSED"
+        assert (await client.balance()).available_credits == 100
+
+
+async def test_foreign_videos_and_images_are_not_found(system: systems.System) -> None:
+    async with await system.account(100) as owner, await system.account(100) as other:
+        image = await owner.upload_image(pictures.plain((200, 30, 30)))
+        video = await owner.create_video(unique("mine"), **TINY)
+        with pytest.raises(errors.FramewireError) as caught:
+            await other.get_video(video.video_id)
+        assert caught.value.reason == "VIDEO_NOT_FOUND"
+        with pytest.raises(errors.FramewireError) as caught:
+            await other.create_video(unique("theirs"), image_id=image.image_id, **TINY)
+        assert caught.value.reason == "ASSET_NOT_FOUND"
+        assert (await other.balance()).held_credits == 0
+
+
+async def test_every_invariant_holds_after_all_of_it(system: systems.System) -> None:
+    await system.quiet()
+    assert await invariants.violations(system) == []
