@@ -152,7 +152,7 @@ class Client:
             video = newer
             if on_progress is not None:
                 on_progress(video)
-        _require_completed(video)
+        require_completed(video)
         if out is not None:
             await self.download_all(video, out)
         return video
@@ -444,7 +444,8 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _require_completed(video: types.Video) -> None:
+def require_completed(video: types.Video) -> None:
+    """Raises FramewireError, the cause as its reason, for a video that ended without an output."""
     if video.state == "COMPLETED":
         return
     failure = video.failure or types.VideoFailure("", "", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import uuid
@@ -9,16 +10,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from framewire import client
+import grpc
+
+from framewire import client, transport
+from framewire.cli import output
 
 RETRY_SECONDS = 20.0
+_PROBE_SECONDS = 3.0
 _NAMESPACE = uuid.UUID("5f1d3c1e-7a0b-5d0e-9c44-f3a9a1b0c2d7")
 _LANES = ("VIP", "STANDARD", "BATCH")
-
-
-class UsageError(Exception):
-    """The command cannot be run as it was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def find(address: str, api_key: str, account_id: str) -> Target:
     if address and api_key:
         return Target(address, api_key, account_id)
     if address:
-        raise UsageError(
+        raise output.usage(
             f"no API key for {address}: give --api-key, FRAMEWIRE_API_KEY or FRAMEWIRE_API_KEY_FILE"
         )
     stack = local_stack()
@@ -55,7 +57,7 @@ def find(address: str, api_key: str, account_id: str) -> Target:
     try:
         key = stack.operator_key_file.read_text().strip()
     except OSError as error:
-        raise UsageError(f"cannot read the local operator key: {error}") from error
+        raise output.usage(f"cannot read the local operator key: {error}") from error
     return Target(stack.gateway, key, account_id, is_local=True)
 
 
@@ -65,7 +67,7 @@ def nats_url(given: str) -> str:
 
 
 def local_stack() -> LocalStack:
-    """The system that runs on this machine; raises UsageError when there is none."""
+    """The system that runs on this machine; ends the command when there is none."""
     data_dir = Path(os.environ.get("FRAMEWIRE_DATA_DIR") or ".framewire")
     try:
         content = json.loads((data_dir / "stack.json").read_text())
@@ -75,12 +77,12 @@ def local_stack() -> LocalStack:
             nats_url=content["programs"]["nats"]["address"],
         )
     except FileNotFoundError:
-        raise UsageError(
+        raise output.usage(
             f"nothing runs here (no {data_dir}/stack.json): start it with `framewire local up`, "
             "or say where it is: --address and --api-key, for events --nats-url"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read {data_dir}/stack.json: {error!r}") from error
+        raise output.usage(f"cannot read {data_dir}/stack.json: {error!r}") from error
 
 
 @asynccontextmanager
@@ -93,9 +95,29 @@ async def connected(target: Target, *, for_account: bool = True) -> AsyncIterato
         retry_seconds=RETRY_SECONDS,
     )
     async with opened:
+        await require_listener(target.address)
         if for_account and target.is_local and not target.account_id:
             opened.account_id = await local_account(opened, target.api_key)
         yield opened
+
+
+async def require_listener(address: str) -> None:
+    """Fails at once, and plainly, where nothing listens on our own machine: there, waiting does not help."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    host, port = parts.hostname or "", parts.port
+    if port is None or not transport.is_loopback(host):
+        return
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError) as error:
+        why = os.strerror(error.errno) if error.errno else "no answer"
+        raise transport.failure(
+            grpc.StatusCode.UNAVAILABLE,
+            "DEPENDENCY_UNAVAILABLE",
+            f"cannot reach {host}:{port}: {why}",
+        ) from None
+    writer.close()
 
 
 async def local_account(operator: client.Client, operator_key: str) -> str:
@@ -117,4 +139,4 @@ def _key_from_file() -> str:
     try:
         return Path(place).read_text().strip()
     except OSError as error:
-        raise UsageError(f"FRAMEWIRE_API_KEY_FILE: {error}") from error
+        raise output.usage(f"FRAMEWIRE_API_KEY_FILE: {error}") from error

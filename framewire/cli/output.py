@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import grpc
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +47,9 @@ _HINTS = {
 
 def console() -> Console:
     """Standard output; where it is no terminal, wide enough that nothing is cut."""
-    return Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+    return Console(
+        width=None if sys.stdout.isatty() else 240, highlight=False, markup=False, emoji=False
+    )
 
 
 def print_json(item: Any) -> None:
@@ -175,13 +178,19 @@ def print_error(message: str, reason: str = "", hint: str = "") -> None:
         print(hint, file=sys.stderr)
 
 
+def usage(message: str) -> typer.Exit:
+    """Says in one line why the command cannot be run as it was given; to be raised."""
+    print_error(message)
+    return typer.Exit(EXIT_USAGE)
+
+
 def report(error: errors.FramewireError, address: str = "") -> int:
     """Prints a failed call and answers the exit code."""
     away = (
         error.code is grpc.StatusCode.UNAVAILABLE and error.reason == "DEPENDENCY_UNAVAILABLE"
     ) or error.code is grpc.StatusCode.DEADLINE_EXCEEDED
     message = error.message
-    if "failed to connect to all addresses" in message or "DNS" in message:
+    if "last error: " in message or "DNS resolution" in message:  # grpc's own words
         message = f"cannot reach the gateway at {address}: {message.rpartition('error: ')[2]}"
     print_error(message, error.reason, _hint(error))
     return EXIT_UNREACHABLE if away else EXIT_REFUSED
@@ -195,7 +204,9 @@ def _hint(error: errors.FramewireError) -> str:
             "an operator gives more: framewire grant CREDITS"
         )
     if "captured_credits" in facts:  # a video that ended without an output
-        again = " The same request may succeed when sent again." if facts["retryable"] == "true" else ""
+        again = (
+            " The same request may succeed when sent again." if facts["retryable"] == "true" else ""
+        )
         return f"{facts['captured_credits']} credits were charged for {facts['video_id']}.{again}"
     if error.retry_after_seconds:
         return f"Try again in {error.retry_after_seconds:.0f} s."

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import nats
@@ -113,6 +114,7 @@ class Feed:
         self._stream_created: datetime | None = None
         self._next_sequence = 0
         self._not_before: datetime | None = None
+        self._last_error: Exception | None = None
 
     async def events(self) -> AsyncGenerator[types.Event, None]:
         """Each new event. What was taken is acknowledged when the next one is asked for."""
@@ -139,12 +141,19 @@ class Feed:
                     connect_timeout=2,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,
-                    error_cb=_reported,
+                    error_cb=self._reported,
                 ),
                 CONNECT_SECONDS,
             )
         except _Trouble as error:
-            raise _unavailable(f"cannot reach NATS: {error or 'no answer'}") from error
+            why = self._last_error or error
+            raise _unavailable(
+                f"cannot reach NATS at {urlsplit(self._url).hostname}: {why}"
+            ) from error
+
+    async def _reported(self, error: Exception) -> None:
+        self._last_error = error
+        log.info("events: %r", error)
 
     async def _messages(self, jetstream: JetStreamContext) -> AsyncGenerator[Msg, None]:
         """Messages of one subscription after the other; a silent or broken one is made anew."""
@@ -261,10 +270,6 @@ def _readable(message: Msg) -> types.Event | None:
     except ValueError as error:
         log.warning("events: left out a message on %s: %s", message.subject, error)
         return None
-
-
-async def _reported(error: Exception) -> None:
-    log.info("events: %r", error)
 
 
 def _unavailable(message: str) -> errors.FramewireError:

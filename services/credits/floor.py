@@ -62,23 +62,32 @@ class Floor:
         await loops.every("credits_floor", self._seconds, self.run_once, stopping)
 
     async def run_once(self) -> bool:
-        """One pass; true when there were more holds than it takes."""
+        """One pass; true when there were more holds than it takes, and the generator answered."""
         late = await self._waiting.late_holds(BATCH)
         for verdict in late:
             await self._settling.settle(verdict)
         overdue = await self._waiting.claim_overdue(self._overdue_seconds, BATCH)
         limit = asyncio.Semaphore(ASKED_AT_ONCE)
         async with asyncio.TaskGroup() as group:
-            for video_id in overdue:
-                group.create_task(self._ask(video_id, limit))
+            asked = [group.create_task(self._ask(video_id, limit)) for video_id in overdue]
+        failures = {
+            video_id: error
+            for video_id, task in zip(overdue, asked, strict=True)
+            if (error := task.result()) is not None
+        }
+        if failures:
+            # Their turn comes with the next pass, not after another whole wait.
+            await self._waiting.unclaim(list(failures))
+            first = next(iter(failures.values()))
+            log.warning("overdue_holds_not_asked", holds=len(failures), error=repr(first))
         backlog = await self._waiting.backlog()
         OPEN_HOLDS.set(backlog.open_holds)
         OLDEST_HOLD.set(backlog.oldest_hold_seconds)
         UNSETTLED.set(backlog.unsettled)
-        return max(len(late), len(overdue)) >= BATCH
+        return not failures and max(len(late), len(overdue)) >= BATCH
 
-    async def _ask(self, video_id: str, limit: asyncio.Semaphore) -> None:
-        """One failure must not keep the others from being asked; this one's turn comes again."""
+    async def _ask(self, video_id: str, limit: asyncio.Semaphore) -> Exception | None:
+        """Settles by what the generator says; answers why it could not be asked."""
         request = attempt_pb2.GetVideoOutcomeRequest(video_id=video_id)
         async with limit:
             try:
@@ -90,8 +99,12 @@ class Floor:
             except errors.NotFound:
                 # Its job never arrived; the gateway sends it again or releases the hold.
                 log.info("overdue_hold_unknown_to_generator", video_id=video_id)
-            except (errors.ServiceError, settlement.UnreadableError) as error:
-                log.warning("overdue_hold_not_settled", video_id=video_id, error=repr(error))
+            except (errors.AlreadyExists, settlement.UnreadableError) as error:
+                # Asking again soon would bring the same answer.
+                log.error("overdue_hold_not_settled", video_id=video_id, error=repr(error))
+            except errors.ServiceError as error:
+                return error
+        return None
 
 
 class Expiry:

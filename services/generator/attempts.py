@@ -31,11 +31,11 @@ class State(StrEnum):
 TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 NEXT: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.PREPARING, State.FAILED, State.CANCELLED}),
+    State.QUEUED: frozenset({State.PREPARING, State.RENDERING, State.FAILED, State.CANCELLED}),
     State.PREPARING: frozenset({State.QUEUED, State.SUBMITTING, State.FAILED, State.CANCELLED}),
     State.SUBMITTING: frozenset({State.QUEUED, State.UNKNOWN, State.RENDERING, State.FAILED}),
     State.UNKNOWN: frozenset({State.QUEUED, State.UNRESOLVED, State.RENDERING, State.FAILED}),
-    State.UNRESOLVED: frozenset({State.QUEUED, State.RENDERING, State.FAILED}),
+    State.UNRESOLVED: frozenset({State.QUEUED, State.RENDERING, State.FETCHING, State.FAILED}),
     State.RENDERING: frozenset({State.FETCHING, State.UNRESOLVED, State.FAILED, State.CANCELLED}),
     State.FETCHING: frozenset({State.COMPLETED, State.FAILED}),
     State.COMPLETED: frozenset(),
@@ -127,7 +127,7 @@ class SendAgain:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Not yet. `absent` when this pass proved absence for the first time."""
+    """Not yet. `absent` when this pass proved absence; two such passes must follow each other."""
 
     seconds: float
     absent: bool = False
@@ -154,7 +154,7 @@ def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decisi
     if attempt.evidence is Evidence.BLIND or listed is None:
         return Wait(_slow(attempt), unresolved=now >= quiet_from)
     candidates = _candidates(attempt, listed.jobs)
-    if len(candidates) == 1 and attempt.claimants == 1:
+    if len(candidates) == 1 and attempt.claimants == 1 and _in_time(attempt, candidates[0]):
         return Adopt(candidates[0].provider_job_id)
     if candidates:
         # Several jobs or several claimants: whose is whose cannot be told, and a stranger's video must never go out.
@@ -167,18 +167,22 @@ def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decisi
     if attempt.absent_since is None:
         return Wait(max(0.2, attempt.settle_time.total_seconds()), absent=True)
     if listed.at < attempt.absent_since + attempt.settle_time:
-        return Wait(_seconds(attempt.absent_since + attempt.settle_time - listed.at))
+        return Wait(_seconds(attempt.absent_since + attempt.settle_time - listed.at), absent=True)
     return SendAgain(same_key=False)
 
 
 def _candidates(attempt: Undecided, jobs: Sequence[ListedJob]) -> list[ListedJob]:
+    """Nobody's jobs that look like it. Without an end of the window: one that was made late is no proof of absence."""
     earliest = attempt.submitted_at - attempt.clock_skew
-    latest = attempt.submitted_at + attempt.post_timeout + attempt.clock_skew
     return [
-        job
-        for job in jobs
-        if job.fingerprint == attempt.fingerprint and earliest <= job.created_at <= latest
+        job for job in jobs if job.fingerprint == attempt.fingerprint and earliest <= job.created_at
     ]
+
+
+def _in_time(attempt: Undecided, job: ListedJob) -> bool:
+    """Made while our create could still come through."""
+    latest = attempt.submitted_at + attempt.post_timeout + attempt.settle_time + attempt.clock_skew
+    return job.created_at <= latest
 
 
 def _seconds(span: timedelta) -> float:
@@ -187,6 +191,11 @@ def _seconds(span: timedelta) -> float:
 
 def _slow(attempt: Undecided) -> float:
     return max(1.0, 2 * attempt.settle_time.total_seconds())
+
+
+def without_prompt(text: str, prompt: str) -> str:
+    """A provider's words without the prompt that they may repeat: prompts go into no event and no log."""
+    return text.replace(prompt, "[prompt]") if prompt else text
 
 
 def worth_telling(before: int, after: int, seconds_since: float | None) -> bool:

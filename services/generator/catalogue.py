@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from framewire.events.v1 import vocabulary_pb2
 from services.generator import attempts
 
 
@@ -71,22 +72,44 @@ _SCALED = (
     "lost_after_seconds",
     "closed_seconds",
 )
+_POSITIVE = (
+    "max_jobs_in_flight",
+    "requests_per_minute",
+    "poll_interval_seconds",
+    "post_timeout_seconds",
+    "max_attempts",
+)
 
 
 def parse(document: Mapping[str, Any], time_factor: float) -> dict[str, ProviderAccount]:
     """The provider accounts by name. Raises CatalogueError with the place of the mistake."""
+    if not isinstance(document, Mapping):
+        raise CatalogueError("the catalogue is not a mapping")
     dialects = {
         name: _rules(name, data) for name, data in dict(document.get("dialects") or {}).items()
     }
     accounts: dict[str, ProviderAccount] = {}
     for entry in document.get("provider_accounts") or ():
+        if not isinstance(entry, Mapping):
+            raise CatalogueError(f"provider account {entry!r} is not a mapping")
         account = _account(entry, dialects, time_factor)
         if account.name in accounts:
             raise CatalogueError(f"provider account {account.name} stands twice")
         accounts[account.name] = account
     if not accounts:
         raise CatalogueError("there is no provider account")
+    _check_pools(accounts)
     return accounts
+
+
+def _check_pools(accounts: Mapping[str, ProviderAccount]) -> None:
+    """A turn is given in a pool before its account is chosen: each of its accounts must serve all of its models."""
+    models: dict[str, set[str]] = {}
+    for account in accounts.values():
+        if models.setdefault(account.pool, set(account.models)) != set(account.models):
+            raise CatalogueError(
+                f"provider account {account.name}: serves other models than others of pool {account.pool}"
+            )
 
 
 def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -95,9 +118,14 @@ def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
         first, _, last = str(line.get("status", "")).partition("-")
         if not first.isdigit() or line.get("outcome") not in OUTCOMES:
             raise CatalogueError(f"dialect {dialect}: outcome rule {line} is not usable")
-        statuses = range(int(first), int(last or first) + 1)
-        body = re.compile(line["body"], re.IGNORECASE) if line.get("body") else None
-        rules.append(Rule(statuses, body, line["outcome"], line.get("cause", "REQUEST_INVALID")))
+        cause = line.get("cause", "REQUEST_INVALID")
+        try:
+            statuses = range(int(first), int(last or first) + 1)
+            body = re.compile(line["body"], re.IGNORECASE) if line.get("body") else None
+            vocabulary_pb2.Cause.Value(f"CAUSE_{cause}")
+        except (re.error, TypeError, ValueError) as error:
+            raise CatalogueError(f"dialect {dialect}: outcome rule {line}: {error}") from error
+        rules.append(Rule(statuses, body, line["outcome"], cause))
     return tuple(rules)
 
 
@@ -109,9 +137,13 @@ def _account(
     try:
         if values["dialect"] not in dialects:
             raise CatalogueError(f"provider account {name}: no dialect {values['dialect']}")
-        if values.pop("shared", False) or values.pop("upstream_may_retry", False):
+        shared, may_retry = values.pop("shared", False), values.pop("upstream_may_retry", False)
+        if shared or may_retry:
             # A key that others use, or a server that sends again by itself, can prove nothing.
             values["evidence"] = "blind"
+        for field in _POSITIVE:
+            if not float(values[field]) > 0:
+                raise CatalogueError(f"provider account {name}: {field} is not above 0")
         for field in _SCALED:
             values[field] = float(values[field]) / time_factor
         values["requests_per_minute"] = float(values["requests_per_minute"]) * time_factor
@@ -120,8 +152,12 @@ def _account(
             model: Model(model, data["upstream"], int(data["cost_micros_per_second"]))
             for model, data in values["models"].items()
         }
+        if not values["models"]:
+            raise CatalogueError(f"provider account {name}: no models")
         return ProviderAccount(rules=dialects[values["dialect"]], **values)
-    except (KeyError, TypeError, ValueError) as error:
+    except CatalogueError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CatalogueError(f"provider account {name}: {error!r}") from error
 
 

@@ -67,7 +67,7 @@ def open_pools(settings: config.Settings) -> Pools:
 
 
 def _read(path: Path, settings: config.Settings) -> dict[str, object]:
-    document = yaml.safe_load(path.read_text())
+    document = yaml.safe_load(path.read_text()) or {}
     if settings.post_timeout_seconds > 0:
         for entry in document.get("provider_accounts") or ():
             entry["post_timeout_seconds"] = settings.post_timeout_seconds

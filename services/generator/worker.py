@@ -35,15 +35,21 @@ class Worker:
             yield self._connection, self.key
 
     async def _open(self) -> None:
-        self._connection = await asyncpg.connect(
+        connection = await asyncpg.connect(
             self._url,
             timeout=5,
             command_timeout=5,
             server_settings={"application_name": "generator-worker", "synchronous_commit": "on"},
         )
-        await postgres.prepare(self._connection)
-        self.key = random.getrandbits(62)
-        await self._connection.execute("SELECT pg_advisory_lock($1)", self.key)
+        key = random.getrandbits(62)
+        try:
+            await postgres.prepare(connection)
+            await connection.execute("SELECT pg_advisory_lock($1)", key)
+        except BaseException:
+            connection.terminate()
+            raise
+        # Only now: a connection without its lock must never be sent on.
+        self._connection, self.key = connection, key
 
     async def aclose(self) -> None:
         """Gives the lock up: nothing is sent after this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,19 @@ class WaitingStore:
                 limit,
             )
         return [row["hold_id"] for row in rows]
+
+    async def unclaim(self, hold_ids: Sequence[str]) -> None:
+        """Gives back what was claimed in vain, to be claimed by the next pass."""
+        async with self._acquire() as connection:
+            await connection.execute(
+                """
+                UPDATE holds SET asked_at = NULL WHERE hold_id IN (
+                    SELECT hold_id FROM holds WHERE hold_id = ANY($1::text[]) AND state = 'HELD'
+                    FOR NO KEY UPDATE SKIP LOCKED
+                )
+                """,
+                hold_ids,
+            )
 
     async def due_accounts(self, limit: int) -> list[str]:
         """Accounts with lots that are due."""

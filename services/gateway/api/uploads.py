@@ -1,0 +1,132 @@
+"""UploadService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from framewire.gateway.v1 import upload_pb2, upload_pb2_grpc
+from framewire.storage.v1 import storage_pb2
+from kit import errors
+from services.gateway import auth, peers, store
+from services.gateway.api import common
+
+MAX_BYTES = 10 * 1024 * 1024
+UPLOAD_SECONDS = 120.0
+
+
+class UploadApi(upload_pb2_grpc.UploadServiceServicer):
+    """Uploads, served: bytes go straight through to storage, which looks into them."""
+
+    def __init__(self, accounts: store.AccountStore, peers_: peers.Peers) -> None:
+        self._accounts = accounts
+        self._peers = peers_
+
+    async def UploadImage(
+        self, request_iterator: AsyncIterator[upload_pb2.UploadImageRequest], context: Any
+    ) -> upload_pb2.Image:
+        """Sends an image through."""
+        caller = common.caller()
+        header = await _header(request_iterator)
+        account_id = caller.account(header.account_id)
+        if await self._accounts.get(account_id) is None:
+            raise auth.account_not_found()
+        owner = ":".join(filter(None, ("upload", caller.scope, header.request_id)))
+        passing = _Passing(request_iterator)
+        sent = storage_pb2.PutHeader(
+            account_id=account_id,
+            owner=owner,
+            kind=storage_pb2.ASSET_KIND_INPUT_IMAGE,
+            size_bytes=header.size_bytes,
+            sha256=header.sha256,
+        )
+        try:
+            asset = await self._peers.stubs.storage.Put(
+                passing.requests(sent), timeout=UPLOAD_SECONDS
+            )
+        except errors.ServiceError as error:
+            raise (passing.refusal or peers.for_caller(error)) from error
+        except asyncio.CancelledError:
+            # grpc cancels its call when what it sends raises; that is not the caller's hanging up.
+            if passing.refusal is None:
+                raise
+            raise passing.refusal from None
+        if header.sha256 and asset.source_sha256 not in ("", header.sha256):
+            common.check_reuse(asset.source_sha256.encode(), header.sha256.encode())
+        return _image(asset)
+
+    async def CreateUpload(self, request: Any, context: Any) -> Any:
+        """Not built yet."""
+        raise common.not_implemented("CreateUpload")
+
+    async def CompleteUpload(self, request: Any, context: Any) -> Any:
+        """Not built yet."""
+        raise common.not_implemented("CompleteUpload")
+
+    async def ImportImage(self, request: Any, context: Any) -> Any:
+        """Not built yet."""
+        raise common.not_implemented("ImportImage")
+
+
+class _Passing:
+    """Passes chunks on and counts them; keeps what it refused, because grpc swallows what an iterator raises."""
+
+    def __init__(self, received: AsyncIterator[upload_pb2.UploadImageRequest]) -> None:
+        self._received = received
+        self.refusal: errors.ServiceError | None = None
+
+    async def requests(
+        self, header: storage_pb2.PutHeader
+    ) -> AsyncIterator[storage_pb2.PutRequest]:
+        yield storage_pb2.PutRequest(header=header)
+        size = 0
+        try:
+            async for part in self._received:
+                size += len(part.chunk)
+                _check(part, size)
+                yield storage_pb2.PutRequest(chunk=part.chunk)
+        except errors.ServiceError as error:
+            self.refusal = error
+            raise
+
+
+def _check(part: upload_pb2.UploadImageRequest, size: int) -> None:
+    if part.WhichOneof("part") != "chunk":
+        raise _out_of_order("the header comes once, first")
+    if size > MAX_BYTES:
+        raise too_large()
+
+
+def too_large() -> errors.InvalidArgument:
+    """More bytes than an image may have."""
+    return errors.InvalidArgument("TOO_LARGE", f"an image has at most {MAX_BYTES:,} bytes")
+
+
+def _out_of_order(rule: str) -> errors.InvalidArgument:
+    return errors.InvalidArgument("INVALID_FIELD", f"part: {rule}", violations=[("part", rule)])
+
+
+async def _header(
+    request: AsyncIterator[upload_pb2.UploadImageRequest],
+) -> upload_pb2.UploadImageHeader:
+    async for part in request:
+        if part.WhichOneof("part") != "header":
+            break
+        if part.header.size_bytes > MAX_BYTES:
+            raise too_large()
+        return part.header
+    raise _out_of_order("the first message is the header")
+
+
+def _image(asset: storage_pb2.Asset) -> upload_pb2.Image:
+    return upload_pb2.Image(
+        image_id=asset.asset_id,
+        account_id=asset.account_id,
+        media_type=asset.media_type,
+        width=asset.width,
+        height=asset.height,
+        size_bytes=asset.size_bytes,
+        created_at=asset.created_at,
+        expires_at=asset.expires_at if asset.HasField("expires_at") else None,
+    )

@@ -1,0 +1,126 @@
+"""The models that can be asked for: data, parsed and checked. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+import yaml
+
+OptionType = Literal["integer", "number", "string", "boolean"]
+OptionValue = int | float | str | bool
+
+
+class CatalogueError(Exception):
+    """The file is not a catalogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A parameter of a model. Bounds are of the number, or of the string's length."""
+
+    name: str
+    type: OptionType
+    min: float
+    max: float
+
+    def accepts(self, value: OptionValue | None) -> bool:
+        """Whether the value has the type and lies within the bounds."""
+        if self.type == "boolean":
+            return isinstance(value, bool)
+        if self.type == "string":
+            return isinstance(value, str) and self.min <= len(value) <= self.max
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        whole = self.type == "number" or float(value).is_integer()
+        return whole and self.min <= value <= self.max
+
+    def describe(self) -> str:
+        """For people: `seed (integer, 0 to 10)`."""
+        if self.type == "boolean":
+            return f"{self.name} (boolean)"
+        bounds = f"{self.min:.15g} to {self.max:.15g}"
+        unit = " characters" if self.type == "string" else ""
+        return f"{self.name} ({self.type}, {bounds}{unit})"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What one model makes. The first size and the first length are its defaults."""
+
+    name: str
+    display_name: str
+    sizes: tuple[tuple[int, int], ...]
+    seconds: tuple[int, ...]
+    max_variants: int
+    text_to_video: bool
+    image_to_video: bool
+    options: Mapping[str, Option]
+    retires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Models by name, the default first."""
+
+    models: Mapping[str, Model]
+
+    @property
+    def default(self) -> Model:
+        """What an empty model name stands for."""
+        return next(iter(self.models.values()))
+
+    @property
+    def names(self) -> str:
+        """For people."""
+        return ", ".join(self.models)
+
+
+def parse(text: str) -> Catalogue:
+    """Reads the YAML. Raises CatalogueError that names the model."""
+    document = yaml.safe_load(text)
+    if not isinstance(document, dict) or not document.get("models"):
+        raise CatalogueError("the catalogue has no models")
+    models: dict[str, Model] = {}
+    for entry in document["models"]:
+        model = _model(entry)
+        if model.name in models:
+            raise CatalogueError(f"{model.name} is there twice")
+        models[model.name] = model
+    return Catalogue(models)
+
+
+def _model(entry: dict[str, Any]) -> Model:
+    name = str(entry.get("name", ""))
+    try:
+        width_height = [str(size).split("x") for size in entry["sizes"]]
+        retires_at = entry.get("retires_at")
+        model = Model(
+            name=name,
+            display_name=str(entry.get("display_name", name)),
+            sizes=tuple((int(width), int(height)) for width, height in width_height),
+            seconds=tuple(int(seconds) for seconds in entry["seconds"]),
+            max_variants=int(entry.get("max_variants", 1)),
+            text_to_video=bool(entry["text_to_video"]),
+            image_to_video=bool(entry["image_to_video"]),
+            options={key: _option(key, item) for key, item in entry.get("options", {}).items()},
+            retires_at=_moment(retires_at) if retires_at else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CatalogueError(f"model {name or '?'}: {error!r}") from error
+    if not (model.name and model.sizes and model.seconds and model.max_variants > 0):
+        raise CatalogueError(f"model {name or '?'} needs a name, sizes, seconds and max_variants")
+    return model
+
+
+def _option(name: str, item: dict[str, Any]) -> Option:
+    if item["type"] not in get_args(OptionType):
+        raise ValueError(f"option {name} has no type {item['type']!r}")
+    return Option(name, item["type"], float(item.get("min", 0)), float(item.get("max", 0)))
+
+
+def _moment(value: object) -> datetime:
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,224 @@
+"""Messages of the contracts to the domain and back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf import json_format, message, struct_pb2, timestamp_pb2, unknown_fields
+
+from framewire.events.v1 import event_pb2, vocabulary_pb2
+from framewire.gateway.v1 import video_pb2
+from framewire.generator.v1 import job_pb2
+from kit import errors
+from services.gateway import catalogue, videos
+
+_KINDS = frozenset(kind.value for kind in videos.Kind)
+
+
+def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+    """A moment as the contracts carry it."""
+    if moment is None:
+        return None
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def moment(container: Any, field: str) -> datetime | None:
+    """A timestamp field, None where it is not set. Raises InvalidArgument where it is no time of the calendar."""
+    if not container.HasField(field):
+        return None
+    try:
+        return getattr(container, field).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise _invalid(field, "must be a time between the years 1 and 9999") from None
+
+
+def _invalid(field: str, rule: str) -> errors.InvalidArgument:
+    return errors.InvalidArgument("INVALID_FIELD", f"{field}: {rule}", violations=[(field, rule)])
+
+
+def own_fields(request: message.Message) -> dict[str, Any]:
+    """What the caller sent, for the fingerprint: without the request's id, with fields that we do not know yet."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    for field in ("request_id", "validate_only"):
+        if field in copy.DESCRIPTOR.fields_by_name:
+            copy.ClearField(field)
+    try:
+        known = json_format.MessageToDict(copy, preserving_proto_field_name=True)
+    except (json_format.SerializeToJsonError, ValueError):
+        raise _invalid(
+            "request", "has a value that JSON cannot carry (NaN, or a bad time)"
+        ) from None
+    return {"known": known, "unknown": sorted(_unknown(copy))}
+
+
+def _unknown(part: message.Message, path: str = "") -> list[str]:
+    found = [
+        f"{path}{item.field_number}:{item.wire_type}:{item.data!r}"
+        for item in unknown_fields.UnknownFieldSet(part)
+    ]
+    for field, value in part.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        inner = value if field.is_repeated else [value]
+        for index, item in enumerate(inner):
+            found += _unknown(item, f"{path}{field.number}.{index}.")
+    return found
+
+
+def lane(number: vocabulary_pb2.Lane.ValueType) -> str:
+    """A lane's short name; the default one where none was set."""
+    if number == vocabulary_pb2.LANE_UNSPECIFIED:
+        return videos.DEFAULT_LANE
+    return vocabulary_pb2.Lane.Name(number).removeprefix("LANE_")
+
+
+def lane_number(name: str) -> vocabulary_pb2.Lane.ValueType:
+    """The contract's value of a lane's short name."""
+    return vocabulary_pb2.Lane.Value(f"LANE_{name}")
+
+
+def asked_spec(spec: vocabulary_pb2.VideoSpec) -> videos.Spec:
+    """What a caller asks for."""
+    return videos.Spec(
+        prompt=spec.prompt,
+        model=spec.model,
+        input_image_id=spec.input_image_id,
+        width=spec.width,
+        height=spec.height,
+        seconds=spec.seconds,
+        variants=spec.variants,
+        options={name: _option(value) for name, value in spec.options.items()},
+    )
+
+
+def _option(value: struct_pb2.Value) -> catalogue.OptionValue | None:
+    kind = value.WhichOneof("kind")
+    if kind not in ("number_value", "string_value", "bool_value"):
+        return None
+    return getattr(value, kind)
+
+
+def spec_message(spec: videos.Spec) -> vocabulary_pb2.VideoSpec:
+    """A normalised spec as the contracts carry it."""
+    made = vocabulary_pb2.VideoSpec(
+        prompt=spec.prompt,
+        model=spec.model,
+        input_image_id=spec.input_image_id,
+        width=spec.width,
+        height=spec.height,
+        seconds=spec.seconds,
+        variants=spec.variants,
+    )
+    for name, value in (spec.options or {}).items():
+        if isinstance(value, bool):
+            made.options[name].bool_value = value
+        elif isinstance(value, str):
+            made.options[name].string_value = value
+        elif value is not None:
+            made.options[name].number_value = float(value)
+    return made
+
+
+def stored_spec(video: videos.Video) -> vocabulary_pb2.VideoSpec:
+    """The spec that was stored when the video was admitted."""
+    return vocabulary_pb2.VideoSpec.FromString(video.spec)
+
+
+def job(video: videos.Video) -> job_pb2.Job:
+    """The job, rebuilt from the row: the same each time."""
+    return job_pb2.Job(
+        video_id=video.video_id,
+        account_id=video.account_id,
+        spec=stored_spec(video),
+        lane=lane_number(video.lane),
+        weight=video.weight,
+        start_by=timestamp(video.start_by),
+        admitted_at=timestamp(video.created_at),
+    )
+
+
+def outputs(video: videos.Video) -> list[event_pb2.Output]:
+    """What was made, in order of variant."""
+    made = event_pb2.Completed.FromString(video.outputs).outputs
+    return sorted(made, key=lambda output: output.variant)
+
+
+def video_message(video: videos.Video) -> video_pb2.Video:
+    """A row as its callers see it. An abandoned one was given up before it began: CANCELLED."""
+    state = "CANCELLED" if video.state in videos.HIDDEN else video.state.value
+    failure = None
+    if video.failure_cause is not None:
+        failure = video_pb2.VideoFailure(
+            cause=vocabulary_pb2.Cause.Value(f"CAUSE_{video.failure_cause}"),
+            message=video.failure_message,
+            retryable=video.failure_retryable,
+        )
+    return video_pb2.Video(
+        video_id=video.video_id,
+        account_id=video.account_id,
+        state=vocabulary_pb2.VideoState.Value(f"VIDEO_STATE_{state}"),
+        stage=vocabulary_pb2.VideoStage.Value(f"VIDEO_STAGE_{video.stage}"),
+        progress_percent=video.progress_percent,
+        queue_position=video.queue_position,
+        expected_at=timestamp(video.expected_at),
+        revision=video.revision,
+        spec=stored_spec(video),
+        lane=lane_number(video.lane),
+        credits=_credits(video),
+        outputs=outputs(video),
+        late_outputs=event_pb2.Recovered.FromString(video.late_outputs).outputs,
+        failure=failure,
+        cancel_requested=video.cancel_requested,
+        similar_to=video.similar_to,
+        retry_of=video.retry_of,
+        labels=video.labels,
+        client_reference=video.client_reference,
+        created_at=timestamp(video.created_at),
+        started_at=timestamp(video.started_at),
+        finished_at=timestamp(video.finished_at),
+        updated_at=timestamp(video.updated_at),
+        deleted_at=timestamp(video.deleted_at),
+        start_by=timestamp(video.start_by),
+    )
+
+
+def _credits(video: videos.Video) -> video_pb2.VideoCredits:
+    quoted = video.quoted_credits or 0
+    return video_pb2.VideoCredits(
+        quoted=quoted,
+        reserved=quoted,
+        captured=video.captured_credits,
+        released=video.released_credits,
+        settlement=vocabulary_pb2.Settlement.Value(f"SETTLEMENT_{video.settlement}"),
+    )
+
+
+def fact(event: event_pb2.Event) -> videos.Fact | None:
+    """An event as far as it changes a video; None for kinds that change none."""
+    if event.kind not in event_pb2.EventKind.values():
+        return None
+    kind = event_pb2.EventKind.Name(event.kind).removeprefix("EVENT_KIND_")
+    if kind not in _KINDS:
+        return None
+    cause = event.cancelled.cause if event.HasField("cancelled") else event.failed.cause
+    if cause not in vocabulary_pb2.Cause.values():
+        cause = vocabulary_pb2.CAUSE_INTERNAL
+    late = event.HasField("recovered")
+    made = event.recovered.SerializeToString() if late else event.completed.SerializeToString()
+    return videos.Fact(
+        kind=videos.Kind(kind),
+        seq=event.seq,
+        occurred_at=event.occurred_at.ToDatetime(tzinfo=UTC),
+        queue_position=event.queued.queue_position,
+        outputs=made,
+        cause=vocabulary_pb2.Cause.Name(cause).removeprefix("CAUSE_"),
+        message=event.failed.message,
+        retryable=event.failed.retryable,
+        cancel_requested=event.completed.cancel_requested or event.HasField("cancelled"),
+        captured_credits=event.settled.captured_credits,
+        released_credits=event.settled.released_credits,
+    )

@@ -1,0 +1,200 @@
+"""The services behind, as the domain speaks of them. Every call has a timeout; errors are those of `kit.errors`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
+from framewire.events.v1 import event_pb2, reason_pb2, vocabulary_pb2
+from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
+from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
+from kit import errors
+from services.gateway import messages, videos
+from services.gateway.store import rows
+
+TIMEOUT_SECONDS = 5.0
+_LEDGER = "framewire.credits.v1.LedgerService"
+_STORAGE = "framewire.storage.v1.StorageService"
+_ATTEMPTS = "framewire.generator.v1.AttemptService"
+RETRIED = {
+    "credits": tuple(
+        f"{_LEDGER}/{method}"
+        for method in (
+            "OpenAccount",
+            "Grant",
+            "Quote",
+            "Reserve",
+            "Release",
+            "GetBalance",
+            "ListEntries",
+        )
+    ),
+    "storage": tuple(f"{_STORAGE}/{method}" for method in ("Stat", "Pin", "Unpin", "SignUrl")),
+    "generator": tuple(f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt")),
+}
+"""Methods that are idempotent by contract: tried again while UNAVAILABLE."""
+
+_REFUSALS = (
+    errors.InvalidArgument,
+    errors.NotFound,
+    errors.AlreadyExists,
+    errors.FailedPrecondition,
+    errors.PermissionDenied,
+    errors.ResourceExhausted,
+)
+_NOT_THE_CALLERS = frozenset({"ROLE_NOT_ALLOWED", "HOLD_RELEASED", "RESERVE_TOO_LATE"})
+_REASONS = frozenset(name.removeprefix("ERROR_REASON_") for name in reason_pb2.ErrorReason.keys())  # noqa: SIM118
+_NO_HOLD = frozenset({"ACCOUNT_NOT_FOUND", "HOLD_NOT_FOUND"})
+
+
+def is_refusal(error: errors.ServiceError) -> bool:
+    """Whether a service behind decided against the request, as opposed to not having decided."""
+    return isinstance(error, _REFUSALS) and error.reason in _REASONS
+
+
+def for_caller(error: errors.ServiceError) -> errors.ServiceError:
+    """What a caller of ours is told: a refusal as it is, everything else as "not now"."""
+    if is_refusal(error) and error.reason not in _NOT_THE_CALLERS:
+        return error
+    return unavailable()
+
+
+def unavailable() -> errors.Unavailable:
+    """A service behind did not answer; nothing was done."""
+    return errors.Unavailable(
+        "DEPENDENCY_UNAVAILABLE",
+        "a service behind did not answer in time; try again with the same request_id",
+        retry_after_seconds=1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The raw clients, for what is only passed on."""
+
+    credits: ledger_pb2_grpc.LedgerServiceAsyncStub
+    storage: storage_pb2_grpc.StorageServiceAsyncStub
+    generator: attempt_pb2_grpc.AttemptServiceAsyncStub
+
+
+class Peers:
+    """What a video needs of credits, storage and generator."""
+
+    def __init__(self, stubs: Stubs) -> None:
+        self.stubs = stubs
+
+    async def reserve(self, video: videos.Video) -> rows.Hold:
+        """Prices the video and holds its credits, not later than its admission lasts. Idempotent by the video."""
+        hold = await self.stubs.credits.Reserve(
+            ledger_pb2.ReserveRequest(
+                hold_id=video.video_id,
+                account_id=video.account_id,
+                item=item(messages.stored_spec(video), messages.lane_number(video.lane)),
+                quote_id=video.quote_id,
+                max_credits=video.max_credits,
+                not_after=messages.timestamp(video.admit_until),
+                labels=video.labels,
+            ),
+            timeout=TIMEOUT_SECONDS,
+        )
+        return rows.Hold(hold.reserved_credits, hold.price_version, hold.policy_version)
+
+    async def release(self, video: videos.Video) -> None:
+        """Gives the credits back, also those that a late Reserve would hold. Idempotent."""
+        wanted = video.cancel_requested
+        cause = (
+            vocabulary_pb2.CAUSE_CANCELLED_BEFORE_SUBMIT
+            if wanted
+            else vocabulary_pb2.CAUSE_INTERNAL
+        )
+        request = ledger_pb2.ReleaseRequest(
+            hold_id=video.video_id, account_id=video.account_id, cause=cause
+        )
+        try:
+            await self.stubs.credits.Release(request, timeout=TIMEOUT_SECONDS)
+        except errors.NotFound as error:
+            if error.reason not in _NO_HOLD:
+                raise
+
+    async def price(
+        self, spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType
+    ) -> ledger_pb2.PriceQuote:
+        """Today's price of a normalised spec."""
+        return await self.stubs.credits.Quote(
+            ledger_pb2.QuoteRequest(item=item(spec, lane)), timeout=TIMEOUT_SECONDS
+        )
+
+    async def balance(self, account_id: str) -> ledger_pb2.Balance:
+        """What an account has."""
+        return await self.stubs.credits.GetBalance(
+            ledger_pb2.GetBalanceRequest(account_id=account_id), timeout=TIMEOUT_SECONDS
+        )
+
+    async def pin(self, video: videos.Video) -> None:
+        """Keeps the input image while the video lives. Idempotent. Raises NotFound where there is none."""
+        pinned = await self.stubs.storage.Pin(
+            storage_pb2.PinRequest(
+                account_id=video.account_id, asset_id=video.input_image_id, owner=video.video_id
+            ),
+            timeout=TIMEOUT_SECONDS,
+        )
+        check_image(pinned.asset)
+
+    async def unpin(self, video: videos.Video) -> None:
+        """Lets go of everything that the video kept. Idempotent."""
+        await self.stubs.storage.Unpin(
+            storage_pb2.UnpinRequest(account_id=video.account_id, owner=video.video_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+
+    async def stat_image(self, account_id: str, asset_id: str) -> None:
+        """Raises NotFound or InvalidArgument where the asset cannot start a video."""
+        asset = await self.stubs.storage.Stat(
+            storage_pb2.StatRequest(account_id=account_id, asset_id=asset_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+        check_image(asset)
+
+    async def outcome(self, video: videos.Video) -> event_pb2.Event | None:
+        """The newest event of a video, empty where there is none yet; None: the generator has never heard of it.
+
+        Asks for its end as well, where its owner did: that is idempotent, and thus never lost.
+        """
+        try:
+            if video.cancel_requested:
+                outcome = await self.cancel(video)
+            else:
+                outcome = await self.stubs.generator.GetVideoOutcome(
+                    attempt_pb2.GetVideoOutcomeRequest(video_id=video.video_id),
+                    timeout=TIMEOUT_SECONDS,
+                )
+        except errors.NotFound:
+            return None
+        return outcome.last_event
+
+    async def cancel(self, video: videos.Video) -> attempt_pb2.VideoOutcome:
+        """Asks for the end of a video, also of one whose job has not arrived. Idempotent."""
+        return await self.stubs.generator.CancelAttempt(
+            attempt_pb2.CancelAttemptRequest(video_id=video.video_id, account_id=video.account_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+
+
+def check_image(asset: storage_pb2.Asset) -> None:
+    """Raises InvalidArgument where an asset is no image."""
+    if not asset.media_type.startswith("image/"):
+        raise errors.InvalidArgument(
+            "NOT_AN_IMAGE", "spec.input_image_id names an asset that is not an image"
+        )
+
+
+def item(spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType) -> ledger_pb2.Item:
+    """What is priced."""
+    return ledger_pb2.Item(
+        model=spec.model,
+        width=spec.width,
+        height=spec.height,
+        seconds=spec.seconds,
+        variants=spec.variants,
+        lane=lane,
+    )

@@ -1,0 +1,19 @@
+"""Every SQL statement of the gateway, by what it is about."""
+
+from __future__ import annotations
+
+from kit import postgres
+from services.gateway.store.accounts import AccountStore
+from services.gateway.store.admissions import AdmissionStore
+from services.gateway.store.sweeping import SweepStore
+from services.gateway.store.videos import VideoStore
+
+
+class Store:
+    """The gateway's database."""
+
+    def __init__(self, pool: postgres.Pool) -> None:
+        self.accounts = AccountStore(pool)
+        self.admissions = AdmissionStore(pool)
+        self.videos = VideoStore(pool)
+        self.sweeping = SweepStore(pool)

@@ -1,0 +1,173 @@
+"""Videos: read, projected, told how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from kit import postgres
+from kit.failpoints import failpoint
+from services.gateway import videos
+from services.gateway.store import rows
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a video is."""
+
+    video_id: str
+    version: int
+    stage: str
+    progress_percent: int
+    queue_position: int
+    expected_at: datetime | None
+
+
+class VideoStore:
+    """Statements about videos that were admitted."""
+
+    def __init__(self, pool: postgres.Pool) -> None:
+        self._pool = pool
+
+    async def get(self, video_id: str) -> videos.Video | None:
+        """A row, whatever its state."""
+        row = await self._pool.fetchrow(
+            f"SELECT {rows.VIDEO_COLUMNS} FROM videos WHERE video_id = $1", video_id
+        )
+        return rows.video(row) if row else None
+
+    async def admitting(self, video_id: str) -> tuple[videos.Video, bool] | None:
+        """A row, and whether its admission is overdue by the database's clock."""
+        row = await self._pool.fetchrow(
+            f"""
+            SELECT {rows.VIDEO_COLUMNS}, admit_until < clock_timestamp() AS overdue
+            FROM videos WHERE video_id = $1
+            """,
+            video_id,
+        )
+        return (rows.video(row), row["overdue"]) if row else None
+
+    async def many(self, video_ids: Sequence[str]) -> list[videos.Video]:
+        """Those of the videos that there are."""
+        found = await self._pool.fetch(
+            f"SELECT {rows.VIDEO_COLUMNS} FROM videos WHERE video_id = ANY($1)", list(video_ids)
+        )
+        return [rows.video(row) for row in found]
+
+    async def listing(
+        self, account_id: str, state: str, before: tuple[datetime, str] | None, limit: int
+    ) -> list[videos.Video]:
+        """The account's admitted videos, newest first, from after a place; '' as a state: any."""
+        created_at, video_id = before or (None, "")
+        found = await self._pool.fetch(
+            f"""
+            SELECT {rows.VIDEO_COLUMNS} FROM videos
+            WHERE account_id = $1 AND state NOT IN ('ADMITTING', 'REJECTED', 'ABANDONED')
+              AND ($2 = '' OR state = $2)
+              AND ($3::timestamptz IS NULL OR (created_at, video_id) < ($3, $4))
+            ORDER BY created_at DESC, video_id DESC LIMIT $5
+            """,
+            account_id,
+            state,
+            created_at,
+            video_id,
+            limit,
+        )
+        return [rows.video(row) for row in found]
+
+    async def project(
+        self, video_id: str, fact: videos.Fact, check_after_seconds: float
+    ) -> videos.Video | None:
+        """Applies an event; None when it changes nothing. Idempotent."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                f"SELECT {rows.VIDEO_COLUMNS} FROM videos WHERE video_id = $1 FOR UPDATE", video_id
+            )
+            changed = videos.project(rows.video(row), fact) if row else None
+            if changed is not None:
+                await _write(connection, changed, fact.seq > 0, check_after_seconds)
+                await failpoint("gateway.project.before_commit")
+        if changed is not None:
+            await failpoint("gateway.project.after_commit")
+        return changed
+
+    async def progress(self, progress: Progress) -> bool:
+        """Writes how far a live video is, when that is news. No new revision."""
+        changed = await self._pool.fetchval(
+            """
+            UPDATE videos SET progress_version = $2, progress_percent = $4, queue_position = $5,
+                              expected_at = $6, updated_at = clock_timestamp(),
+                              stage = CASE WHEN $3 IN ('UNSPECIFIED', 'DONE') THEN stage ELSE $3 END
+            WHERE video_id = $1 AND state IN ('PENDING', 'PROCESSING') AND progress_version < $2
+            RETURNING true
+            """,
+            progress.video_id,
+            progress.version,
+            progress.stage,
+            progress.progress_percent,
+            progress.queue_position,
+            progress.expected_at,
+        )
+        return bool(changed)
+
+    async def request_cancel(self, video_id: str) -> videos.Video | None:
+        """Notes that the end was asked for, once; the sweeper sees to it that the generator hears of it.
+
+        None: the video has ended, or its end was asked for before.
+        """
+        row = await self._pool.fetchrow(
+            f"""
+            UPDATE videos SET cancel_requested = true, revision = revision + 1,
+                              stage = CASE WHEN state = 'PROCESSING' THEN 'CANCELLING' ELSE stage END,
+                              next_check_at = clock_timestamp(), updated_at = clock_timestamp()
+            WHERE video_id = $1 AND state IN ('PENDING', 'PROCESSING') AND NOT cancel_requested
+            RETURNING {rows.VIDEO_COLUMNS}
+            """,
+            video_id,
+        )
+        return rows.video(row) if row else None
+
+
+async def _write(
+    connection: postgres.Connection,
+    video: videos.Video,
+    accepted: bool,
+    check_after_seconds: float,
+) -> None:
+    await connection.execute(
+        """
+        UPDATE videos SET
+            state = $2, stage = $3, revision = $4, last_seq = $5, progress_percent = $6, queue_position = $7,
+            expected_at = $8, outputs = $9, late_outputs = $10, failure_cause = $11, failure_message = $12,
+            failure_retryable = $13, cancel_requested = $14, captured_credits = $15, released_credits = $16,
+            settlement = $17, unpin_due = $18, started_at = $19, finished_at = $20,
+            accepted_at = CASE WHEN $21 THEN COALESCE(accepted_at, clock_timestamp()) ELSE accepted_at END,
+            next_check_at = CASE WHEN $18 THEN clock_timestamp()
+                                 ELSE clock_timestamp() + make_interval(secs => $22) END,
+            updated_at = clock_timestamp()
+        WHERE video_id = $1
+        """,
+        video.video_id,
+        video.state,
+        video.stage,
+        video.revision,
+        video.last_seq,
+        video.progress_percent,
+        video.queue_position,
+        video.expected_at,
+        video.outputs,
+        video.late_outputs,
+        video.failure_cause,
+        video.failure_message,
+        video.failure_retryable,
+        video.cancel_requested,
+        video.captured_credits,
+        video.released_credits,
+        video.settlement,
+        video.unpin_due,
+        video.started_at,
+        video.finished_at,
+        accepted,
+        check_after_seconds,
+    )

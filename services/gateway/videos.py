@@ -1,0 +1,346 @@
+"""Videos as callers see them: what a request means, and how events change a row. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from kit import errors
+from services.gateway import catalogue
+
+
+class State(StrEnum):
+    """State of a row. The first three are never shown to callers."""
+
+    ADMITTING = "ADMITTING"
+    REJECTED = "REJECTED"
+    ABANDONED = "ABANDONED"
+    PENDING = "PENDING"
+    PROCESSING = "PROCESSING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class Kind(StrEnum):
+    """Kinds of events that change a row."""
+
+    QUEUED = "QUEUED"
+    STARTED = "STARTED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    SETTLED = "SETTLED"
+    RECOVERED = "RECOVERED"
+
+
+HIDDEN = frozenset({State.ADMITTING, State.REJECTED, State.ABANDONED})
+TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+LANES = ("VIP", "STANDARD", "BATCH")
+DEFAULT_LANE = "STANDARD"
+MAX_START_BY = timedelta(days=30)
+_START_WITHIN = {
+    "VIP": timedelta(hours=1),
+    "STANDARD": timedelta(hours=24),
+    "BATCH": timedelta(days=7),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a video is to be. As asked, empty fields mean the model's default."""
+
+    prompt: str
+    model: str = ""
+    input_image_id: str = ""
+    width: int = 0
+    height: int = 0
+    seconds: int = 0
+    variants: int = 0
+    options: Mapping[str, catalogue.OptionValue | None] | None = None
+    """None as a value is one that no option takes (a list, an object, null)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewVideo:
+    """An admission's row before it is inserted."""
+
+    video_id: str
+    account_id: str
+    principal: str
+    request_id: str
+    fingerprint: bytes
+    spec: bytes
+    lane: str
+    weight: int
+    start_by: datetime
+    input_image_id: str
+    quote_id: str
+    max_credits: int | None
+    labels: Mapping[str, str]
+    client_reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A row of `videos`; the migration says what each column means."""
+
+    video_id: str
+    account_id: str
+    principal: str
+    request_id: str
+    state: State
+    stage: str
+    admit_epoch: int
+    admit_until: datetime
+    spec: bytes
+    lane: str
+    weight: int
+    start_by: datetime
+    input_image_id: str
+    quote_id: str
+    max_credits: int | None
+    refusal: Mapping[str, Any] | None
+    quoted_credits: int | None
+    captured_credits: int
+    released_credits: int
+    settlement: str
+    revision: int
+    last_seq: int
+    progress_percent: int
+    queue_position: int
+    expected_at: datetime | None
+    outputs: bytes
+    late_outputs: bytes
+    failure_cause: str | None
+    failure_message: str
+    failure_retryable: bool
+    cancel_requested: bool
+    labels: Mapping[str, str]
+    client_reference: str
+    similar_to: str
+    retry_of: str
+    release_due: bool
+    unpin_due: bool
+    publishes: int
+    accepted_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+    deleted_at: datetime | None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether its state changes no more."""
+        return self.state in TERMINAL
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing that a watcher waits for is to come."""
+        return self.terminal and self.settlement == "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An event, as far as it changes a row."""
+
+    kind: Kind
+    seq: int
+    occurred_at: datetime
+    queue_position: int = 0
+    outputs: bytes = b""
+    cause: str = ""
+    message: str = ""
+    retryable: bool = False
+    cancel_requested: bool = False
+    captured_credits: int = 0
+    released_credits: int = 0
+
+
+def project(video: Video, fact: Fact) -> Video | None:
+    """The row after an event, or None when the event changes nothing.
+
+    Events come at least once and not always in order: one that is not above the last seen changes nothing, except that
+    a terminal one always ends a live row, and that a start which came late still says when it was.
+    """
+    changed = _changed(video, fact)
+    if changed is None:
+        return None
+    seq = max(video.last_seq, fact.seq)
+    return replace(changed, last_seq=seq, revision=video.revision + 1)
+
+
+def _changed(video: Video, fact: Fact) -> Video | None:
+    if video.state in HIDDEN:
+        return None
+    if fact.kind is Kind.SETTLED:
+        return _settled(video, fact)
+    if fact.kind in (Kind.COMPLETED, Kind.FAILED, Kind.CANCELLED):
+        return None if video.terminal else _ended(video, fact)
+    if fact.kind is Kind.STARTED and video.started_at is None and fact.seq <= video.last_seq:
+        return replace(video, started_at=fact.occurred_at)
+    if fact.seq <= video.last_seq:
+        return None
+    if fact.kind is Kind.RECOVERED:
+        return replace(video, late_outputs=fact.outputs)
+    if video.terminal:
+        return None
+    if fact.kind is Kind.QUEUED:
+        return replace(video, queue_position=fact.queue_position)
+    return replace(
+        video,
+        state=State.PROCESSING,
+        stage="PREPARING" if video.stage == "QUEUED" else video.stage,
+        queue_position=0,
+        started_at=video.started_at or fact.occurred_at,
+    )
+
+
+def _settled(video: Video, fact: Fact) -> Video | None:
+    if video.settlement == "DONE":
+        return None
+    return replace(
+        video,
+        settlement="DONE",
+        captured_credits=fact.captured_credits,
+        released_credits=fact.released_credits,
+    )
+
+
+def _ended(video: Video, fact: Fact) -> Video:
+    completed = fact.kind is Kind.COMPLETED
+    return replace(
+        video,
+        state=State(fact.kind.value),
+        stage="DONE",
+        progress_percent=100 if completed else video.progress_percent,
+        queue_position=0,
+        expected_at=None,
+        outputs=fact.outputs if completed else b"",
+        failure_cause=None if completed else fact.cause,
+        failure_message=fact.message,
+        failure_retryable=fact.retryable,
+        cancel_requested=video.cancel_requested or fact.cancel_requested,
+        unpin_due=bool(video.input_image_id),
+        finished_at=fact.occurred_at,
+    )
+
+
+def fingerprint(fields: Mapping[str, Any]) -> bytes:
+    """SHA-256 over the caller's own fields as canonical JSON: the same request has the same one for ever."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def start_by(asked: datetime | None, lane: str, now: datetime) -> datetime:
+    """When waiting ends. Raises InvalidArgument/START_BY_PASSED."""
+    if asked is None:
+        return now + _START_WITHIN[lane]
+    if asked <= now:
+        raise errors.InvalidArgument(
+            "START_BY_PASSED", "start_by is already over; leave it out or name a later time"
+        )
+    if asked > now + MAX_START_BY:
+        raise errors.InvalidArgument(
+            "INVALID_FIELD",
+            f"start_by is at most {MAX_START_BY.days} days from now",
+            violations=[("start_by", f"at most {MAX_START_BY.days} days from now")],
+        )
+    return asked
+
+
+def normalise(asked: Spec, models: catalogue.Catalogue, now: datetime) -> Spec:
+    """The video as it will be made, every field filled in. Raises InvalidArgument that lists what the model has."""
+    model = models.models.get(asked.model) if asked.model else models.default
+    if model is None:
+        raise errors.InvalidArgument(
+            "MODEL_UNKNOWN", f"there is no model {asked.model!r}; there are: {models.names}"
+        )
+    if model.retires_at is not None and model.retires_at <= now:
+        raise errors.FailedPrecondition(
+            "MODEL_RETIRING", f"{model.name} was retired on {model.retires_at:%Y-%m-%d}"
+        )
+    width, height = _size(asked, model)
+    return Spec(
+        prompt=_prompt(asked.prompt),
+        model=model.name,
+        input_image_id=_image(asked, model),
+        width=width,
+        height=height,
+        seconds=_seconds(asked, model),
+        variants=_variants(asked, model),
+        options=_options(asked, model),
+    )
+
+
+def _prompt(prompt: str) -> str:
+    if not prompt.strip():
+        raise errors.InvalidArgument(
+            "INVALID_FIELD",
+            "spec.prompt: must say what is to be seen",
+            violations=[("spec.prompt", "must not be blank")],
+        )
+    return prompt
+
+
+def _size(asked: Spec, model: catalogue.Model) -> tuple[int, int]:
+    size = (asked.width, asked.height)
+    if size == (0, 0):
+        return model.sizes[0]
+    if size not in model.sizes:
+        listed = ", ".join(f"{width}x{height}" for width, height in model.sizes)
+        raise errors.InvalidArgument(
+            "SIZE_NOT_SUPPORTED",
+            f"{model.name} does not make {asked.width}x{asked.height}; it makes: {listed}",
+        )
+    return size
+
+
+def _seconds(asked: Spec, model: catalogue.Model) -> int:
+    if asked.seconds and asked.seconds not in model.seconds:
+        listed = ", ".join(str(seconds) for seconds in sorted(model.seconds))
+        raise errors.InvalidArgument(
+            "SECONDS_NOT_SUPPORTED",
+            f"{model.name} does not make {asked.seconds} s; it makes (seconds): {listed}",
+        )
+    return asked.seconds or model.seconds[0]
+
+
+def _variants(asked: Spec, model: catalogue.Model) -> int:
+    if asked.variants > model.max_variants:
+        raise errors.InvalidArgument(
+            "VARIANTS_NOT_SUPPORTED",
+            f"{model.name} makes at most {model.max_variants} variants of one request",
+        )
+    return asked.variants or 1
+
+
+def _image(asked: Spec, model: catalogue.Model) -> str:
+    if asked.input_image_id and not model.image_to_video:
+        raise errors.InvalidArgument(
+            "OPTION_NOT_SUPPORTED", f"{model.name} makes videos from text only, not from an image"
+        )
+    if not asked.input_image_id and not model.text_to_video:
+        raise errors.InvalidArgument(
+            "OPTION_NOT_SUPPORTED", f"{model.name} needs an image: set spec.input_image_id"
+        )
+    return asked.input_image_id
+
+
+def _options(asked: Spec, model: catalogue.Model) -> dict[str, catalogue.OptionValue | None]:
+    options = dict(asked.options or {})
+    for name, value in options.items():
+        option = model.options.get(name)
+        if option is None or not option.accepts(value):
+            listed = ", ".join(item.describe() for item in model.options.values()) or "none"
+            problem = "has no option" if option is None else "does not take this value of"
+            raise errors.InvalidArgument(
+                "OPTION_NOT_SUPPORTED", f"{model.name} {problem} {name!r}; its options: {listed}"
+            )
+    return options

@@ -1,0 +1,1 @@
+"""Storage: assets in S3, and all work on media."""

@@ -1,0 +1,59 @@
+"""Starts storage: `python -m services.storage [run|migrate]`; `migrate` also makes the buckets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from framewire.storage.v1 import storage_pb2_grpc
+from kit import auth, postgres, service
+from services.storage import api, blobs, config, fits, puts, scratch, store, sweeper
+from services.storage.media import confine, sandbox
+
+MARK_BYTES = 1024 * 1024
+
+
+async def main(settings: config.Settings) -> None:
+    """The start list."""
+    async with service.Process("storage", settings) as process:
+        url = settings.database_url.get_secret_value()
+        tokens = auth.ServiceTokens("storage", settings.service_token_secret.get_secret_value())
+        pool = await process.enter(postgres.pool(url, "storage", settings.database_pool_size))
+        bytes_ = await process.enter(blobs.Blobs(settings))
+        place = await process.enter(scratch.Scratch(settings.scratch_dir))
+        workers = await process.enter(sandbox.MediaWorkers(place.path, _sandbox(settings)))
+
+        database = store.Store(pool)
+        keeper = puts.Keeper(settings, database, bytes_, place)
+        sweeping = sweeper.Sweeper(settings, database, bytes_)
+        process.loop(sweeping)
+        process.serve(
+            storage_pb2_grpc.add_StorageServiceServicer_to_server,
+            api.StorageApi(
+                database,
+                bytes_,
+                puts.Puts(settings, keeper, workers),
+                fits.Fits(database, bytes_, keeper, workers),
+                sweeping,
+            ),
+            "framewire.storage.v1.StorageService",
+        )
+        await process.run(api.authenticate(tokens))
+
+
+def _sandbox(settings: config.Settings) -> sandbox.Settings:
+    return sandbox.Settings(
+        size=settings.media_workers,
+        timeout_seconds=settings.media_timeout_seconds,
+        # A marked video is a little larger than it was on arrival.
+        limits=confine.Limits(file_bytes=settings.max_video_bytes + MARK_BYTES),
+    )
+
+
+async def prepare(settings: config.Settings) -> None:
+    """Makes the buckets. Idempotent."""
+    async with blobs.Blobs(settings) as opened:
+        await opened.ensure_buckets()
+
+
+if __name__ == "__main__":
+    service.start("storage", config.Settings, main, Path(__file__).parent / "migrations", prepare)

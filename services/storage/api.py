@@ -1,0 +1,194 @@
+"""StorageService: proto to domain and back, and who may call what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from google.protobuf import timestamp_pb2
+
+from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
+from kit import auth, errors, pages, rpc
+from services.storage import assets, blobs, fits, puts, store, sweeper
+
+SIGNED_SECONDS = 900
+DELETE_BATCH = 1000
+
+_BOTH = frozenset({"gateway", "generator"})
+_GATEWAY = frozenset({"gateway"})
+_CALLERS: Mapping[str, frozenset[str]] = {
+    "Put": _BOTH,
+    "Get": _BOTH,
+    "Stat": _BOTH,
+    "Fit": _BOTH,
+    "Pin": _BOTH,
+    "Unpin": _BOTH,
+    "SignUrl": _GATEWAY,
+    "List": _GATEWAY,
+    "Delete": _GATEWAY,
+}
+
+
+def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
+    """Lets in whom the table names."""
+
+    async def check(method: str, metadata: Mapping[str, str]) -> str:
+        allowed = _CALLERS.get(method.rsplit("/", 1)[-1], frozenset())
+        return tokens.caller(metadata.get("authorization", ""), allowed)
+
+    return check
+
+
+class StorageApi(storage_pb2_grpc.StorageServiceServicer):
+    """The gRPC face. Callers are services of ours, which say whose asset they mean."""
+
+    def __init__(
+        self,
+        store_: store.Store,
+        blobs_: blobs.Blobs,
+        puts_: puts.Puts,
+        fits_: fits.Fits,
+        sweeper_: sweeper.Sweeper,
+    ) -> None:
+        self._store = store_
+        self._blobs = blobs_
+        self._puts = puts_
+        self._fits = fits_
+        self._sweeper = sweeper_
+
+    async def Put(self, request_iterator: Any, context: Any) -> storage_pb2.Asset:
+        """Stores one asset."""
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise _out_of_order("the first message must be the header")
+        header = first.header
+        identity = assets.Identity(
+            header.account_id,
+            header.owner,
+            assets.Kind(storage_pb2.AssetKind.Name(header.kind).removeprefix("ASSET_KIND_")),
+            header.variant,
+        )
+        wanted = puts.Header(
+            identity, header.size_bytes, header.sha256, header.mark.model, header.mark.video_id
+        )
+        return _asset(await self._puts.put(wanted, _chunks(request_iterator)))
+
+    async def Get(
+        self, request: storage_pb2.GetRequest, context: Any
+    ) -> AsyncIterator[storage_pb2.GetResponse]:
+        """Streams bytes."""
+        asset = await self._store.library.find(request.account_id, request.asset_id)
+        assert asset.facts is not None
+        assert asset.object_key is not None
+        length = assets.check_range(request.offset, request.length, asset.facts.size_bytes)
+        bucket = assets.BUCKETS[asset.kind]
+        async for chunk in self._blobs.read(bucket, asset.object_key, request.offset, length):
+            yield storage_pb2.GetResponse(chunk=chunk)
+
+    async def Stat(self, request: storage_pb2.StatRequest, context: Any) -> storage_pb2.Asset:
+        """What is known of an asset."""
+        return _asset(await self._store.library.find(request.account_id, request.asset_id))
+
+    async def Fit(self, request: storage_pb2.FitRequest, context: Any) -> storage_pb2.Asset:
+        """An image of exactly that size."""
+        crop = request.crop
+        area = assets.Area(
+            crop.left_fraction, crop.top_fraction, crop.right_fraction, crop.bottom_fraction
+        )
+        fit = assets.Fit(
+            request.width,
+            request.height,
+            contain=request.mode == storage_pb2.FIT_MODE_CONTAIN,
+            area=area if request.HasField("crop") else None,
+        )
+        return _asset(
+            await self._fits.fit(request.account_id, request.asset_id, fit, request.pin_owner)
+        )
+
+    async def Pin(self, request: storage_pb2.PinRequest, context: Any) -> storage_pb2.PinResponse:
+        """Keeps an asset."""
+        asset = await self._store.library.pin(request.account_id, request.asset_id, request.owner)
+        return storage_pb2.PinResponse(asset=_asset(asset))
+
+    async def Unpin(
+        self, request: storage_pb2.UnpinRequest, context: Any
+    ) -> storage_pb2.UnpinResponse:
+        """Drops an owner's pins."""
+        dropped = await self._store.library.unpin(request.account_id, request.owner)
+        return storage_pb2.UnpinResponse(dropped=dropped)
+
+    async def SignUrl(
+        self, request: storage_pb2.SignUrlRequest, context: Any
+    ) -> storage_pb2.SignUrlResponse:
+        """A URL for clients."""
+        asset = await self._store.library.find(request.account_id, request.asset_id)
+        assert asset.facts is not None
+        assert asset.object_key is not None
+        name = request.file_name or assets.file_name(asset.asset_id, asset.facts.media_type)
+        seconds = request.expires_in_seconds or SIGNED_SECONDS
+        url, until = self._blobs.sign(assets.BUCKETS[asset.kind], asset.object_key, name, seconds)
+        return storage_pb2.SignUrlResponse(url=url, expires_at=_timestamp(until))
+
+    async def List(
+        self, request: storage_pb2.ListRequest, context: Any
+    ) -> storage_pb2.ListResponse:
+        """Assets, newest first."""
+        size = request.page_size or pages.DEFAULT_SIZE
+        name = storage_pb2.AssetKind.Name(request.kind).removeprefix("ASSET_KIND_")
+        kind = assets.Kind(name) if request.kind else None
+        before = pages.decode(request.page_token)
+        found = await self._store.library.list_assets(request.account_id, kind, before, size + 1)
+        last = found[size - 1] if len(found) > size else None
+        token = pages.encode(last.created_at, last.asset_id) if last else ""
+        return storage_pb2.ListResponse(
+            assets=[_asset(item) for item in found[:size]], next_page_token=token
+        )
+
+    async def Delete(self, request: storage_pb2.DeleteRequest, context: Any) -> storage_pb2.Asset:
+        """Hides an asset, then removes its bytes; the sweeper does that again when it fails here."""
+        asset = await self._store.library.delete(request.account_id, request.asset_id)
+        await self._sweeper.remove(await self._store.library.deleting(asset.asset_id, DELETE_BATCH))
+        return _asset(await self._store.library.in_any_state(asset.asset_id))
+
+
+async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise _out_of_order("there is one header, and only chunks follow it")
+        yield request.chunk
+
+
+def _out_of_order(sentence: str) -> errors.InvalidArgument:
+    return errors.InvalidArgument("INVALID_FIELD", sentence, violations=[("header", sentence)])
+
+
+def _timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _asset(asset: assets.Asset) -> storage_pb2.Asset:
+    answer = storage_pb2.Asset(
+        asset_id=asset.asset_id,
+        account_id=asset.account_id,
+        kind=storage_pb2.AssetKind.Value(f"ASSET_KIND_{asset.kind}"),
+        state=storage_pb2.AssetState.Value(f"ASSET_STATE_{asset.state}"),
+        poster_asset_id=asset.poster_asset_id or "",
+        created_at=_timestamp(asset.created_at),
+        expires_at=_timestamp(asset.expires_at) if asset.expires_at else None,
+    )
+    facts = asset.facts
+    if facts is not None:
+        answer.sha256 = facts.sha256
+        answer.size_bytes = facts.size_bytes
+        answer.media_type = facts.media_type
+        answer.width = facts.width
+        answer.height = facts.height
+        answer.duration_ms = facts.duration_ms
+        answer.fps = facts.fps
+        answer.codec = facts.codec
+        answer.has_audio = facts.has_audio
+        answer.source_sha256 = facts.source_sha256
+    return answer

@@ -1,0 +1,205 @@
+"""Bytes in S3: the only place that knows the `minio` client. Synchronous calls in bounded thread pools."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import minio
+import urllib3
+from minio import error as minio_error
+
+from kit import errors, telemetry
+from services.storage import assets, config, threads
+
+log = telemetry.logger(__name__)
+
+T = TypeVar("T")
+
+# The client holds whole parts of 5 MiB and copies them, so the number of writers bounds the memory.
+WRITERS = 6
+READERS = 8
+READ_BYTES = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+CONNECT_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 30.0
+
+
+class Blobs:
+    """The buckets. Every call raises Unavailable when S3 does not do what it should."""
+
+    def __init__(self, settings: config.Settings) -> None:
+        self._names: Mapping[assets.Bucket, str] = {
+            assets.Bucket.INPUT: settings.input_bucket,
+            assets.Bucket.OUTPUT: settings.output_bucket,
+        }
+        self._http = urllib3.PoolManager(
+            num_pools=4,
+            maxsize=WRITERS + settings.concurrent_gets,
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
+            retries=urllib3.Retry(
+                total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)
+            ),
+        )
+        public_secure = (
+            settings.secure if settings.public_secure is None else settings.public_secure
+        )
+        self._client = self._connect(settings, settings.endpoint, settings.secure)
+        # It only signs: the host is part of the signature, and ours is not the one that clients reach.
+        self._public = self._connect(
+            settings, settings.public_endpoint or settings.endpoint, public_secure
+        )
+        self._writers = ThreadPoolExecutor(WRITERS, "s3-write")
+        self._readers = ThreadPoolExecutor(READERS, "s3-read")
+        self._gets = asyncio.Semaphore(settings.concurrent_gets)
+
+    def _connect(self, settings: config.Settings, endpoint: str, secure: bool) -> minio.Minio:
+        return minio.Minio(
+            endpoint,
+            access_key=settings.access_key,
+            secret_key=settings.secret_key.get_secret_value(),
+            secure=secure,
+            region=settings.region,
+            http_client=self._http,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._writers.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._http.clear()
+
+    async def ensure_buckets(self) -> None:
+        """Makes the buckets that are missing. Idempotent."""
+
+        def ensure() -> None:
+            for name in self._names.values():
+                if self._client.bucket_exists(name):
+                    continue
+                try:
+                    self._client.make_bucket(name)
+                except minio_error.MinioException:
+                    if not self._client.bucket_exists(name):  # else another was first
+                        raise
+
+        await self._run(self._writers, ensure)
+
+    async def put_file(self, bucket: assets.Bucket, key: str, path: Path, media_type: str) -> None:
+        """Stores a file of known size, and makes sure that all of it arrived."""
+
+        def put() -> None:
+            size_bytes = path.stat().st_size
+            with path.open("rb") as file:
+                self._client.put_object(
+                    self._names[bucket],
+                    key,
+                    file,
+                    size_bytes,
+                    content_type=media_type,
+                    num_parallel_uploads=1,
+                )
+            stored_bytes = self._client.stat_object(self._names[bucket], key).size
+            if stored_bytes != size_bytes:
+                raise OSError(f"{stored_bytes} of {size_bytes} bytes were stored")
+
+        await self._run(self._writers, put)
+
+    async def get_file(self, bucket: assets.Bucket, key: str, path: Path) -> None:
+        """Brings an object into a file."""
+
+        def get() -> None:
+            opened = _object(self._client, self._names[bucket], key, 0, 0)
+            with opened as response, path.open("wb") as file:
+                while chunk := response.read(READ_BYTES):
+                    file.write(chunk)
+
+        await self._run(self._readers, get)
+
+    async def read(
+        self, bucket: assets.Bucket, key: str, offset: int, length: int
+    ) -> AsyncIterator[bytes]:
+        """Streams exactly `length` bytes, holding 1 MiB of them at a time."""
+        async with self._gets:
+            opened = _object(self._client, self._names[bucket], key, offset, length)
+            response = await self._run(self._readers, opened.__enter__)
+            try:
+                left = length
+                while left:
+                    piece = await self._run(self._readers, lambda: response.read(READ_BYTES))
+                    left -= len(piece)
+                    if not piece or left < 0:
+                        raise _unavailable(OSError("S3 sent another number of bytes"))
+                    for start in range(0, len(piece), CHUNK_BYTES):
+                        yield piece[start : start + CHUNK_BYTES]
+            finally:
+                opened.__exit__(None, None, None)
+
+    async def remove(self, bucket: assets.Bucket, keys: Sequence[str]) -> None:
+        """Removes objects. Idempotent: one that is not there is as good as removed."""
+
+        def remove() -> None:
+            for key in keys:
+                try:
+                    self._client.remove_object(self._names[bucket], key)
+                except minio_error.MinioException:
+                    if self._exists(bucket, key):
+                        raise
+
+        if keys:
+            await self._run(self._writers, remove)
+
+    def _exists(self, bucket: assets.Bucket, key: str) -> bool:
+        try:
+            self._client.stat_object(self._names[bucket], key)
+        except minio_error.S3Error as error:
+            if error.code in ("NoSuchKey", "NoSuchBucket"):
+                return False
+            raise
+        return True
+
+    def sign(
+        self, bucket: assets.Bucket, key: str, file_name: str, seconds: int
+    ) -> tuple[str, datetime]:
+        """A URL at the public endpoint, good for GET, and until when. Calls nobody."""
+        now = datetime.now(UTC)
+        disposition = f'attachment; filename="{file_name}"'
+        url = self._public.presigned_get_object(
+            self._names[bucket],
+            key,
+            timedelta(seconds=seconds),
+            response_headers={"response-content-disposition": disposition},
+            request_date=now,
+        )
+        return url, now.replace(microsecond=0) + timedelta(seconds=seconds)
+
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        try:
+            return await threads.run(pool, call)
+        except (minio_error.MinioException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise _unavailable(error) from error
+
+
+@contextlib.contextmanager
+def _object(client: minio.Minio, bucket: str, key: str, offset: int, length: int) -> Iterator[Any]:
+    response = client.get_object(bucket, key, offset, length)
+    try:
+        yield response
+    finally:
+        response.close()  # what was not read is not wanted: the connection goes with it
+        response.release_conn()
+
+
+def _unavailable(error: Exception) -> errors.Unavailable:
+    log.warning("s3_failed", error=repr(error)[:500])
+    return errors.Unavailable(
+        "DEPENDENCY_UNAVAILABLE",
+        "the object store does not answer; try again",
+        retry_after_seconds=1,
+    )

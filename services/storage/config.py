@@ -1,0 +1,62 @@
+"""Settings of storage (STORAGE_...)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from kit import config
+
+
+class Settings(config.ServiceSettings):
+    """What storage is told."""
+
+    model_config = SettingsConfigDict(env_prefix="STORAGE_", frozen=True, extra="ignore")
+
+    endpoint: str
+    """host:port of S3, as we reach it."""
+    public_endpoint: str = ""
+    """host:port of S3 in signed URLs, as clients reach it; empty: the same as `endpoint`."""
+    access_key: str
+    """Access key of S3."""
+    secret_key: SecretStr
+    """Secret key of S3."""
+    secure: bool = False
+    """Whether S3 at `endpoint` speaks TLS."""
+    public_secure: bool | None = None
+    """Whether S3 at `public_endpoint` speaks TLS; not set: as `secure`."""
+    region: str = "us-east-1"
+    """Region of the buckets; never looked up."""
+    input_bucket: str = "framewire-inputs"
+    """Bucket of what clients sent."""
+    output_bucket: str = "framewire-outputs"
+    """Bucket of what was made."""
+    scratch_dir: Path = Path(tempfile.gettempdir()) / "framewire-storage"
+    """Where files lie while they are worked on; twice `concurrent_puts` times the largest video must fit."""
+    media_workers: int = Field(default=2, ge=1, le=64)
+    """Sandboxed processes that work on media."""
+    media_timeout_seconds: float = Field(default=120, gt=0)
+    """Longest that one piece of media work may take; its CPU time is bounded too."""
+    concurrent_puts: int = Field(default=16, ge=1)
+    """Puts at a time; the rest wait, and their senders with them."""
+    concurrent_gets: int = Field(default=64, ge=1)
+    """Downloads at a time; the rest wait."""
+    stall_seconds: float = Field(default=30, gt=0)
+    """A sender that sends nothing for so long is cut off."""
+    max_image_bytes: int = Field(default=10_000_000, gt=0)
+    """Largest image on arrival."""
+    max_video_bytes: int = Field(default=2_000_000_000, gt=0)
+    """Largest video on arrival."""
+    put_leftover_seconds: float = Field(default=7200, gt=0)
+    """A put that is older has died, and what it left is removed. A living one is cut off at half of that."""
+    sweep_seconds: float = Field(default=30, gt=0)
+    """Pause of the sweeper."""
+    input_keep_seconds: int = Field(default=0, ge=0)
+    """How long inputs are kept; 0: for ever."""
+    output_keep_seconds: int = Field(default=0, ge=0)
+    """How long outputs and posters are kept; 0: for ever."""
+    rendition_keep_seconds: int = Field(default=0, ge=0)
+    """How long renditions are kept; 0: for ever."""

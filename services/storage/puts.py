@@ -1,0 +1,286 @@
+"""How an asset comes to be: a row, a file in scratch, a look at it in the sandbox, objects, one update to READY."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from kit import errors, ids, telemetry
+from kit.failpoints import failpoint
+from services.storage import assets, blobs, config, scratch, store, threads
+from services.storage.media import facts, sandbox
+from services.storage.store import rows
+
+log = telemetry.logger(__name__)
+
+WRITE_BYTES = 1024 * 1024
+FILE_THREADS = 4
+CLEAN_UP_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a put is about; a size of 0 and an empty sha256 are not known."""
+
+    identity: assets.Identity
+    size_bytes: int
+    sha256: str
+    model: str
+    video_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A finished file, to be stored."""
+
+    path: Path
+    facts: assets.Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What making an asset's files gave: its own, and that of a video's poster."""
+
+    main: Made
+    poster: Made | None = None
+
+
+Make = Callable[[Path, datetime], Awaitable[Work]]
+"""(directory to work in, time of the asset) -> its files."""
+
+
+class Keeper:
+    """Stores what was made, so that all of it is visible, or nothing."""
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        store_: store.Store,
+        blobs_: blobs.Blobs,
+        scratch_: scratch.Scratch,
+    ) -> None:
+        self._store = store_
+        self._blobs = blobs_
+        self._scratch = scratch_
+        self._slots = asyncio.Semaphore(settings.concurrent_puts)
+        self._most_seconds = settings.put_leftover_seconds / 2
+        inputs, outputs = settings.input_keep_seconds, settings.output_keep_seconds
+        self._keep_seconds = {
+            assets.Kind.INPUT_IMAGE: inputs,
+            assets.Kind.INPUT_VIDEO: inputs,
+            assets.Kind.OUTPUT_VIDEO: outputs,
+            assets.Kind.POSTER: outputs,
+            assets.Kind.RENDITION: settings.rendition_keep_seconds,
+        }
+
+    async def keep(
+        self, identity: assets.Identity, make: Make, source_asset_id: str | None = None
+    ) -> assets.Asset:
+        """The READY asset: the one that is there, or the one that is made now."""
+        nonce = ids.new_id()
+        begun = await self._store.making.begin(identity, nonce, source_asset_id)
+        if begun.state is assets.State.READY:
+            return begun
+        try:
+            # A sweeper takes an older put for dead, so this one must be over by then.
+            async with asyncio.timeout(self._most_seconds), self._slots:
+                with self._scratch.work() as place:
+                    work = await make(place, begun.created_at)
+                    stored, poster = await self._upload(identity, nonce, work)
+                await failpoint("storage.put.before_ready")
+                ready = await self._store.making.ready(identity, nonce, stored, poster)
+                await failpoint("storage.put.after_ready")
+                return ready
+        except TimeoutError:
+            raise errors.DeadlineExceeded(
+                "DEADLINE_EXCEEDED",
+                f"the put took more than {self._most_seconds:g} s; nothing was stored",
+            ) from None
+        finally:
+            # Nothing to do for the put that made the asset READY; the rest of them leave nothing behind.
+            await self._clean_up(nonce)
+
+    async def _upload(
+        self, identity: assets.Identity, nonce: str, work: Work
+    ) -> tuple[rows.Stored, rows.Poster | None]:
+        stored = self._named(identity, nonce, work.main)
+        poster = None
+        if work.poster is not None:
+            poster_identity = identity.poster()
+            poster = rows.Poster(poster_identity, self._named(poster_identity, nonce, work.poster))
+        keys = [stored.object_key, *([poster.stored.object_key] if poster else [])]
+        await self._store.making.note_keys(nonce, keys)
+        await self._put(identity, stored, work.main)
+        if poster is not None and work.poster is not None:
+            await self._put(poster.identity, poster.stored, work.poster)
+        if identity.kind is assets.Kind.RENDITION:
+            await failpoint("storage.fit.after_object")
+        else:
+            await failpoint("storage.put.after_object")
+        return stored, poster
+
+    def _named(self, identity: assets.Identity, nonce: str, made: Made) -> rows.Stored:
+        media_type = made.facts.media_type
+        key = assets.object_key(identity.account_id, identity.asset_id, nonce, media_type)
+        seconds = self._keep_seconds[identity.kind]
+        return rows.Stored(key, made.facts, timedelta(seconds=seconds) if seconds else None)
+
+    async def _put(self, identity: assets.Identity, stored: rows.Stored, made: Made) -> None:
+        await self._blobs.put_file(
+            identity.bucket, stored.object_key, made.path, stored.facts.media_type
+        )
+
+    async def _clean_up(self, nonce: str) -> None:
+        """Failing here is no loss: the sweeper finds the put."""
+        try:
+            async with asyncio.timeout(CLEAN_UP_SECONDS):
+                left = await self._store.making.give_up(nonce)
+                if left is not None:
+                    await self._blobs.remove(left.bucket, left.object_keys)
+                    await self._store.making.end_put(nonce)
+        except Exception as error:
+            log.warning("put_left_to_sweeper", nonce=nonce, error=repr(error))
+
+
+class Puts:
+    """Takes what senders send."""
+
+    def __init__(
+        self, settings: config.Settings, keeper: Keeper, workers: sandbox.MediaWorkers
+    ) -> None:
+        self._settings = settings
+        self._keeper = keeper
+        self._workers = workers
+        self._files = ThreadPoolExecutor(FILE_THREADS, "scratch")
+
+    async def put(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
+        """Stores one upload or output. Idempotent. InvalidArgument: the bytes; DeadlineExceeded: the sender stalls."""
+        limit_bytes = self._limit_bytes(header.identity.kind)
+        assets.check_limit(header.size_bytes, limit_bytes)
+
+        async def make(place: Path, created_at: datetime) -> Work:
+            await failpoint("storage.put.after_row")
+            arrived = place / "arrived"
+            sha256 = await self._receive(header, chunks, arrived, limit_bytes)
+            with refusing():
+                if header.identity.kind is assets.Kind.INPUT_IMAGE:
+                    return await self._image(arrived, sha256)
+                mark = facts.Mark(header.model, header.video_id, sha256, created_at)
+                return await self._video(arrived, sha256, mark)
+
+        return await self._keeper.keep(header.identity, make)
+
+    def _limit_bytes(self, kind: assets.Kind) -> int:
+        if kind is assets.Kind.INPUT_IMAGE:
+            return self._settings.max_image_bytes
+        if kind is assets.Kind.OUTPUT_VIDEO:
+            return self._settings.max_video_bytes
+        sentence = "must be INPUT_IMAGE or OUTPUT_VIDEO"
+        raise errors.InvalidArgument(
+            "INVALID_FIELD", f"kind: {sentence}", violations=[("kind", sentence)]
+        )
+
+    async def _receive(
+        self, header: Header, chunks: AsyncIterator[bytes], path: Path, limit_bytes: int
+    ) -> str:
+        """Writes what comes into a file and answers its sha256. The sender goes as fast as the file does."""
+        digest = hashlib.sha256()
+        size_bytes = 0
+        said_bytes = header.size_bytes or limit_bytes
+        with path.open("wb") as file:
+
+            def write(pieces: list[bytes]) -> None:
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+
+            waiting: list[bytes] = []
+            waiting_bytes = 0
+            while (chunk := await self._next(chunks)) is not None:
+                size_bytes += len(chunk)
+                assets.check_limit(size_bytes, limit_bytes)
+                if size_bytes > said_bytes:
+                    break
+                waiting.append(chunk)
+                waiting_bytes += len(chunk)
+                if waiting_bytes >= WRITE_BYTES:
+                    full, waiting, waiting_bytes = waiting, [], 0
+                    await threads.run(self._files, lambda full=full: write(full))
+            await threads.run(self._files, lambda: write(waiting))
+        assets.check_arrived(header.size_bytes, header.sha256, size_bytes, digest.hexdigest())
+        return digest.hexdigest()
+
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._settings.stall_seconds):
+                return await anext(chunks, None)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(
+                "DEADLINE_EXCEEDED",
+                f"nothing came for {self._settings.stall_seconds:g} s; send the whole file again",
+            ) from None
+
+    async def _image(self, arrived: Path, sha256: str) -> Work:
+        clean = arrived.with_name("clean")
+        measured = await self._workers.sanitise_image(arrived, clean)
+        return Work(Made(clean, image_facts(measured, sha256)))
+
+    async def _video(self, arrived: Path, sha256: str, mark: facts.Mark) -> Work:
+        marked, poster = arrived.with_name("marked"), arrived.with_name("poster")
+        measured = await self._workers.inspect_video(arrived)
+        first_frame = await self._workers.poster(arrived, poster)
+        stored = await self._workers.mark_video(arrived, marked, mark)
+        return Work(
+            Made(
+                marked,
+                assets.Facts(
+                    sha256=stored.sha256,
+                    size_bytes=stored.size_bytes,
+                    source_sha256=sha256,
+                    media_type=measured.media_type,
+                    width=measured.width,
+                    height=measured.height,
+                    duration_ms=measured.duration_ms,
+                    fps=measured.fps,
+                    codec=measured.codec,
+                    has_audio=measured.has_audio,
+                ),
+            ),
+            Made(poster, image_facts(first_frame, sha256)),
+        )
+
+
+def image_facts(measured: facts.ImageFacts, source_sha256: str) -> assets.Facts:
+    """What is kept of an image."""
+    return assets.Facts(
+        sha256=measured.sha256,
+        size_bytes=measured.size_bytes,
+        source_sha256=source_sha256,
+        media_type=measured.media_type,
+        width=measured.width,
+        height=measured.height,
+    )
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What the sandbox says, as callers are told."""
+    try:
+        yield
+    except facts.MediaRefused as refused:
+        raise assets.refusal(refused) from refused
+    except facts.MediaBusy as busy:
+        raise errors.Unavailable(
+            "DEPENDENCY_UNAVAILABLE", str(busy), retry_after_seconds=2
+        ) from busy
+    except facts.MediaWorkerFailed as failed:
+        log.error("media_worker_failed", error=str(failed))
+        raise errors.Unavailable(
+            "DEPENDENCY_UNAVAILABLE", "media work failed here; try again", retry_after_seconds=1
+        ) from failed

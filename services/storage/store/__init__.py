@@ -1,0 +1,15 @@
+"""Every SQL statement of storage, by what it is about."""
+
+from __future__ import annotations
+
+from kit import postgres
+from services.storage.store.library import LibraryStore
+from services.storage.store.making import MakingStore
+
+
+class Store:
+    """The database of storage."""
+
+    def __init__(self, pool: postgres.Pool) -> None:
+        self.making = MakingStore(pool)
+        self.library = LibraryStore(pool)

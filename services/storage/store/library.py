@@ -1,0 +1,144 @@
+"""Assets that are there: found, listed, pinned, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from kit import postgres
+from services.storage import assets
+from services.storage.store import rows
+
+
+class LibraryStore:
+    """Assets as their accounts see them."""
+
+    def __init__(self, pool: postgres.Pool) -> None:
+        self._pool = pool
+
+    async def find(self, account_id: str, asset_id: str) -> assets.Asset:
+        """A READY asset of the account; NotFound otherwise."""
+        row = await self._pool.fetchrow(
+            f"SELECT {rows.COLUMNS} FROM assets WHERE asset_id = $1 AND account_id = $2 AND state = 'READY'",
+            asset_id,
+            account_id,
+        )
+        if row is None:
+            raise assets.not_found()
+        return rows.asset(row)
+
+    async def list_assets(
+        self,
+        account_id: str,
+        kind: assets.Kind | None,
+        before: tuple[datetime, str] | None,
+        limit: int,
+    ) -> Sequence[assets.Asset]:
+        """READY assets of the account, newest first."""
+        found = await self._pool.fetch(
+            f"""
+            SELECT {rows.COLUMNS} FROM assets
+            WHERE account_id = $1 AND state = 'READY' AND ($2::text IS NULL OR kind = $2)
+                AND ($3::timestamptz IS NULL OR (created_at, asset_id) < ($3, $4))
+            ORDER BY created_at DESC, asset_id DESC LIMIT $5
+            """,
+            account_id,
+            kind,
+            before[0] if before else None,
+            before[1] if before else "",
+            limit,
+        )
+        return [rows.asset(row) for row in found]
+
+    async def pin(self, account_id: str, asset_id: str, owner: str) -> assets.Asset:
+        """Keeps a READY asset for its owner; NotFound otherwise."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            # The lock keeps a delete, which looks for pins, from going on beside this.
+            row = await connection.fetchrow(
+                f"""
+                SELECT {rows.COLUMNS} FROM assets
+                WHERE asset_id = $1 AND account_id = $2 AND state = 'READY' FOR SHARE
+                """,
+                asset_id,
+                account_id,
+            )
+            if row is None:
+                raise assets.not_found()
+            await connection.execute(
+                """
+                INSERT INTO pins (asset_id, owner, account_id) VALUES ($1, $2, $3)
+                ON CONFLICT (asset_id, owner) DO NOTHING
+                """,
+                asset_id,
+                owner,
+                account_id,
+            )
+        return rows.asset(row)
+
+    async def unpin(self, account_id: str, owner: str) -> int:
+        """Drops all pins of an owner; says how many there were."""
+        found = await self._pool.fetch(
+            "DELETE FROM pins WHERE account_id = $1 AND owner = $2 RETURNING asset_id",
+            account_id,
+            owner,
+        )
+        return len(found)
+
+    async def delete(self, account_id: str, asset_id: str) -> assets.Asset:
+        """Hides an asset and all that was made from it: DELETING. FailedPrecondition while one of them is pinned."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                f"""
+                SELECT {rows.COLUMNS} FROM assets
+                WHERE asset_id = $1 AND account_id = $2 AND state <> 'UPLOADING' FOR UPDATE
+                """,
+                asset_id,
+                account_id,
+            )
+            if row is None:
+                raise assets.not_found()
+            made = await connection.fetch(
+                "SELECT asset_id FROM assets WHERE source_asset_id = $1 ORDER BY asset_id FOR UPDATE",
+                asset_id,
+            )
+            every = [asset_id, *(item["asset_id"] for item in made)]
+            if await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM pins WHERE asset_id = ANY($1))", every
+            ):
+                raise assets.pinned()
+            await connection.execute(
+                """
+                UPDATE assets SET state = 'DELETING'
+                WHERE asset_id = ANY($1) AND state IN ('READY', 'QUARANTINED')
+                """,
+                every,
+            )
+        return await self.in_any_state(asset_id)
+
+    async def deleting(self, asset_id: str | None, limit: int) -> Sequence[assets.Asset]:
+        """Assets whose objects are to be removed: one and what was made from it, or any."""
+        found = await self._pool.fetch(
+            f"""
+            SELECT {rows.COLUMNS} FROM assets
+            WHERE state = 'DELETING' AND ($1::text IS NULL OR asset_id = $1 OR source_asset_id = $1)
+            ORDER BY source_asset_id IS NOT NULL, asset_id LIMIT $2
+            """,
+            asset_id,
+            limit,
+        )
+        return [rows.asset(row) for row in found]
+
+    async def deleted(self, asset_id: str) -> None:
+        """The object is gone: DELETED."""
+        await self._pool.execute(
+            "UPDATE assets SET state = 'DELETED', object_key = NULL WHERE asset_id = $1 AND state = 'DELETING'",
+            asset_id,
+        )
+
+    async def in_any_state(self, asset_id: str) -> assets.Asset:
+        """An asset that was READY once, whatever became of it."""
+        row = await self._pool.fetchrow(
+            f"SELECT {rows.COLUMNS} FROM assets WHERE asset_id = $1", asset_id
+        )
+        assert row is not None, "rows of assets that were READY stay"
+        return rows.asset(row)

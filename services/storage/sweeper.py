@@ -1,0 +1,51 @@
+"""Removes what nothing refers to: objects and rows of puts that died, and bytes of deleted assets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+from kit import loops, telemetry
+from services.storage import assets, blobs, config, store
+
+log = telemetry.logger(__name__)
+
+BATCH = 100
+
+
+class Sweeper:
+    """The loop over leftovers."""
+
+    def __init__(self, settings: config.Settings, store_: store.Store, blobs_: blobs.Blobs) -> None:
+        self._seconds = settings.sweep_seconds
+        self._leftover = timedelta(seconds=settings.put_leftover_seconds)
+        self._store = store_
+        self._blobs = blobs_
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Sweeps until told to stop."""
+        await loops.every("sweeper", self._seconds, self.run_once, stopping)
+
+    async def run_once(self) -> bool:
+        """One pass; True when there is more to do."""
+        given_up = await self._store.making.leftovers(self._leftover, BATCH)
+        for left in given_up:
+            log.warning("put_leftover", nonce=left.nonce, objects=len(left.object_keys))
+            await self._blobs.remove(left.bucket, left.object_keys)
+        # A process that was paused may have stored something after the first removal: the put is remembered for as
+        # long again, and then its objects are removed once more.
+        over = await self._store.making.swept(self._leftover, BATCH)
+        for left in over:
+            await self._blobs.remove(left.bucket, left.object_keys)
+            await self._store.making.end_put(left.nonce)
+        deleting = await self.remove(await self._store.library.deleting(None, BATCH))
+        return BATCH in (len(given_up), len(over), deleting)
+
+    async def remove(self, deleting: Sequence[assets.Asset]) -> int:
+        """Removes the bytes of assets that are DELETING, then says so."""
+        for asset in deleting:
+            assert asset.object_key is not None
+            await self._blobs.remove(assets.BUCKETS[asset.kind], [asset.object_key])
+            await self._store.library.deleted(asset.asset_id)
+        return len(deleting)

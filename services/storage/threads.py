@@ -1,0 +1,27 @@
+"""Blocking calls in bounded thread pools."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    """Runs a call in the pool. When cancelled it still waits for the call's end.
+
+    A thread cannot be stopped, and what it does must be over before anybody cleans up behind it.
+    """
+    future = pool.submit(call)
+    waited = asyncio.wrap_future(future)
+    try:
+        return await asyncio.shield(waited)
+    except asyncio.CancelledError:
+        if not future.cancel():
+            await asyncio.wait({waited})
+            if not waited.cancelled():
+                waited.exception()  # seen, so that asyncio does not report it
+        raise
