@@ -8,6 +8,7 @@ is a FramewireError; local files raise OSError.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import uuid
@@ -192,28 +193,30 @@ class Client:
     async def watch_video(
         self, video_id: str, *, after_revision: int = 0
     ) -> AsyncGenerator[types.Video, None]:
-        """The video now, then each change, until it is terminal and settled.
+        """The video now if newer than `after_revision`, then each change, until it is terminal and settled.
 
         States between may be skipped, the last never is. A broken connection is taken up again after the last revision.
         """
         last: types.Video | None = None
+        seen = after_revision or -1  # the first state counts, whatever its number
 
         def request() -> video_pb2.WatchVideoRequest:
-            seen = after_revision if last is None else last.revision
-            return video_pb2.WatchVideoRequest(video_id=video_id, after_revision=seen)
+            return video_pb2.WatchVideoRequest(video_id=video_id, after_revision=max(seen, 0))
 
         stream = self._transport.watch(self._videos.WatchVideo, request)
-        try:
+        async with contextlib.aclosing(stream):
             async for response in stream:
-                video = decode(types.Video, response.video)
-                if last is not None and (video.revision < last.revision or video == last):
-                    continue  # told again after a break
-                last = video
-                yield video
+                if response is None:  # the server has no more to say: is there no more?
+                    video = await self.get_video(video_id)
+                    if not video.is_settled:
+                        continue
+                else:
+                    video = decode(types.Video, response.video)
+                if video.revision > seen or (last is not None and _moved(last, video)):
+                    last, seen = video, video.revision
+                    yield video
                 if video.is_settled:
                     return
-        finally:
-            await stream.aclose()
 
     async def cancel_video(self, video_id: str) -> types.Video:
         """Asks for the end of a video; free of charge before it was sent to the provider."""
@@ -315,13 +318,22 @@ class Client:
         display_name: str = "",
         request_id: str = "",
     ) -> types.NewApiKey:
-        """Makes a key. Its secret is in the answer and nowhere else."""
+        """Makes a key. Its secret is in the first answer and nowhere else: empty when a given request_id is replayed.
+
+        When the first answer was lost on the way, that key is ended and another one made.
+        """
         request = account_pb2.CreateApiKeyRequest(
             request_id=request_id or new_request_id(),
             account_id=account_id or self.account_id,
             role=_value(account_pb2.Role, "ROLE_", role, "role"),
             display_name=display_name,
         )
+        made = await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
+        if made.secret or request_id:
+            return made
+        lost = account_pb2.RevokeApiKeyRequest(key_id=made.key.key_id)
+        await self._transport.unary(self._accounts.RevokeApiKey, lost)
+        request.request_id = new_request_id()
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
 
     # Operators
@@ -392,6 +404,11 @@ def new_request_id() -> str:
 def variant_path(out: Path, variant: int) -> Path:
     """Where a variant goes: video.mp4, video-1.mp4, ..."""
     return out if variant == 0 else out.with_stem(f"{out.stem}-{variant}")
+
+
+def _moved(before: types.Video, now: types.Video) -> bool:
+    """Progress changes without a new revision; an older state told again after a break does not count."""
+    return now.revision == before.revision and now != before
 
 
 def _spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:

@@ -61,7 +61,10 @@ class Transport:
     async def watch(
         self, send: Callable[..., Any], next_request: Callable[[], object]
     ) -> AsyncGenerator[Any, None]:
-        """A server stream without end: opened again with `next_request()` whenever it breaks."""
+        """A server stream without end: opened again with `next_request()` whenever it breaks.
+
+        None in it: the server ended it in good order. Who thinks so too stops taking.
+        """
         patience = Patience(self._retry_seconds)
         while True:
             opened = time.monotonic()
@@ -70,6 +73,7 @@ class Transport:
                 async for response in call:
                     patience.renew()
                     yield response
+                yield None
                 broken = _ended()
             except grpc.aio.AioRpcError as error:
                 broken = errors.from_rpc(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -208,31 +208,46 @@ def from_rpc(error: grpc.aio.AioRpcError) -> errors.ServiceError:
     )
 
 
-class _UnaryClient(grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.StreamUnaryClientInterceptor):
+class _UnaryUnaryClient(grpc.aio.UnaryUnaryClientInterceptor):
     def __init__(self, tokens: auth.ServiceTokens) -> None:
         self._tokens = tokens
 
     async def intercept_unary_unary(
         self, continuation: Any, client_call_details: Any, request: Any
     ) -> Any:
-        try:
-            return await (
-                await continuation(_with_headers(client_call_details, self._tokens), request)
-            )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from error
+        call = await continuation(_with_headers(client_call_details, self._tokens), request)
+        return await _Translated(call)
+
+
+class _StreamUnaryClient(grpc.aio.StreamUnaryClientInterceptor):
+    # A class of its own: grpc.aio sorts an interceptor into the first kind that it finds it to be.
+    def __init__(self, tokens: auth.ServiceTokens) -> None:
+        self._tokens = tokens
 
     async def intercept_stream_unary(
         self, continuation: Any, client_call_details: Any, request_iterator: Any
     ) -> Any:
         details = _with_headers(client_call_details, self._tokens)
+        return _Translated(await continuation(details, request_iterator))
+
+
+class _Translated:
+    """A call that fails with one of `kit.errors`. For client streams grpc.aio wants a call back, not a response."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __await__(self) -> Generator[Any, Any, Any]:
         try:
-            return await (await continuation(details, request_iterator))
+            return (yield from self._call.__await__())
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
 
-class _StreamClient(grpc.aio.UnaryStreamClientInterceptor):
+
+class _UnaryStreamClient(grpc.aio.UnaryStreamClientInterceptor):
     def __init__(self, tokens: auth.ServiceTokens) -> None:
         self._tokens = tokens
 
@@ -289,5 +304,9 @@ def channel(
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ],
-        interceptors=[_UnaryClient(tokens), _StreamClient(tokens)],
+        interceptors=[
+            _UnaryUnaryClient(tokens),
+            _StreamUnaryClient(tokens),
+            _UnaryStreamClient(tokens),
+        ],
     )

@@ -4,7 +4,7 @@
         async with service.Process("credits", settings) as process:
             pool = await process.enter(postgres.pool(...))
             ...
-            process.serve(add_to_server, servicer, full_name)
+            process.serve(add_to_server, servicer)
             process.loop(settlement)
             await process.run(authenticate)
 
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import grpc
 import uvloop
@@ -86,7 +86,6 @@ class Process:
         self._settings = settings
         self._stack = AsyncExitStack()
         self._registrations: list[tuple[Callable[[Any, grpc.aio.Server], None], Any]] = []
-        self._service_names: list[str] = []
         self._loops: list[Loop] = []
         self.stopping = asyncio.Event()
 
@@ -107,14 +106,10 @@ class Process:
         return await self._stack.enter_async_context(opened)
 
     def serve(
-        self,
-        add_to_server: Callable[[Any, grpc.aio.Server], None],
-        servicer: object,
-        full_name: str,
+        self, add_to_server: Callable[[Any, grpc.aio.Server], None], servicer: object
     ) -> None:
-        """Adds a gRPC service; `full_name` is "package.Service", for reflection."""
+        """Adds a gRPC service."""
         self._registrations.append((add_to_server, servicer))
-        self._service_names.append(full_name)
 
     def loop(self, loop: Loop) -> None:
         """Adds a loop."""
@@ -151,10 +146,12 @@ class Process:
         )
         checker = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        served = _Names()
         for add_to_server, servicer in self._registrations:
             add_to_server(servicer, server)
+            add_to_server(servicer, cast("grpc.aio.Server", served))
         if self._settings.reflection:
-            names = [health.SERVICE_NAME, reflection.SERVICE_NAME, *self._service_names]
+            names = [health.SERVICE_NAME, reflection.SERVICE_NAME, *served.names]
             reflection.enable_server_reflection(names, server)
         return server, checker
 
@@ -165,3 +162,17 @@ class Process:
         for task in late:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Names:
+    """Takes the place of a server to learn the full names of what is added to it, for reflection."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Part of the generated code's own protocol; says nothing here."""
+
+    def add_registered_method_handlers(self, name: str, handlers: Any) -> None:  # noqa: ARG002
+        """Part of the generated code's own protocol."""
+        self.names.append(name)

@@ -57,7 +57,7 @@ class System:
         """A new account with credits, and a client that holds a key of it. Close it with `aclose` or `async with`."""
         account = await self.operator.create_account(f"test {uuid.uuid4().hex[:8]}")
         if credits:
-            await self.operator.grant(credits, account_id=account.account_id)
+            await self.operator.grant(account.account_id, credits)
         key = await self.operator.create_api_key(account_id=account.account_id, display_name="test")
         address = self.stack.gateway_address
         return client.Client(address, key.secret, account_id=account.account_id)

@@ -45,7 +45,6 @@ async def main(settings: config.Settings) -> None:
         process.serve(
             ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
             api.LedgerService(books),
-            "framewire.credits.v1.LedgerService",
         )
         process.loop(relay)
         process.loop(settlement.Consumer(nats, settling))

@@ -53,7 +53,6 @@ class Sweeper:
         abandoned = await self._store.sweeping.abandon(self._ages.grace)
         for video in abandoned:
             log.warning("admission_abandoned", video_id=video.video_id)
-        await failpoint("gateway.abandon.before_release")
         undone = await self._store.sweeping.take_undo(self._ages.retry)
         await self._each(undone, self._undo)
         silent = await self._store.sweeping.take_silent(self._ages.retry)
@@ -79,9 +78,9 @@ class Sweeper:
     async def _undo(self, video: videos.Video) -> None:
         """Release first: a customer's credits are more urgent than an image."""
         if video.release_due:
+            await failpoint("gateway.abandon.before_release")
             await self._peers.release(video)
             await self._store.sweeping.released(video.video_id)
-            await failpoint("gateway.abandon.after_release")
         if video.unpin_due:
             await self._peers.unpin(video)
             await self._store.sweeping.unpinned(video.video_id)
@@ -104,7 +103,6 @@ class Sweeper:
     async def _unheard_of(self, video: videos.Video) -> None:
         again = await self._store.sweeping.ring_again(video.video_id, self._ages.unaccepted)
         if again is not None:
-            await failpoint("gateway.sweep.before_publish")
             log.info("job_rung_again", video_id=video.video_id, publishes=again.publishes)
             await self._publisher.ring(again)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
@@ -20,8 +21,13 @@ class Shielded:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
-        await self._group.__aexit__(*exception)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._group.__aexit__(kind, error, trace)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The work's result. Cancelling this ends the waiting, not the work. TimeoutError after the bound."""

@@ -62,7 +62,6 @@ async def main(settings: config.Settings) -> None:
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
             api.AttemptApi(database, opened),
-            "framewire.generator.v1.AttemptService",
         )
 
         async def authenticate(_: str, metadata: Mapping[str, str]) -> str:

@@ -72,7 +72,8 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
 
     async def PauseProviderAccount(self, request: Any, context: Any) -> attempt_pb2.ProviderAccount:
         """Stops or starts sending to an account."""
-        if not await self._store.queue.pause(request.provider_account, request.paused):
+        known = request.provider_account in self._pools.accounts
+        if not known or not await self._store.queue.pause(request.provider_account, request.paused):
             raise errors.NotFound("ACCOUNT_NOT_FOUND", "there is no provider account of that name")
         listed = await self.ListProviderAccounts(attempt_pb2.ListProviderAccountsRequest(), context)
         return next(

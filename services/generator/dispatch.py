@@ -76,11 +76,9 @@ class Dispatcher:
         for pool in self._pools.names:
             if len(self._running) >= self._settings.concurrent_submits:
                 return False
-            room = await self._room(pool)
-            if not room:
-                continue
+            limits = {a.name: a.max_jobs_in_flight for a in self._pools.of_pool(pool)}
             lease = timedelta(seconds=self._settings.prepare_lease_seconds)
-            attempt = await self._store.queue.pick(pool, room, pools.LANE_WEIGHTS, lease)
+            attempt = await self._store.queue.pick(pool, limits, pools.LANE_WEIGHTS, lease)
             if attempt is not None:
                 given = True
                 task = asyncio.create_task(self._guarded(attempt))
@@ -92,19 +90,6 @@ class Dispatcher:
         self._running.discard(task)
         self.wake.ring()
 
-    async def _room(self, pool: str) -> dict[str, int]:
-        """Open accounts of a pool with the jobs that they can take now."""
-        states = {
-            state.provider_account: state for state in await self._store.queue.account_states()
-        }
-        room: dict[str, int] = {}
-        for account in self._pools.of_pool(pool):
-            state = states[account.name]
-            free = account.max_jobs_in_flight - state.jobs_in_flight
-            if state.open and free > 0:
-                room[account.name] = free
-        return room
-
     async def _guarded(self, attempt: rows.Attempt) -> None:
         """A submission that fails in an unforeseen way leaves its lease to run out, which is always safe."""
         try:
@@ -113,6 +98,18 @@ class Dispatcher:
             log.error(
                 "submission_failed", attempt_id=attempt.attempt_id, error=repr(error), exc_info=True
             )
+        await self._done_sending(attempt)
+
+    async def _done_sending(self, attempt: rows.Attempt) -> None:
+        """However it ended, this task sends no more; without our word our lock would say for ever that it might."""
+        while True:
+            try:
+                submission = attempt.submissions + 1
+                await self._store.submissions.sender_done(attempt, self._worker.key, submission)
+                return
+            except Exception as error:
+                log.warning("sender_not_released", error=repr(error))
+                await asyncio.sleep(RECORD_RETRY_SECONDS)
 
     async def submit(self, attempt: rows.Attempt) -> None:
         """Prepares and sends one attempt."""
@@ -135,22 +132,26 @@ class Dispatcher:
             image = await self._assets.first_frame(attempt)
         except errors.ServiceError as error:
             cause = REFUSED_INPUTS.get(error.reason)
-            if cause is not None:
+            if cause is not None and not attempt.key_pinned:
                 verdict = videos.Verdict(
                     cause, f"the input image is not usable: {error.message}", False
                 )
                 await self._store.videos.fail(attempt, verdict, another_try=False)
             else:
                 log.warning("prepare_failed", attempt_id=attempt.attempt_id, reason=error.reason)
-                await self._store.queue.put_back(attempt, PREPARE_RETRY, "storage did not answer")
+                await self._put_back(attempt, PREPARE_RETRY, "storage did not answer")
             return None
         await failpoint("generator.prepare.after_fit")
         body = provider.build(attempt.job.spec, image, attempt.attempt_id)
         if attempt.key_pinned and _sha256(body) != attempt.body_sha256:
-            # The same key with another body would be another job, or an error that says nothing.
+            # The same key with another body would be another job, or an error that says nothing. Its lease runs out,
+            # again and again, until resolve_by.
             log.error("body_changed", attempt_id=attempt.attempt_id)
             return None
         return body
+
+    async def _put_back(self, attempt: rows.Attempt, delay: timedelta, message: str) -> None:
+        await self._store.queue.put_back(attempt, delay, message, key_pinned=attempt.key_pinned)
 
     async def _send(
         self,
@@ -164,6 +165,8 @@ class Dispatcher:
         model = account.models[attempt.job.spec.model]
         await failpoint("generator.submit.before_commit")
         async with self._worker.session() as (connection, key):
+            # Before the commit: we may be stopped between it and the next line of ours.
+            started = time.monotonic()
             begun = await self._store.submissions.begin(
                 connection,
                 attempt,
@@ -172,15 +175,16 @@ class Dispatcher:
                 resolve_after=timedelta(seconds=account.resolve_seconds),
                 render_limit=timedelta(seconds=account.max_render_seconds),
                 body_sha256=_sha256(body),
+                fingerprint=provider.shown(attempt.job.spec),
+                key_good_for=timedelta(seconds=account.key_ttl_seconds / 2),
                 cost_micros=model.cost_micros_per_second * attempt.job.spec.seconds,
             )
-        committed = time.monotonic()
         if not begun:
-            await self._store.queue.put_back(attempt, TWIN_RETRY, "a twin is undecided")
+            await self._put_back(attempt, TWIN_RETRY, "a twin is undecided")
             return None
         await failpoint("generator.submit.after_commit")
         keyed = account.evidence is attempts.Evidence.KEYED
-        if time.monotonic() - committed > SEND_WITHIN_SECONDS:
+        if time.monotonic() - started > SEND_WITHIN_SECONDS:
             # Somebody may have taken us for dead meanwhile. Not to send is the one safe thing; we alone can say so.
             await self._store.submissions.unsent(attempt, key, attempt.submissions + 1)
             log.warning("not_sent_in_time", attempt_id=attempt.attempt_id)
@@ -196,6 +200,9 @@ class Dispatcher:
         outcome: contract.CreateOutcome,
     ) -> None:
         log.info("create_answered", attempt_id=attempt.attempt_id, outcome=type(outcome).__name__)
+        if attempt.key_pinned and isinstance(outcome, contract.RefusedRequest):
+            # The first send under this key may have been accepted: this refusal says nothing of that.
+            outcome = contract.Ambiguous(outcome.message)
         match outcome:
             case contract.Accepted(provider_job_id):
                 await self._accepted(attempt, provider_job_id)
@@ -208,29 +215,29 @@ class Dispatcher:
                 closed = timedelta(seconds=account.closed_seconds)
                 log.error("provider_account_closed", provider_account=account.name, message=message)
                 await self._store.queue.hold_submits(account.name, closed, message)
-                await self._store.queue.put_back(attempt, timedelta(0), message)
+                await self._put_back(attempt, timedelta(0), message)
             case contract.NotAccepted(message, retry_after_seconds):
                 pause = timedelta(seconds=retry_after_seconds or NOT_ACCEPTED_SECONDS)
                 await self._store.queue.hold_submits(account.name, pause, message)
-                await self._store.queue.put_back(attempt, timedelta(0), message)
+                await self._put_back(attempt, timedelta(0), message)
             case contract.Ambiguous(message):
-                log.warning("create_ambiguous", attempt_id=attempt.attempt_id, message=message)
+                shown = attempts.without_prompt(message, attempt.job.spec.prompt)
+                log.warning("create_ambiguous", attempt_id=attempt.attempt_id, message=shown)
                 await self._store.submissions.unknown(attempt, message)
 
     async def _accepted(self, attempt: rows.Attempt, provider_job_id: str) -> None:
         """The id first, whatever it takes: it is the only proof of a paid job."""
+        assert attempt.provider_account is not None
+        job = (attempt.attempt_id, attempt.provider_account, provider_job_id, attempt.fence)
         kept = None
         while True:
             try:
-                await self._store.submissions.add_job(attempt, provider_job_id)
+                await self._store.submissions.add_job(*job)
                 break
             except Exception as error:
-                log.warning("provider_job_not_stored", error=repr(error))
+                log.warning("provider_job_not_stored", error=repr(error), job=job)
                 if kept is None:
-                    assert attempt.provider_account is not None
-                    kept = self._spool.keep(
-                        attempt.attempt_id, attempt.provider_account, provider_job_id, attempt.fence
-                    )
+                    kept = self._spool.keep(*job)
                 await asyncio.sleep(RECORD_RETRY_SECONDS)
         if kept is not None:
             kept.unlink(missing_ok=True)
@@ -240,11 +247,10 @@ class Dispatcher:
         await self._teller.stage(attempt, attempts.State.RENDERING)
 
     async def _unspool(self) -> None:
-        """Stores what an earlier process could not."""
+        """Stores what an earlier process could not, or one of our tasks has not yet: to do both changes nothing."""
         for path, attempt_id, account, job, fence in self._spool.kept():
-            if not any(not task.done() for task in self._running):
-                await self._store.submissions.add_spooled_job(attempt_id, account, job, fence)
-                path.unlink(missing_ok=True)
+            await self._store.submissions.add_job(attempt_id, account, job, fence)
+            path.unlink(missing_ok=True)
 
 
 def _sha256(body: contract.Body) -> str:

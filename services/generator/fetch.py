@@ -10,7 +10,7 @@ from datetime import timedelta
 from framewire.storage.v1 import storage_pb2
 from kit import errors, loops, telemetry
 from kit.failpoints import failpoint
-from services.generator import assets, attempts, config, pools, progress, quota
+from services.generator import assets, attempts, catalogue, config, pools, progress, quota
 from services.generator.providers import contract
 from services.generator.store import Store, rows, videos
 
@@ -19,7 +19,8 @@ log = telemetry.logger(__name__)
 GONE_RETRY_SECONDS = 1.0
 CUT_RETRY_SECONDS = 1.0
 STORAGE_RETRY_SECONDS = 2.0
-MAX_GONE_TRIES = 60
+SLOWEST_RETRY_SECONDS = 30.0
+GONE_COUNT = 5
 UNUSABLE_REASONS = ("NOT_A_VIDEO", "TOO_LARGE")
 
 
@@ -40,6 +41,7 @@ class Fetcher:
         self._assets = assets_
         self._teller = teller
         self._quota = quota.Quota(store.queue)
+        self._running: set[asyncio.Task[None]] = set()
         self._lease = timedelta(seconds=settings.fetch_lease_seconds)
         self.wake = loops.Wake()
 
@@ -48,15 +50,22 @@ class Fetcher:
         await loops.every(
             "fetcher", self._settings.loop_seconds, self.run_once, stopping, self.wake
         )
+        if self._running:
+            await asyncio.wait(self._running)
 
-    async def run_once(self) -> bool:
-        """Fetches what is due, some at a time."""
-        limit = self._settings.concurrent_fetches
-        claimed = await self._store.renders.claim_fetch(self._lease, limit)
-        async with asyncio.TaskGroup() as group:
-            for attempt in claimed:
-                group.create_task(self._guarded(attempt))
-        return len(claimed) == limit
+    async def run_once(self) -> None:
+        """Begins to fetch what is due, as far as there is room; a slow one holds nobody else up."""
+        room = self._settings.concurrent_fetches - len(self._running)
+        if room <= 0:
+            return
+        for attempt in await self._store.renders.claim_fetch(self._lease, room):
+            task = asyncio.create_task(self._guarded(attempt))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self.wake.ring()
 
     async def _guarded(self, attempt: rows.Attempt) -> None:
         try:
@@ -77,22 +86,22 @@ class Fetcher:
         assert attempt.provider_account is not None
         account = self._pools.accounts[attempt.provider_account]
         provider = self._pools.providers[account.name]
-        digest = hashlib.sha256()
+        digest = Digest()
         await self._quota.take(account)
         await failpoint("generator.fetch.before_put")
         try:
             stored = await self._stream(attempt, provider, digest)
         except contract.ContentGone as gone:
-            await self._gone(attempt, str(gone))
+            await self._gone(attempt, account, str(gone))
         except contract.ProviderTrouble as trouble:
-            await self._again(
-                attempt, trouble.retry_after_seconds or CUT_RETRY_SECONDS, str(trouble)
-            )
+            seconds = trouble.retry_after_seconds or _slower(CUT_RETRY_SECONDS, attempt.fetch_tries)
+            await self._again(attempt, seconds, str(trouble))
         except errors.ServiceError as error:
             if error.reason in UNUSABLE_REASONS:
-                await self._unusable(attempt, digest.hexdigest(), error.message)
+                await self._unusable(attempt, digest.of(error.reason), error.message)
             else:
-                await self._again(attempt, STORAGE_RETRY_SECONDS, f"storage: {error.message}")
+                seconds = _slower(STORAGE_RETRY_SECONDS, attempt.fetch_tries)
+                await self._again(attempt, seconds, f"storage: {error.message}")
         else:
             await failpoint("generator.fetch.after_put")
             if await self._store.videos.complete(attempt, [stored]):
@@ -102,7 +111,7 @@ class Fetcher:
         self,
         attempt: rows.Attempt,
         provider: contract.Provider,
-        digest: hashlib._Hash,
+        digest: Digest,
     ) -> storage_pb2.Asset:
         assert attempt.provider_job_id is not None
         cut: list[contract.ProviderTrouble] = []
@@ -112,8 +121,9 @@ class Fetcher:
             async def hashed() -> AsyncIterator[bytes]:
                 try:
                     async for chunk in chunks:
-                        digest.update(chunk)
+                        digest.add(chunk)
                         yield chunk
+                    digest.whole = True
                 except Exception as error:
                     # What the client of storage raises would hide it.
                     cut.append(contract.ProviderTrouble(f"the download was cut: {error!r}"))
@@ -126,15 +136,20 @@ class Fetcher:
                     raise cut[0] from error
                 raise
 
-    async def _gone(self, attempt: rows.Attempt, message: str) -> None:
-        """Content may be missing for a moment after completion; a long while later it is gone."""
-        if attempt.fetch_tries >= MAX_GONE_TRIES:
+    async def _gone(
+        self, attempt: rows.Attempt, account: catalogue.ProviderAccount, message: str
+    ) -> None:
+        """Content may be missing for a moment after completion; gone is what was missing all along for a long while."""
+        count = attempt.not_found_count
+        spent = sum(_slower(GONE_RETRY_SECONDS, number) for number in range(count))
+        if count >= GONE_COUNT and spent >= account.lost_after_seconds:
             verdict = videos.Verdict(
                 "PROVIDER_LOST", "the provider lost the finished video", True, billed=True
             )
             await self._store.videos.fail(attempt, verdict, another_try=False)
         else:
-            await self._again(attempt, GONE_RETRY_SECONDS, f"content not there: {message}")
+            seconds = _slower(GONE_RETRY_SECONDS, count)
+            await self._again(attempt, seconds, f"content not there: {message}", gone=True)
 
     async def _unusable(self, attempt: rows.Attempt, sha256: str, message: str) -> None:
         """The same bad bytes twice are the provider's fault; other bytes may have been cut on the way."""
@@ -144,12 +159,38 @@ class Fetcher:
             )
             await self._store.videos.fail(attempt, verdict, another_try=False)
         else:
-            await self._again(attempt, CUT_RETRY_SECONDS, message, sha256)
+            await self._again(attempt, CUT_RETRY_SECONDS, message, bad_sha256=sha256)
 
     async def _again(
-        self, attempt: rows.Attempt, seconds: float, message: str, bad_sha256: str | None = None
+        self,
+        attempt: rows.Attempt,
+        seconds: float,
+        message: str,
+        *,
+        bad_sha256: str | None = None,
+        gone: bool = False,
     ) -> None:
         log.warning("fetch_again", attempt_id=attempt.attempt_id, message=message)
         await self._store.renders.fetch_again(
-            attempt, timedelta(seconds=seconds), message[:300], bad_sha256
+            attempt, timedelta(seconds=seconds), message[:300], bad_sha256=bad_sha256, gone=gone
         )
+
+
+class Digest:
+    """What was downloaded, as one value; storage may refuse it before it was read to its end."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.whole = False
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes."""
+        self._sha256.update(chunk)
+
+    def of(self, reason: str) -> str:
+        """The hash of the whole; of a part, which is another each time, why it was refused."""
+        return self._sha256.hexdigest() if self.whole else reason
+
+
+def _slower(seconds: float, tries: int) -> float:
+    return min(SLOWEST_RETRY_SECONDS, seconds * 2 ** min(tries, 10))

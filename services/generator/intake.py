@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from google.protobuf import message as protobuf_message
 from nats.aio.msg import Msg
 
@@ -15,7 +17,9 @@ from services.generator.store import videos
 
 log = telemetry.logger(__name__)
 
+LANES = (vocabulary_pb2.LANE_VIP, vocabulary_pb2.LANE_STANDARD, vocabulary_pb2.LANE_BATCH)
 NEWER_SCHEMA_RETRY_SECONDS = 30.0
+_ID = re.compile(r"[a-z0-9]{26}")
 
 
 class Intake:
@@ -39,7 +43,7 @@ class Intake:
             await self._refuse(message)
             return
         pool = self._pools.pool_of(job.spec.model)
-        if pool is None or job.lane == vocabulary_pb2.LANE_UNSPECIFIED:
+        if pool is None or job.lane not in LANES:
             # A newer gateway may know more than we do: a rollout is no reason to fail a good job.
             log.warning("job_not_understood", video_id=job.video_id, model=job.spec.model)
             raise bus.Retry(NEWER_SCHEMA_RETRY_SECONDS)
@@ -61,7 +65,7 @@ class Intake:
 
 def _ids(header: str) -> tuple[str, str]:
     video_id, _, account_id = header.partition(" ")
-    good = all(len(part) == 26 and part.isalnum() for part in (video_id, account_id))
+    good = all(_ID.fullmatch(part) for part in (video_id, account_id))
     return (video_id, account_id) if good else ("", "")
 
 
@@ -70,4 +74,5 @@ def _decode(data: bytes) -> job_pb2.Job | None:
         job = job_pb2.Job.FromString(data)
     except protobuf_message.DecodeError:
         return None
-    return job if job.video_id and job.account_id and job.HasField("spec") else None
+    ids_good = all(_ID.fullmatch(part) for part in (job.video_id, job.account_id))
+    return job if ids_good and job.HasField("spec") else None

@@ -122,7 +122,10 @@ class Poller:
         since = None
         if attempt.progress_at is not None:
             since = (datetime.now(UTC) - attempt.progress_at).total_seconds()
-        if attempts.worth_telling(attempt.progress_percent, job.progress_percent, since):
+        found_again = attempt.not_found_count > 0  # those before do not count any more
+        if found_again or attempts.worth_telling(
+            attempt.progress_percent, job.progress_percent, since
+        ):
             told = await self._store.renders.progress(attempt, job.progress_percent)
             if told is not None:
                 await self._teller.send(told)

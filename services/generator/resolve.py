@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from kit import loops, telemetry
 from kit.failpoints import failpoint
@@ -35,64 +35,54 @@ class Resolver:
         await loops.every("resolver", self._settings.loop_seconds, self.run_once, stopping)
 
     async def run_once(self) -> bool:
-        """One look at every undecided attempt that is due."""
+        """One look at every undecided attempt that is due, with one reading of each provider account's list."""
         await self._store.submissions.expire_leases()
         undecided = await self._store.submissions.undecided(PASS_LEASE, BATCH)
+        by_account: dict[str, list[rows.Attempt]] = {}
         for attempt in undecided:
-            await self._resolve(attempt)
+            by_account.setdefault(attempt.provider_account or "", []).append(attempt)
+        for name, of_account in by_account.items():
+            account = self._pools.accounts.get(name)
+            if account is None:
+                # Left out of the catalogue: they wait for it, or for their resolve_by.
+                log.error("provider_account_unknown", provider_account=name)
+                continue
+            await self._resolve(account, of_account)
         return len(undecided) == BATCH
 
-    async def _resolve(self, attempt: rows.Attempt) -> None:
-        assert attempt.provider_account is not None
-        assert attempt.submitted_at is not None
-        account = self._pools.accounts[attempt.provider_account]
-        # Before the list is read, not after: whoever could still send when we looked may send after it.
-        around = await self._store.submissions.surroundings(attempt)
-        seen: attempts.ListPass | None = None
+    async def _resolve(
+        self, account: catalogue.ProviderAccount, undecided: list[rows.Attempt]
+    ) -> None:
+        # Before the list is read, not after: whoever could still send when we looked may send after it. By the database's
+        # clock, as everything that this is compared with.
+        now, gone = await self._store.submissions.senders_gone(undecided)
+        seen: tuple[tuple[contract.Job, ...], bool] | None = None
         if account.evidence is attempts.Evidence.SEARCHABLE:
+            since = min(attempt.submitted_at or now for attempt in undecided)
             try:
-                since = attempt.submitted_at - timedelta(seconds=account.clock_skew_seconds)
-                seen = await self._list(account, since, around.known_job_ids)
+                seen = await self._list(
+                    account, since - timedelta(seconds=account.clock_skew_seconds)
+                )
             except contract.ProviderTrouble as trouble:
                 log.warning("list_failed", provider_account=account.name, error=str(trouble))
-                pause = timedelta(
-                    seconds=trouble.retry_after_seconds or account.poll_interval_seconds
-                )
-                await self._store.submissions.wait(attempt, pause, absent=False, unresolved=False)
+                seconds = trouble.retry_after_seconds or account.poll_interval_seconds
+                for attempt in undecided:
+                    await self._store.submissions.wait(
+                        attempt, timedelta(seconds=seconds), absent=False, unresolved=False
+                    )
                 return
-        decision = attempts.decide(
-            self._undecided(attempt, account, around), seen, datetime.now(UTC)
-        )
-        await self._act(attempt, decision)
-
-    def _undecided(
-        self,
-        attempt: rows.Attempt,
-        account: catalogue.ProviderAccount,
-        around: submissions.Surroundings,
-    ) -> attempts.Undecided:
-        assert attempt.submitted_at is not None
-        return attempts.Undecided(
-            evidence=account.evidence,
-            fingerprint=attempt.fingerprint,
-            submitted_at=attempt.submitted_at,
-            post_timeout=timedelta(seconds=account.post_timeout_seconds),
-            settle_time=timedelta(seconds=account.settle_seconds),
-            clock_skew=timedelta(seconds=account.clock_skew_seconds),
-            key_ttl=timedelta(seconds=account.key_ttl_seconds),
-            sender_gone=around.sender_gone,
-            claimants=around.claimants,
-            absent_since=attempt.absent_since,
-        )
+        for attempt in undecided:
+            around = await self._store.submissions.surroundings(attempt)
+            listed = None if seen is None else _pass(*seen, around.known_job_ids, now)
+            undecided_ = _undecided(attempt, account, around, attempt.attempt_id in gone)
+            await self._act(attempt, attempts.decide(undecided_, listed, now))
 
     async def _act(self, attempt: rows.Attempt, decision: attempts.Decision) -> None:
         match decision:
             case attempts.Adopt(provider_job_id):
-                owner = await self._store.submissions.add_job(
-                    attempt, provider_job_id, adopted=True
-                )
+                adopted = await self._store.submissions.adopt(attempt, provider_job_id)
                 await failpoint("generator.resolve.after_adopt")
-                if owner == attempt.attempt_id:
+                if adopted:
                     await self._store.submissions.accepted(attempt, provider_job_id)
                     log.info("job_adopted", attempt_id=attempt.attempt_id)
             case attempts.SendAgain(same_key):
@@ -108,24 +98,54 @@ class Resolver:
                 )
 
     async def _list(
-        self, account: catalogue.ProviderAccount, since: datetime, known: frozenset[str]
-    ) -> attempts.ListPass:
-        """Reads the list back to before `since`."""
+        self, account: catalogue.ProviderAccount, since: datetime
+    ) -> tuple[tuple[contract.Job, ...], bool]:
+        """Reads the list back to before `since`; false when that was not reached."""
         provider = self._pools.providers[account.name]
-        unknown: list[attempts.ListedJob] = []
-        sentinel = reached = False
+        jobs: list[contract.Job] = []
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             await self._quota.take(account)
             page, cursor = await provider.list_page(cursor)
-            for job in page:
-                if job.provider_job_id in known:
-                    sentinel = True
-                elif job.fingerprint is not None:
-                    unknown.append(
-                        attempts.ListedJob(job.provider_job_id, job.fingerprint, job.created_at)
-                    )
-            reached = cursor is None or (bool(page) and page[-1].created_at < since)
-            if reached:
-                break
-        return attempts.ListPass(tuple(unknown), reached, sentinel, datetime.now(UTC))
+            jobs += page
+            if cursor is None or (page and page[-1].created_at < since):
+                return tuple(jobs), True
+        return tuple(jobs), False
+
+
+def _pass(
+    jobs: tuple[contract.Job, ...], reached: bool, known: frozenset[str], at: datetime
+) -> attempts.ListPass:
+    unknown = [job for job in jobs if job.provider_job_id not in known]
+    return attempts.ListPass(
+        jobs=tuple(
+            attempts.ListedJob(job.provider_job_id, job.fingerprint, job.created_at)
+            for job in unknown
+            if job.fingerprint is not None
+        ),
+        # A job of which too little is shown could be anybody's, ours too: then the list proves nothing.
+        reached_start=reached and all(job.fingerprint is not None for job in unknown),
+        sentinel_seen=len(unknown) < len(jobs),
+        at=at,
+    )
+
+
+def _undecided(
+    attempt: rows.Attempt,
+    account: catalogue.ProviderAccount,
+    around: submissions.Surroundings,
+    sender_gone: bool,
+) -> attempts.Undecided:
+    assert attempt.submitted_at is not None
+    return attempts.Undecided(
+        evidence=account.evidence,
+        fingerprint=attempt.fingerprint,
+        submitted_at=attempt.submitted_at,
+        post_timeout=timedelta(seconds=account.post_timeout_seconds),
+        settle_time=timedelta(seconds=account.settle_seconds),
+        clock_skew=timedelta(seconds=account.clock_skew_seconds),
+        key_ttl=timedelta(seconds=account.key_ttl_seconds),
+        sender_gone=sender_gone,
+        claimants=around.claimants,
+        absent_since=attempt.absent_since,
+    )

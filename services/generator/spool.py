@@ -19,8 +19,17 @@ class Spool:
 
     def keep(
         self, attempt_id: str, provider_account: str, provider_job_id: str, fence: int
+    ) -> Path | None:
+        """Writes it down, durably; None where the disk does not take it either: the caller goes on trying."""
+        try:
+            return self._write(attempt_id, provider_account, provider_job_id, fence)
+        except OSError as error:
+            log.error("spool_failed", attempt_id=attempt_id, error=repr(error))
+            return None
+
+    def _write(
+        self, attempt_id: str, provider_account: str, provider_job_id: str, fence: int
     ) -> Path:
-        """Writes it down, durably."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._directory / f"{attempt_id}-{fence}.json"
         with path.open("w") as file:
@@ -32,12 +41,7 @@ class Spool:
             os.fsync(directory)
         finally:
             os.close(directory)
-        log.warning(
-            "provider_job_spooled",
-            attempt_id=attempt_id,
-            provider_account=provider_account,
-            provider_job_id=provider_job_id,
-        )
+        log.warning("provider_job_spooled", attempt_id=attempt_id, path=str(path))
         return path
 
     def kept(self) -> list[tuple[Path, str, str, str, int]]:
@@ -46,7 +50,7 @@ class Spool:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 attempt_id, account, job, fence = json.loads(path.read_text())
-            except ValueError:
+            except (TypeError, ValueError):
                 log.error("spool_unreadable", path=str(path))
                 continue
             found.append((path, attempt_id, account, job, fence))

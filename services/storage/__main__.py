@@ -35,7 +35,6 @@ async def main(settings: config.Settings) -> None:
                 fits.Fits(database, bytes_, keeper, workers),
                 sweeping,
             ),
-            "framewire.storage.v1.StorageService",
         )
         await process.run(api.authenticate(tokens))
 

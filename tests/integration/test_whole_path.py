@@ -104,7 +104,7 @@ async def test_too_few_credits_are_refused_and_leave_nothing(system: systems.Sys
         assert {"needed", "available"} <= set(caught.value.metadata)
         assert [video async for video in client.list_videos()] == []
         # Only an accepted request binds its id: topped up, the same call goes through.
-        await system.operator.grant(50, account_id=client.account_id)
+        await system.operator.grant(client.account_id, 50)
         video = await client.create_video(prompt, request_id=request_id, **TINY)
         assert video.state in ("PENDING", "PROCESSING")
 

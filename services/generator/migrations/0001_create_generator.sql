@@ -77,7 +77,7 @@ CREATE UNIQUE INDEX attempts_no_twins ON attempts (provider_account, fingerprint
 CREATE INDEX attempts_queue ON attempts (pool, lane, account_id, created_at) WHERE state = 'QUEUED';
 CREATE INDEX attempts_due ON attempts (state, next_step_at)
     WHERE state NOT IN ('COMPLETED', 'FAILED', 'CANCELLED');
-CREATE INDEX attempts_in_flight ON attempts (provider_account)
+CREATE INDEX attempts_in_flight ON attempts (provider_account, fingerprint)
     WHERE state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN', 'UNRESOLVED', 'RENDERING');
 CREATE INDEX attempts_newest ON attempts (created_at DESC, attempt_id DESC);
 
@@ -124,12 +124,14 @@ CREATE TABLE provider_jobs (
 );
 CREATE INDEX provider_jobs_by_attempt ON provider_jobs (attempt_id);
 
--- Whose turn it is: virtual time per lane of a pool (account_id '') and per account in a lane.
+-- Whose turn it is: virtual time per lane of a pool (account_id '') and per account in a lane; and in the row of a lane,
+-- or of the pool (lane ''), the virtual time that those in it have come to.
 CREATE TABLE turns (
     pool text NOT NULL,
     lane text NOT NULL,
     account_id text NOT NULL,
-    virtual_time double precision NOT NULL,
+    virtual_time double precision NOT NULL DEFAULT 0,
+    reached double precision NOT NULL DEFAULT 0,
     PRIMARY KEY (pool, lane, account_id)
 );
 

@@ -12,6 +12,16 @@ from services.generator import events
 from services.generator.store import rows, telling
 
 _DISPATCH_LOCK = 0x64697370
+_ACCOUNT_STATES = """
+    SELECT p.provider_account, NOT p.paused AND p.submits_after <= clock_timestamp() AS open,
+        CASE WHEN p.paused THEN 'paused by an operator'
+             WHEN p.submits_after > clock_timestamp() THEN p.closed_reason ELSE '' END AS closed_reason,
+        (SELECT count(*) FROM attempts a WHERE a.provider_account = p.provider_account
+         AND a.state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN', 'UNRESOLVED', 'RENDERING')
+         AND (a.state NOT IN ('UNKNOWN', 'UNRESOLVED') OR a.render_deadline > clock_timestamp())
+        ) AS jobs_in_flight
+    FROM provider_accounts p ORDER BY p.provider_account
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +50,43 @@ class QueueStore:
 
     async def account_states(self) -> list[AccountState]:
         """Every provider account with its circuit and its jobs in flight, counted from rows."""
-        found = await self._pool.fetch(
-            """
-            SELECT p.provider_account, NOT p.paused AND p.submits_after <= clock_timestamp() AS open,
-                CASE WHEN p.paused THEN 'paused by an operator'
-                     WHEN p.submits_after > clock_timestamp() THEN p.closed_reason ELSE '' END AS closed_reason,
-                (SELECT count(*) FROM attempts a WHERE a.provider_account = p.provider_account
-                 AND a.state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN', 'UNRESOLVED', 'RENDERING')
-                 AND (a.state NOT IN ('UNKNOWN', 'UNRESOLVED') OR a.render_deadline > clock_timestamp())
-                ) AS jobs_in_flight
-            FROM provider_accounts p ORDER BY p.provider_account
-            """
-        )
+        found = await self._pool.fetch(_ACCOUNT_STATES)
         return [AccountState(**row) for row in found]
 
     async def pick(
         self,
         pool: str,
-        room: Mapping[str, int],
+        limits: Mapping[str, int],
         lane_weights: Mapping[str, float],
         lease: timedelta,
     ) -> rows.Attempt | None:
         """Gives the next attempt of a pool its turn and moves it to PREPARING at the account with most room.
 
-        Fair: the lane with the smallest weighted virtual time, in it the account with the smallest, its oldest attempt.
-        One dispatcher of a pool at a time; None when there is nothing to do or another one is at it.
+        Fair: the lane with the smallest weighted virtual time, in it the account with the smallest, its oldest attempt
+        of which no twin is undecided. `limits`: the pool's provider accounts with the most jobs that each may have. One
+        dispatcher of a pool at a time; None when there is nothing to do or another one is at it.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             if not await connection.fetchval(
                 "SELECT pg_try_advisory_xact_lock($1, hashtext($2))", _DISPATCH_LOCK, pool
             ):
                 return None
-            chosen = await self._next_turn(connection, pool, lane_weights, list(room))
+            # Inside the lock: what another dispatcher has just given away is counted.
+            states = await connection.fetch(_ACCOUNT_STATES)
+            room = {
+                row["provider_account"]: limits[row["provider_account"]] - row["jobs_in_flight"]
+                for row in states
+                if row["open"] and row["provider_account"] in limits
+            }
+            open_accounts = sorted(
+                (name for name in room if room[name] > 0), key=lambda n: -room[n]
+            )
+            if not open_accounts:
+                return None
+            chosen = await self._next_turn(connection, pool, lane_weights, open_accounts)
             if chosen is None:
                 return None
-            attempt_id, video_id, lane, pinned = chosen
-            account = pinned or max(room, key=lambda name: room[name])
+            attempt_id, video_id, lane, account = chosen
             video = await telling.lock(connection, video_id)
             assert video is not None
             row = await connection.fetchrow(
@@ -107,8 +118,9 @@ class QueueStore:
         pool: str,
         lane_weights: Mapping[str, float],
         accounts: list[str],
-    ) -> tuple[str, str, str, str | None] | None:
-        # One probe of the queue's index per waiting account, not a sort of the whole queue.
+    ) -> tuple[str, str, str, str] | None:
+        # One probe of the queue's index per waiting account, not a sort of the whole queue. Who was away starts where
+        # the others have come to (`reached`): nobody saves turns up by being away.
         row = await connection.fetchrow(
             """
             WITH RECURSIVE waiting AS (
@@ -120,19 +132,27 @@ class QueueStore:
                     WHERE a.pool = $1 AND a.state = 'QUEUED' AND (a.lane, a.account_id) > (w.lane, w.account_id)
                     ORDER BY a.lane, a.account_id LIMIT 1) n
             )
-            SELECT o.attempt_id, o.video_id, w.lane, o.pinned
+            SELECT o.attempt_id, o.video_id, w.lane, o.provider_account
             FROM waiting w
             CROSS JOIN LATERAL (
-                SELECT a.attempt_id, a.video_id, CASE WHEN a.key_pinned THEN a.provider_account END AS pinned
+                SELECT a.attempt_id, a.video_id, r.provider_account
                 FROM attempts a
+                CROSS JOIN LATERAL (
+                    SELECT r.provider_account
+                    FROM unnest($2::text[]) WITH ORDINALITY AS r(provider_account, place)
+                    WHERE (NOT a.key_pinned OR a.provider_account = r.provider_account)
+                      AND NOT EXISTS (SELECT 1 FROM attempts u
+                                      WHERE u.provider_account = r.provider_account AND u.fingerprint = a.fingerprint
+                                        AND u.state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN'))
+                    ORDER BY r.place LIMIT 1) r
                 WHERE a.pool = $1 AND a.state = 'QUEUED' AND a.lane = w.lane AND a.account_id = w.account_id
                   AND a.next_step_at <= clock_timestamp()
-                  AND (NOT a.key_pinned OR a.provider_account = ANY($2::text[]))
                 ORDER BY a.created_at LIMIT 1) o
+            LEFT JOIN turns p ON p.pool = $1 AND p.lane = '' AND p.account_id = ''
             LEFT JOIN turns l ON l.pool = $1 AND l.lane = w.lane AND l.account_id = ''
             LEFT JOIN turns t ON t.pool = $1 AND t.lane = w.lane AND t.account_id = w.account_id
-            ORDER BY coalesce(l.virtual_time, 0), array_position($3::text[], w.lane),
-                     coalesce(t.virtual_time, 0), w.account_id
+            ORDER BY greatest(l.virtual_time, p.reached, 0), array_position($3::text[], w.lane),
+                     greatest(t.virtual_time, l.reached, 0), w.account_id
             LIMIT 1
             """,
             pool,
@@ -148,29 +168,30 @@ class QueueStore:
         lane: str,
         lane_weights: Mapping[str, float],
     ) -> None:
-        """Moves the lane's and the account's virtual time on; one that was away starts at the least of the others."""
-        cost = float(attempt.job.spec.seconds * attempt.job.spec.variants)
-        for account_id, weight in (
-            ("", lane_weights[lane]),
-            (attempt.account_id, attempt.job.weight),
+        """Moves the lane's and the account's virtual time on by what was served, and with it where all have come to."""
+        spec = attempt.job.spec
+        cost = float(max(1, spec.seconds) * max(1, spec.variants))
+        for among, account_id, weight in (
+            ("", "", lane_weights[lane]),
+            (lane, attempt.account_id, attempt.weight),
         ):
             await connection.execute(
                 """
-                INSERT INTO turns (pool, lane, account_id, virtual_time)
-                SELECT $1, $2, $3, $4 + coalesce((
-                    SELECT min(o.virtual_time) FROM turns o WHERE o.pool = $1
-                      AND ((o.account_id = '') = ($3 = '')) AND ($3 = '' OR o.lane = $2)), 0)
-                ON CONFLICT (pool, lane, account_id) DO UPDATE SET virtual_time =
-                    greatest(turns.virtual_time, (
-                        SELECT coalesce(max(o.virtual_time), 0) FROM turns o WHERE o.pool = $1
-                          AND ((o.account_id = '') = ($3 = '')) AND ($3 = '' OR o.lane = $2)) - $5) + $4
+                WITH start AS (
+                    SELECT greatest(
+                        (SELECT virtual_time FROM turns WHERE pool = $1 AND lane = $2 AND account_id = $3),
+                        (SELECT reached FROM turns WHERE pool = $1 AND lane = $4 AND account_id = ''), 0) AS at),
+                others AS (
+                    INSERT INTO turns (pool, lane, account_id, reached) SELECT $1, $4, '', at FROM start
+                    ON CONFLICT (pool, lane, account_id) DO UPDATE SET reached = EXCLUDED.reached)
+                INSERT INTO turns (pool, lane, account_id, virtual_time) SELECT $1, $2, $3, at + $5 FROM start
+                ON CONFLICT (pool, lane, account_id) DO UPDATE SET virtual_time = EXCLUDED.virtual_time
                 """,
                 attempt.pool,
                 lane,
                 account_id,
-                cost / max(weight, 1e-6),
-                # Nobody saves up more than so much of a turn by having been away.
-                10 * cost / max(weight, 1e-6),
+                among,
+                cost / weight,
             )
 
     async def put_back(
@@ -179,9 +200,12 @@ class QueueStore:
         delay: timedelta,
         message: str,
         *,
-        key_pinned: bool = False,
+        key_pinned: bool,
     ) -> bool:
-        """Back to QUEUED, unharmed: not sent, or proved absent, or safe to send again under its key."""
+        """Back to QUEUED, unharmed: not sent, or proved absent, or safe to send again under its key.
+
+        An attempt that is pinned to its key stays so: what became of the earlier send is not known by this one.
+        """
         async with self._pool.acquire() as connection:
             return bool(
                 await connection.fetchval(

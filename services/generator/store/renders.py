@@ -99,7 +99,8 @@ class RenderStore:
         moved = await self._pool.fetchval(
             """
             UPDATE attempts SET state = 'FETCHING', fence = fence + 1, progress_percent = 100,
-                content_expires_at = $2, next_step_at = clock_timestamp(), lease_until = NULL
+                content_expires_at = $2, next_step_at = clock_timestamp(), lease_until = NULL,
+                not_found_count = 0, not_found_since = NULL
             WHERE attempt_id = $1 AND state IN ('RENDERING', 'UNRESOLVED') AND provider_job_id IS NOT NULL
             RETURNING true
             """,
@@ -135,7 +136,8 @@ class RenderStore:
         found = await self._pool.fetch(
             f"""
             SELECT {rows.ATTEMPT_COLUMNS} FROM {rows.ATTEMPT_FROM}
-            WHERE a.state IN ('UNKNOWN', 'UNRESOLVED') AND a.resolve_by <= clock_timestamp()
+            WHERE a.resolve_by <= clock_timestamp()
+              AND (a.state IN ('UNKNOWN', 'UNRESOLVED') OR (a.state = 'QUEUED' AND a.key_pinned))
             ORDER BY a.resolve_by LIMIT 100
             """
         )
@@ -176,13 +178,21 @@ class RenderStore:
         )
 
     async def fetch_again(
-        self, attempt: rows.Attempt, delay: timedelta, message: str, bad_sha256: str | None
+        self,
+        attempt: rows.Attempt,
+        delay: timedelta,
+        message: str,
+        *,
+        bad_sha256: str | None = None,
+        gone: bool = False,
     ) -> None:
-        """Gives a fetch back to be tried later; keeps the hash of bytes that were no video."""
+        """Gives a fetch back to be tried later; keeps the hash of bytes that were no video, counts 404s in a row."""
         await self._pool.execute(
             """
             UPDATE attempts SET lease_until = NULL, next_step_at = clock_timestamp() + $3, message = $4,
-                fetch_tries = fetch_tries + 1, bad_sha256 = coalesce($5, bad_sha256)
+                fetch_tries = fetch_tries + 1, bad_sha256 = coalesce($5, bad_sha256),
+                not_found_count = CASE WHEN $6 THEN not_found_count + 1 ELSE 0 END,
+                not_found_since = CASE WHEN $6 THEN coalesce(not_found_since, clock_timestamp()) END
             WHERE attempt_id = $1 AND fence = $2 AND state = 'FETCHING'
             """,
             attempt.attempt_id,
@@ -190,4 +200,5 @@ class RenderStore:
             delay,
             message,
             bad_sha256,
+            gone,
         )

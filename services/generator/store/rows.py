@@ -12,7 +12,7 @@ from framewire.generator.v1 import job_pb2
 from services.generator import attempts
 
 ATTEMPT_COLUMNS = """
-    a.attempt_id, a.video_id, a.number, a.account_id, a.pool, a.lane, a.state, a.fence, a.worker,
+    a.attempt_id, a.video_id, a.number, a.account_id, a.pool, a.lane, a.weight, a.state, a.fence, a.worker,
     a.provider_account, a.provider_job_id, a.fingerprint, a.body_sha256, a.submissions, a.key_pinned,
     a.submitted_at, a.resolve_by, a.render_deadline, a.absent_since, a.content_expires_at,
     a.progress_percent, a.progress_at, a.not_found_count, a.not_found_since, a.fetch_tries,
@@ -31,6 +31,7 @@ class Attempt:
     account_id: str
     pool: str
     lane: str
+    weight: int
     state: attempts.State
     fence: int
     worker: int | None

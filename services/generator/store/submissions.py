@@ -113,13 +113,15 @@ class SubmissionStore:
         )
 
     async def accepted(self, attempt: rows.Attempt, provider_job_id: str) -> bool:
-        """The provider has it: RENDERING. Fenced, for the worker that sent it."""
+        """The provider has it, and its job is on record as this attempt's: RENDERING. Fenced."""
         return bool(
             await self._pool.fetchval(
                 """
                 UPDATE attempts SET state = 'RENDERING', provider_job_id = $3, worker = NULL,
                     lease_until = NULL, next_step_at = clock_timestamp(), message = ''
                 WHERE attempt_id = $1 AND fence = $2 AND state IN ('SUBMITTING', 'UNKNOWN', 'UNRESOLVED')
+                  AND EXISTS (SELECT 1 FROM provider_jobs j WHERE j.provider_account = attempts.provider_account
+                              AND j.provider_job_id = $3 AND j.attempt_id = $1)
                 RETURNING true
                 """,
                 attempt.attempt_id,

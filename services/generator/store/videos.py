@@ -14,6 +14,9 @@ from kit.failpoints import failpoint
 from services.generator import attempts, events
 from services.generator.store import rows, telling
 
+ORDINARY_WEIGHT = 100
+MAX_WEIGHT = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -93,7 +96,7 @@ class VideoStore:
             job.account_id,
             pool,
             events.lane_name(job.lane),
-            job.weight,
+            max(1, min(MAX_WEIGHT, job.weight or ORDINARY_WEIGHT)),
             fingerprint,
             events.moment(job.start_by),
         )
@@ -182,9 +185,11 @@ class VideoStore:
     async def fail(self, attempt: rows.Attempt, verdict: Verdict, *, another_try: bool) -> bool:
         """Ends the attempt without an output; with `another_try` the video goes on with a new one, else it has failed.
 
+        A new one must still be able to start by `start_by`: else its end would be told as QUEUE_TIMEOUT.
         False when the attempt is no longer the caller's.
         """
         stage = attempts.STAGES[attempt.state]
+        text = attempts.without_prompt(verdict.message, attempt.job.spec.prompt)
         async with self._pool.acquire() as connection, connection.transaction():
             video = await telling.lock(connection, attempt.video_id)
             if video is None or video.state in telling.TERMINAL_STATES:
@@ -199,18 +204,21 @@ class VideoStore:
                 attempt.attempt_id,
                 attempt.fence,
                 verdict.cause,
-                verdict.message,
+                text,
                 verdict.billed is not False,
                 verdict.billed is not None,
             )
             if not done:
                 return False
-            if another_try and not video.cancel_requested:
+            in_time = await connection.fetchval(
+                "SELECT $1::timestamptz > clock_timestamp()", attempt.start_by
+            )
+            if another_try and in_time and not video.cancel_requested:
                 await self._insert_attempt(
                     connection, attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint
                 )
             else:
-                event = events.failed(verdict.cause, stage, verdict.message, verdict.retryable)
+                event = events.failed(verdict.cause, stage, text, verdict.retryable)
                 await telling.tell(connection, video, event)
             await failpoint("generator.finish.before_commit")
         self._told()
