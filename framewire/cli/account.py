@@ -144,12 +144,12 @@ def _show_balance(found: types.Balance, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
         return
-    expiry = f"{found.next_expiry_credits} credits at {output.clock(found.next_expiry_at)}"
+    expiry = f"{output.counted(found.next_expiry_credits)} at {output.clock(found.next_expiry_at)}"
     output.print_facts(
         [
             ("account", found.account_id),
-            ("available", f"{found.available_credits} credits"),
-            ("held", f"{found.held_credits} credits"),
+            ("available", output.counted(found.available_credits)),
+            ("held", output.counted(found.held_credits)),
             ("next to expire", expiry if found.next_expiry_at else ""),
         ]
     )
@@ -179,5 +179,5 @@ def _entry_row(entry: types.Entry) -> tuple[object, ...]:
         f"{entry.available_change:+d}",
         f"{entry.held_change:+d}",
         entry.video_id,
-        entry.note or entry.cause,
+        entry.note or ("" if entry.cause == "NONE" else entry.cause),
     )

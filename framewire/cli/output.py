@@ -71,13 +71,10 @@ def _text(value: Any) -> str:
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Names and values, one to a line, without those that are empty."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        if value not in ("", None, ()):
-            table.add_row(name, str(value))
-    console().print(table)
+    shown = [(name, str(value)) for name, value in facts if value not in ("", None, ())]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"{name:{width}}  {value}")
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -111,11 +108,16 @@ def output_text(output: types.Output) -> str:
     )
 
 
+def counted(credits_: int) -> str:
+    """Credits as people say them."""
+    return "1 credit" if credits_ == 1 else f"{credits_} credits"
+
+
 def credits_text(credits_: types.VideoCredits) -> str:
     """What a video costs, as far as that is known."""
     if credits_.settlement == "DONE":
-        return f"{credits_.captured} credits charged"
-    return f"{credits_.reserved or credits_.quoted} credits held"
+        return f"{counted(credits_.captured)} charged"
+    return f"{counted(credits_.reserved or credits_.quoted)} held"
 
 
 def video_facts(video: types.Video) -> list[tuple[str, object]]:
@@ -155,11 +157,11 @@ def event_text(event: event_types.Event) -> str:
         case event_types.Settled(
             captured_credits=taken, released_credits=back, available_credits=left
         ):
-            return f"{taken} credits charged, {back} given back, {left} available"
+            return f"{counted(taken)} charged, {back} given back, {left} available"
         case event_types.Expired(asset_id=asset):
             return f"asset {asset}"
         case event_types.BalanceLow(available_credits=left, threshold_credits=threshold):
-            return f"{left} credits available, below {threshold}"
+            return f"{counted(left)} available, below {threshold}"
         case _:
             return ""
 
@@ -207,7 +209,7 @@ def _hint(error: errors.FramewireError) -> str:
         again = (
             " The same request may succeed when sent again." if facts["retryable"] == "true" else ""
         )
-        return f"{facts['captured_credits']} credits were charged for {facts['video_id']}.{again}"
+        return f"{counted(int(facts['captured_credits']))} charged for {facts['video_id']}.{again}"
     if error.retry_after_seconds:
         return f"Try again in {error.retry_after_seconds:.0f} s."
     if "error_id" in facts:

@@ -180,7 +180,7 @@ def quote(
         size_text = f"{spec.width}x{spec.height}, {spec.seconds} s{variants_text}"
         output.print_facts(
             [
-                ("price", f"{found.credits} credits"),
+                ("price", output.counted(found.credits)),
                 ("model", f"{spec.model}, {size_text}"),
                 ("kept until", output.clock(found.expires_at)),
             ]
@@ -215,9 +215,10 @@ async def _save(opened: client.Client, video: types.Video, out: Path | None, as_
     place = out or Path(f"{video.video_id}.mp4")
     place.parent.mkdir(parents=True, exist_ok=True)
     paths = await opened.download_all(video, place)
-    _show(video, as_json)
-    if not as_json:
-        output.print_facts(("file", path) for path in paths)
+    if as_json:
+        output.print_json(video)
+    else:
+        output.print_facts([*output.video_facts(video), *(("file", path) for path in paths)])
 
 
 def _show(video: types.Video, as_json: bool) -> None:

@@ -74,6 +74,8 @@ def read(subject: str, headers: dict[str, str], data: bytes) -> types.Event:
     """A message as an event. Raises ValueError when it is none; fields and values not known here are ignored."""
     try:
         content = json.loads(data)
+        if not isinstance(content, dict):
+            raise TypeError("a JSON object is wanted")
         source = json_format.ParseDict(content, event_pb2.Event(), ignore_unknown_fields=True)
     except (ValueError, TypeError, json_format.ParseError) as error:
         raise ValueError(f"no event: {error}") from error

@@ -53,8 +53,8 @@ class Resolver:
     async def _resolve(
         self, account: catalogue.ProviderAccount, undecided: list[rows.Attempt]
     ) -> None:
-        # Before the list is read, not after: whoever could still send when we looked may send after it. By the database's
-        # clock, as everything that this is compared with.
+        # Before the list is read, not after: who could still send when we looked may send after it. The moment is of
+        # the database's clock, as all that it is compared with.
         now, gone = await self._store.submissions.senders_gone(undecided)
         seen: tuple[tuple[contract.Job, ...], bool] | None = None
         if account.evidence is attempts.Evidence.SEARCHABLE:
@@ -72,7 +72,8 @@ class Resolver:
                     )
                 return
         for attempt in undecided:
-            around = await self._store.submissions.surroundings(attempt)
+            shown = [] if seen is None else [job.provider_job_id for job in seen[0]]
+            around = await self._store.submissions.surroundings(attempt, shown)
             listed = None if seen is None else _pass(*seen, around.known_job_ids, now)
             undecided_ = _undecided(attempt, account, around, attempt.attempt_id in gone)
             await self._act(attempt, attempts.decide(undecided_, listed, now))

@@ -62,7 +62,7 @@ def demo(
     data_dir: Annotated[Path, typer.Option(envvar="FRAMEWIRE_DATA_DIR")] = Path(".framewire"),
     time_factor: Annotated[
         float, typer.Option(help="How many times faster than real the simulator is.")
-    ] = 10.0,
+    ] = 15.0,
 ) -> None:
     """Make one video on this machine, from start to stop."""
     wish = Wish(image, prompt, model, seconds, out, data_dir, time_factor)
@@ -218,7 +218,7 @@ def _tell(video: types.Video, wish: Wish) -> None:
         _console.print(f"Made by the provider at {wish.provider}.")
     else:
         _console.print(
-            "Made by the simulator, which runs no model: it moves the picture. For real videos set "
+            "Made by a simulator that runs no model and only moves the picture. For real videos set "
             "FRAMEWIRE_PROVIDER_BASE_URL and FRAMEWIRE_PROVIDER_API_KEY."
         )
 

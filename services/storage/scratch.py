@@ -27,9 +27,8 @@ class Scratch:
         with (self._root / _LOCK).open("a") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             for left in self._root.glob("process-*"):
-                with _free(left) as free:
-                    if free:
-                        shutil.rmtree(left, ignore_errors=True)
+                if _left_alone(left):
+                    shutil.rmtree(left, ignore_errors=True)
             self.path = Path(tempfile.mkdtemp(prefix="process-", dir=self._root)).resolve()
             self._lock = (self.path / _LOCK).open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -50,13 +49,11 @@ class Scratch:
             shutil.rmtree(place, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _free(directory: Path) -> Iterator[bool]:
-    """Whether the process that this directory belonged to is gone."""
-    with (directory / _LOCK).open("a") as file:
-        try:
+def _left_alone(directory: Path) -> bool:
+    """Whether the process that this directory belongs to is gone."""
+    try:
+        with (directory / _LOCK).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    except OSError:  # locked, or on its way out
+        return False
+    return True

@@ -21,7 +21,7 @@ class Surroundings:
 
     claimants: int
     known_job_ids: frozenset[str]
-    """Provider jobs of this account that belong to attempts."""
+    """Those of the listed jobs that belong to attempts."""
 
 
 class SubmissionStore:
@@ -242,8 +242,8 @@ class SubmissionStore:
             }
             return await connection.fetchval("SELECT clock_timestamp()"), gone
 
-    async def surroundings(self, attempt: rows.Attempt) -> Surroundings:
-        """Claimants, and the jobs that are somebody's already."""
+    async def surroundings(self, attempt: rows.Attempt, job_ids: Sequence[str]) -> Surroundings:
+        """Claimants, and those of the jobs that are somebody's already."""
         async with self._pool.acquire() as connection:
             claimants = await connection.fetchval(
                 """
@@ -257,9 +257,10 @@ class SubmissionStore:
             known = await connection.fetch(
                 """
                 SELECT provider_job_id FROM provider_jobs
-                WHERE provider_account = $1 AND seen_at > clock_timestamp() - interval '2 days'
+                WHERE provider_account = $1 AND provider_job_id = ANY($2::text[])
                 """,
                 attempt.provider_account,
+                job_ids,
             )
         return Surroundings(claimants, frozenset(row["provider_job_id"] for row in known))
 

@@ -1,0 +1,577 @@
+"""Storage as a process, on a real Postgres and S3: what each call promises, also twice, at once and after kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import av
+import minio
+import psutil
+import pytest
+import pytest_asyncio
+from PIL import Image
+from pydantic import SecretStr
+
+from framewire.storage.v1 import storage_pb2 as pb
+from framewire.storage.v1 import storage_pb2_grpc
+from kit import auth, errors, ids, rpc
+from services.local import stack
+from services.storage import blobs, config
+from services.storage.media import marks
+from tests import pictures
+from tests.waiting import eventually
+
+IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
+CHUNK = 256 * 1024
+STALL_SECONDS = 1.0
+SETTINGS = {
+    "STORAGE_STALL_SECONDS": f"{STALL_SECONDS}",
+    "STORAGE_SWEEP_SECONDS": "0.1",
+    "STORAGE_RENDITION_KEEP_SECONDS": "3600",
+    "STORAGE_MAX_IMAGE_BYTES": "200000",
+}
+
+
+class World:
+    """The running service and what tests do with it."""
+
+    def __init__(self, running: stack.Stack, stub: Any, pool: asyncpg.Pool) -> None:
+        self.stack = running
+        self.stub = stub
+        self.pool = pool
+        self.s3 = minio.Minio(
+            running.s3.endpoint, running.s3.access_key, running.s3.secret_key, secure=False,
+            region=running.s3.region,
+        )  # fmt: skip
+
+    async def put(
+        self, account: str, body: bytes, kind: Any = IMAGE, owner: str = "one", **header: Any
+    ) -> pb.Asset:
+        return await self.send(account, pieces(body), kind, owner, **header)
+
+    async def send(
+        self,
+        account: str,
+        body: AsyncIterable[bytes],
+        kind: Any = IMAGE,
+        owner: str = "one",
+        **header: Any,
+    ) -> pb.Asset:
+        async def requests() -> AsyncIterator[pb.PutRequest]:
+            yield pb.PutRequest(
+                header=pb.PutHeader(account_id=account, owner=owner, kind=kind, **header)
+            )
+            async for chunk in body:
+                yield pb.PutRequest(chunk=chunk)
+
+        return await self.stub.Put(requests(), timeout=30)
+
+    async def get(self, asset: pb.Asset, offset: int = 0, length: int = 0) -> bytes:
+        request = pb.GetRequest(
+            account_id=asset.account_id, asset_id=asset.asset_id, offset=offset, length=length
+        )
+        return b"".join([part.chunk async for part in self.stub.Get(request, timeout=30)])
+
+    async def stat(self, asset: pb.Asset) -> pb.Asset:
+        return await self.stub.Stat(
+            pb.StatRequest(account_id=asset.account_id, asset_id=asset.asset_id), timeout=10
+        )
+
+    async def listed(self, account: str, **fields: Any) -> pb.ListResponse:
+        return await self.stub.List(pb.ListRequest(account_id=account, **fields), timeout=10)
+
+    async def fit(self, asset: pb.Asset, width: int, height: int, **fields: Any) -> pb.Asset:
+        request = pb.FitRequest(
+            account_id=asset.account_id,
+            asset_id=asset.asset_id,
+            width=width,
+            height=height,
+            **fields,
+        )
+        return await self.stub.Fit(request, timeout=30)
+
+    async def delete(self, asset: pb.Asset) -> pb.Asset:
+        return await self.stub.Delete(
+            pb.DeleteRequest(account_id=asset.account_id, asset_id=asset.asset_id), timeout=10
+        )
+
+    async def unpin(self, account: str, owner: str) -> int:
+        answer = await self.stub.Unpin(pb.UnpinRequest(account_id=account, owner=owner), timeout=10)
+        return answer.dropped
+
+    def objects(self, account: str) -> set[str]:
+        """Keys of everything in S3 that belongs to the account."""
+        buckets = ("framewire-inputs", "framewire-outputs")
+        found = [self.s3.list_objects(name, f"{account}/", recursive=True) for name in buckets]
+        return {str(item.object_name) for items in found for item in items}
+
+    async def clean(self, account: str) -> None:
+        """Every object is that of a READY asset and every READY asset has one; no put is left."""
+        rows = await self.pool.fetch("SELECT * FROM assets WHERE account_id = $1", account)
+        assert {row["state"] for row in rows} <= {"READY", "DELETED"}
+        assert {row["object_key"] for row in rows if row["state"] == "READY"} == self.objects(
+            account
+        )
+        left = await self.pool.fetchval(
+            "SELECT count(*) FROM puts JOIN assets USING (asset_id) WHERE account_id = $1", account
+        )
+        assert left == 0
+
+    async def nothing(self, account: str) -> bool:
+        """There is no trace of a put in the account."""
+        await self.clean(account)
+        assert await self.pool.fetchval(
+            "SELECT count(*) FROM assets WHERE account_id = $1", account
+        ) in (0, None)
+        return True
+
+    def scratch(self) -> list[Path]:
+        place = self.stack.data_dir / "scratch"
+        return [path for path in place.glob("process-*/*") if path.name != "lock"]
+
+
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), CHUNK):
+        yield body[start : start + CHUNK]
+
+
+async def stalling(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def refused(kind: type[errors.ServiceError], *reasons: str) -> Iterator[Any]:
+    with pytest.raises(kind) as raised:
+        yield raised
+    assert raised.value.reason in reasons
+
+
+def film(path: Path, shade: int = 90) -> bytes:
+    """A real MP4: 24 frames of 64 x 48 at 24 per second."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(24):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade, index * 5, 0)))
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def opened(body: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(body))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    place = tmp_path_factory.mktemp("storage")
+    own = {
+        "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
+        "STORAGE_SCRATCH_DIR": str(place / "scratch"),
+    }
+    whole = stack.Stack(
+        place, services=("storage",), environ={}, overrides={"storage": SETTINGS | own}
+    )
+    try:
+        await whole.start()
+        async with (
+            rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
+            asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
+        ):
+            yield World(whole, storage_pb2_grpc.StorageServiceStub(channel), pool)
+    finally:
+        await whole.destroy()
+
+
+def tokens(whole: stack.Stack, service: str) -> auth.ServiceTokens:
+    return auth.ServiceTokens(service, whole.addresses.service_token_secret)
+
+
+async def test_an_image_is_cleaned_measured_and_given_back(world: World) -> None:
+    account, body = ids.new_id(), noted_jpeg()
+    digest = hashlib.sha256(body).hexdigest()
+    asset = await world.put(account, body, size_bytes=len(body), sha256=digest)
+    assert (asset.account_id, asset.kind, asset.state) == (account, IMAGE, pb.ASSET_STATE_READY)
+    assert (asset.media_type, asset.width, asset.height) == ("image/jpeg", 320, 180)
+    assert (asset.source_sha256, asset.codec, asset.fps) == (digest, "", 0)
+    assert not asset.HasField("expires_at")
+    assert await world.stat(asset) == asset
+    kept = await world.get(asset)
+    assert (hashlib.sha256(kept).hexdigest(), len(kept)) == (asset.sha256, asset.size_bytes)
+    assert b"secret place" in body
+    assert b"secret place" not in kept
+    assert opened(kept).size == (320, 180)
+    assert await world.get(asset, 10, 20) == kept[10:30]
+    assert await world.get(asset, 10) == kept[10:]
+    assert await world.get(asset, len(kept) - 1, 99) == kept[-1:]
+    with refused(errors.InvalidArgument, "INVALID_FIELD"):
+        await world.get(asset, len(kept))
+    assert world.scratch() == []
+
+
+def noted_jpeg() -> bytes:
+    image, exif, out = Image.new("RGB", (320, 180), (10, 200, 90)), Image.Exif(), io.BytesIO()
+    exif[0x010E] = "secret place"
+    image.save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+async def test_a_video_is_measured_marked_and_has_a_poster(world: World, tmp_path: Path) -> None:
+    account, body = ids.new_id(), film(tmp_path / "film.mp4")
+    mark = pb.Mark(model="sora-2", video_id="v-1")
+    asset = await world.put(account, body, VIDEO, mark=mark)
+    digest = hashlib.sha256(body).hexdigest()
+    assert (asset.media_type, asset.width, asset.height) == ("video/mp4", 64, 48)
+    assert (asset.codec, asset.duration_ms, asset.fps) == ("h264", 1000, 24)
+    assert (asset.has_audio, asset.source_sha256) == (False, digest)
+    kept = await world.get(asset)
+    assert hashlib.sha256(kept).hexdigest() == asset.sha256
+    (tmp_path / "kept.mp4").write_bytes(kept)
+    said = marks.read_mark(tmp_path / "kept.mp4")
+    assert said is not None
+    assert (said.model, said.video_id, said.source_sha256) == ("sora-2", "v-1", digest)
+    assert said.created_at == asset.created_at.ToDatetime(UTC)
+    assert len(pictures.frames(tmp_path / "kept.mp4")) == 24
+    poster = await world.stat(pb.Asset(account_id=account, asset_id=asset.poster_asset_id))
+    assert (poster.kind, poster.media_type) == (pb.ASSET_KIND_POSTER, "image/jpeg")
+    assert opened(await world.get(poster)).size == (64, 48)
+    await world.clean(account)
+
+
+async def test_a_repeated_put_is_answered_before_its_bytes_come(world: World) -> None:
+    account, body = ids.new_id(), pictures.plain((1, 2, 3))
+    first = await world.put(account, body)
+    assert await world.put(account, body) == first
+    assert await world.put(account, b"dropped unseen") == first
+    assert await asyncio.wait_for(world.send(account, stalling(b"x")), STALL_SECONDS) == first
+    other = await world.put(account, body, variant=1)
+    assert other.asset_id != first.asset_id
+    assert (await world.put(ids.new_id(), body)).asset_id != first.asset_id
+
+
+async def test_of_puts_at_once_one_wins_for_all(world: World, tmp_path: Path) -> None:
+    account = ids.new_id()
+    bodies = [film(tmp_path / f"{shade}.mp4", shade) for shade in (10, 90, 170, 250)]
+    answers = await asyncio.gather(*(world.put(account, body, VIDEO) for body in bodies))
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0].source_sha256 in {hashlib.sha256(body).hexdigest() for body in bodies}
+    assert hashlib.sha256(await world.get(answers[0])).hexdigest() == answers[0].sha256
+    await world.clean(account)
+    assert len(world.objects(account)) == 2  # the video and its poster
+
+
+async def test_bad_bytes_are_refused_and_leave_nothing(world: World, tmp_path: Path) -> None:
+    account, image = ids.new_id(), pictures.plain((9, 9, 9))
+    video = film(tmp_path / "film.mp4")
+    cases: list[tuple[str, bytes, Any, dict[str, Any]]] = [
+        ("CHECKSUM_MISMATCH", image, IMAGE, {"sha256": "0" * 64}),
+        ("CHECKSUM_MISMATCH", image, IMAGE, {"size_bytes": len(image) + 1}),
+        ("CHECKSUM_MISMATCH", image, IMAGE, {"size_bytes": len(image) - 1}),
+        ("NOT_AN_IMAGE", b"<html>no</html>", IMAGE, {}),
+        ("NOT_AN_IMAGE", b"", IMAGE, {}),
+        ("NOT_AN_IMAGE", image[: len(image) // 2], IMAGE, {}),
+        ("NOT_AN_IMAGE", video, IMAGE, {}),
+        ("NOT_A_VIDEO", image, VIDEO, {}),
+        ("NOT_A_VIDEO", video[: len(video) // 2], VIDEO, {}),
+        ("TOO_LARGE", image, IMAGE, {"size_bytes": 200_001}),
+        ("TOO_LARGE", bytes(200_001), IMAGE, {}),
+        ("INVALID_FIELD", image, pb.ASSET_KIND_POSTER, {}),
+    ]
+    for reason, body, kind, header in cases:
+        with refused(errors.InvalidArgument, reason):
+            await world.put(account, body, kind, **header)
+    await world.nothing(account)
+    assert world.scratch() == []
+    assert (await world.put(account, image)).state == pb.ASSET_STATE_READY
+
+
+async def test_a_sender_that_stalls_or_leaves_leaves_nothing(world: World) -> None:
+    account, body = ids.new_id(), pictures.plain((9, 9, 9))
+    with refused(errors.DeadlineExceeded, "DEADLINE_EXCEEDED"):
+        await world.send(account, stalling(body[:100]))
+    await world.nothing(account)
+    leaving = asyncio.create_task(world.send(account, stalling(body)))
+    await eventually(
+        lambda: world.pool.fetchval("SELECT true FROM assets WHERE state = 'UPLOADING'")
+    )
+    leaving.cancel()
+    await eventually(lambda: world.nothing(account), within_seconds=STALL_SECONDS / 2)
+    assert world.scratch() == []
+
+
+async def test_messages_out_of_order_are_refused(world: World) -> None:
+    header = pb.PutRequest(header=pb.PutHeader(account_id=ids.new_id(), owner="x", kind=IMAGE))
+    chunk = pb.PutRequest(chunk=b"x")
+    for requests in ([], [chunk], [header, header], [header, pb.PutRequest()]):
+        with refused(errors.InvalidArgument, "INVALID_FIELD"):
+            await world.stub.Put(iter(requests), timeout=10)
+
+
+async def test_another_accounts_asset_is_not_found_on_every_call(world: World) -> None:
+    account = ids.new_id()
+    asset = await world.put(account, pictures.plain((1, 1, 1)))
+    foreign = pb.Asset(account_id=ids.new_id(), asset_id=asset.asset_id)
+    unknown = pb.Asset(account_id=account, asset_id=ids.new_id())
+    for one in (foreign, unknown):
+        who = {"account_id": one.account_id, "asset_id": one.asset_id}
+        for call in (
+            world.get(one),
+            world.stat(one),
+            world.fit(one, 10, 10),
+            world.fit(one, 10, 10, pin_owner="v"),
+            world.stub.Pin(pb.PinRequest(**who, owner="v"), timeout=10),
+            world.stub.SignUrl(pb.SignUrlRequest(**who), timeout=10),
+            world.delete(one),
+        ):
+            with refused(errors.NotFound, "ASSET_NOT_FOUND"):
+                await call
+    assert not (await world.listed(foreign.account_id)).assets
+    assert await world.unpin(foreign.account_id, "v") == 0
+    assert await world.stat(asset) == asset
+
+
+async def test_who_may_call_what(world: World) -> None:
+    asset = await world.put(ids.new_id(), pictures.plain((1, 1, 1)))
+    who = {"account_id": asset.account_id, "asset_id": asset.asset_id}
+    address = world.stack.addresses.listen["storage"]
+    async with rpc.channel(address, tokens(world.stack, "generator")) as channel:
+        stub = storage_pb2_grpc.StorageServiceStub(channel)
+        assert await stub.Stat(pb.StatRequest(**who), timeout=10) == asset
+        with refused(errors.PermissionDenied, "ROLE_NOT_ALLOWED"):
+            await stub.Delete(pb.DeleteRequest(**who), timeout=10)
+    async with rpc.channel(address, tokens(world.stack, "credits")) as channel:
+        with refused(errors.PermissionDenied, "ROLE_NOT_ALLOWED"):
+            stub = storage_pb2_grpc.StorageServiceStub(channel)
+            await stub.Stat(pb.StatRequest(**who), timeout=10)
+
+
+async def test_a_signed_url_gives_the_bytes_for_a_time(world: World) -> None:
+    asset = await world.put(ids.new_id(), pictures.plain((200, 30, 30)))
+    who = {"account_id": asset.account_id, "asset_id": asset.asset_id}
+    signed = await world.stub.SignUrl(pb.SignUrlRequest(**who), timeout=10)
+    assert await asyncio.to_thread(fetched, signed.url) == await world.get(asset)
+    assert f"{asset.asset_id}.jpg" in signed.url
+    named = pb.SignUrlRequest(**who, file_name="my film.jpg", expires_in_seconds=60)
+    until = (await world.stub.SignUrl(named, timeout=10)).expires_at.ToDatetime(UTC)
+    assert 50 < (until - datetime.now(UTC)).total_seconds() <= 60
+    with pytest.raises(urllib.error.HTTPError):
+        await asyncio.to_thread(
+            fetched, signed.url.replace("X-Amz-Expires=900", "X-Amz-Expires=901")
+        )
+
+
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read()
+
+
+async def test_urls_are_signed_for_the_public_endpoint() -> None:
+    settings = config.Settings(
+        database_url=SecretStr("postgresql://x"),
+        service_token_secret=SecretStr("x" * 32),
+        endpoint="minio:9000",
+        public_endpoint="media.example.com",
+        public_secure=True,
+        access_key="a",
+        secret_key=SecretStr("s"),
+    )
+    async with blobs.Blobs(settings) as opened_:
+        url, _ = opened_.sign(blobs.assets.Bucket.OUTPUT, "a/b.mp4", "my film.mp4", 60)
+    assert url.startswith("https://media.example.com/framewire-outputs/a/b.mp4?")
+    assert "filename%3D%22my%20film.mp4%22" in url
+
+
+async def test_a_fit_is_exact_and_made_once(world: World) -> None:
+    account = ids.new_id()
+    asset = await world.put(account, halves())
+    first, again = await asyncio.gather(world.fit(asset, 200, 100), world.fit(asset, 200, 100))
+    assert first == again
+    assert (first.kind, first.width, first.height) == (pb.ASSET_KIND_RENDITION, 200, 100)
+    assert (first.source_sha256, first.HasField("expires_at")) == (asset.sha256, True)
+    assert opened(await world.get(first)).size == (200, 100)
+    await world.clean(account)
+    assert (await world.delete(first)).state == pb.ASSET_STATE_DELETED
+    remade = await world.fit(asset, 200, 100)
+    assert (remade.asset_id, remade.sha256) == (first.asset_id, first.sha256)
+    barred = opened(await world.get(await world.fit(asset, 100, 100, mode=pb.FIT_MODE_CONTAIN)))
+    assert pictures.colour(barred.crop((0, 0, 100, 15))) == (0, 0, 0)
+    right = pb.CropBounds(left_fraction=0.5, right_fraction=1, bottom_fraction=1)
+    for mode in (pb.FIT_MODE_COVER, pb.FIT_MODE_CONTAIN):
+        cut = opened(await world.get(await world.fit(asset, 50, 50, mode=mode, crop=right)))
+        red, _, blue = pictures.colour(cut.crop((15, 15, 35, 35)))
+        assert (red < 20, blue > 230) == (True, True)
+    empty = pb.CropBounds(left_fraction=0.5, right_fraction=0.5, bottom_fraction=1)
+    with refused(errors.InvalidArgument, "INVALID_FIELD"):
+        await world.fit(asset, 50, 50, crop=empty)
+
+
+def halves() -> bytes:
+    """Left red, right blue."""
+    image, out = Image.new("RGB", (400, 200), (255, 0, 0)), io.BytesIO()
+    image.paste((0, 0, 255), (200, 0, 400, 200))
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+async def test_only_images_can_be_fitted(world: World, tmp_path: Path) -> None:
+    account = ids.new_id()
+    asset = await world.put(account, film(tmp_path / "film.mp4"), VIDEO)
+    with refused(errors.InvalidArgument, "NOT_AN_IMAGE"):
+        await world.fit(asset, 10, 10)
+    await world.clean(account)
+
+
+async def test_what_is_pinned_stays(world: World) -> None:
+    account = ids.new_id()
+    asset = await world.put(account, pictures.plain((5, 5, 5)))
+    who = {"account_id": account, "asset_id": asset.asset_id}
+    for _ in range(2):
+        pinned = await world.stub.Pin(pb.PinRequest(**who, owner="v1"), timeout=10)
+        assert pinned.asset == asset
+    fitted = await world.fit(asset, 40, 40, pin_owner="v2")
+    assert await world.unpin(account, "v1") == 1
+    for one in (asset, fitted):
+        with refused(errors.FailedPrecondition, "CONFLICT"):
+            await world.delete(one)
+    assert await world.unpin(account, "v2") == 2
+    assert await world.unpin(account, "v2") == 0
+    assert (await world.delete(asset)).state == pb.ASSET_STATE_DELETED
+
+
+async def test_delete_takes_the_bytes_and_what_was_made_of_them(
+    world: World, tmp_path: Path
+) -> None:
+    account = ids.new_id()
+    image = await world.put(account, pictures.plain((5, 5, 5)))
+    fitted = await world.fit(image, 40, 40)
+    video = await world.put(account, film(tmp_path / "film.mp4"), VIDEO, owner="attempt")
+    assert len(world.objects(account)) == 4
+    for asset in (image, video):
+        for _ in range(2):
+            assert (await world.delete(asset)).state == pb.ASSET_STATE_DELETED
+    assert world.objects(account) == set()
+    await world.clean(account)
+    poster = pb.Asset(account_id=account, asset_id=video.poster_asset_id)
+    for gone in (image, fitted, video, poster):
+        with refused(errors.NotFound, "ASSET_NOT_FOUND"):
+            await world.stat(gone)
+    with refused(errors.NotFound, "ASSET_NOT_FOUND"):
+        await world.put(account, pictures.plain((5, 5, 5)))
+    assert not (await world.listed(account)).assets
+
+
+async def test_a_listing_goes_from_newest_to_oldest_in_pages(world: World) -> None:
+    account = ids.new_id()
+    made = [await world.put(account, pictures.plain((5, 5, 5)), owner=str(i)) for i in range(5)]
+    fitted = await world.fit(made[0], 10, 10)
+    seen: list[pb.Asset] = []
+    token = ""
+    for _ in range(3):
+        page = await world.listed(account, page_size=2, page_token=token)
+        seen, token = [*seen, *page.assets], page.next_page_token
+    assert token == ""
+    assert seen == [fitted, *reversed(made)]
+    assert list((await world.listed(account, kind=pb.ASSET_KIND_RENDITION)).assets) == [fitted]
+    with refused(errors.InvalidArgument, "PAGE_TOKEN_INVALID"):
+        await world.listed(account, page_token="made up")
+
+
+async def test_a_large_put_and_get_hold_little_memory(world: World, tmp_path: Path) -> None:
+    account, small = ids.new_id(), film(tmp_path / "film.mp4")
+    await world.get(await world.put(account, small, VIDEO, owner="warm"))
+    padding = 30_000_000
+    large = small + (padding + 8).to_bytes(4, "big") + b"free" + bytes(padding)
+    process = psutil.Process(world.stack.supervisor.get("storage").pid)
+    before = process.memory_info().rss
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak counts from here
+    asset = await world.put(account, large, VIDEO, owner="large", size_bytes=len(large))
+    assert hashlib.sha256(await world.get(asset)).hexdigest() == asset.sha256
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    assert asset.size_bytes > padding
+    assert peak - before < 25_000_000
+
+
+async def test_nothing_is_stored_while_s3_is_away(world: World) -> None:
+    account, body = ids.new_id(), pictures.plain((5, 5, 5))
+    kept = await world.put(account, body, owner="kept")
+    await world.stack.supervisor.kill("s3")
+    try:
+        with refused(errors.Unavailable, "DEPENDENCY_UNAVAILABLE"):
+            await world.put(account, body)
+        with refused(errors.Unavailable, "DEPENDENCY_UNAVAILABLE"):
+            await world.get(kept)
+    finally:
+        await world.stack.supervisor.start("s3")
+    assert [item.asset_id for item in (await world.listed(account)).assets] == [kept.asset_id]
+    await world.put(account, body)
+    await swept(world, account)
+
+
+async def swept(world: World, account: str) -> None:
+    """Makes every put look old, until the sweeper has removed what no READY asset has."""
+
+    async def clean() -> bool:
+        hours = "interval '3 hours'"
+        await world.pool.execute(
+            f"UPDATE puts SET created_at = created_at - {hours}, swept_at = swept_at - {hours}"
+        )
+        await world.clean(account)
+        return True
+
+    await eventually(clean, within_seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("point", "visible"),
+    [
+        ("storage.put.after_row", False),
+        ("storage.put.after_object", False),
+        ("storage.put.before_ready", False),
+        ("storage.put.after_ready", True),
+        ("storage.fit.after_object", False),
+    ],
+)
+async def test_kill_9_leaves_nothing_visible_and_a_retry_works(
+    world: World, point: str, visible: bool, tmp_path: Path
+) -> None:
+    account, body = ids.new_id(), film(tmp_path / "film.mp4")
+    image = await world.put(account, pictures.plain((5, 5, 5)), owner="image")
+
+    async def work() -> pb.Asset:
+        if point.startswith("storage.fit"):
+            return await world.fit(image, 64, 64)
+        return await world.put(account, body, VIDEO)
+
+    (world.stack.data_dir / "failpoints").write_text(f"{point}=kill\n")
+    with pytest.raises(errors.ServiceError):
+        await work()
+    assert await world.stack.supervisor.wait_exit("storage") == -9
+    await world.stack.supervisor.start("storage")
+
+    async def found_again() -> pb.ListResponse | None:
+        try:
+            return await world.listed(account)
+        except errors.Unavailable:  # the channel has not connected again
+            return None
+
+    found = await eventually(found_again)
+    assert found is not None
+    assert len(found.assets) == (3 if visible else 1)
+    assert world.scratch() == []
+    made = await work()
+    assert hashlib.sha256(await world.get(made)).hexdigest() == made.sha256
+    await swept(world, account)
+    assert await world.stat(made) == made
