@@ -1,4 +1,4 @@
-"""The generator's database for tests: a real Postgres, and for each test a migrated database of its own."""
+"""The generator's database for tests: a real Postgres, emptied for each test."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ from services.local import postgres as local_postgres
 
 MIGRATIONS = Path(attempts.__file__).parent / "migrations"
 LANES = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
+DATABASE = "framewire_generator"
+TABLES = (
+    "attempts",
+    "videos",
+    "attempt_history",
+    "provider_jobs",
+    "turns",
+    "outbox",
+    "provider_accounts",
+)
 LEASE = timedelta(seconds=60)
 OVER = timedelta(seconds=-1)
 HOUR = timedelta(hours=1)
@@ -192,12 +202,12 @@ def asset(**fields: Any) -> storage_pb2.Asset:
 
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """Postgres with a migrated template."""
+    """Postgres with the generator's database."""
     running = local_postgres.Postgres(tmp_path_factory.mktemp("generator"))
     await running.start()
     try:
-        await running.create_database("template_generator")
-        await migrate.migrate(running.database_url("template_generator"), MIGRATIONS)
+        await running.create_database(DATABASE)
+        await migrate.migrate(running.database_url(DATABASE), MIGRATIONS)
         yield running
     finally:
         await running.destroy()
@@ -205,10 +215,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]
 
 @pytest.fixture
 async def world(server: Any) -> AsyncIterator[World]:
-    name = f"generator_{uuid.uuid4().hex[:12]}"
-    await server.create_database(name, "template_generator")
-    url = server.database_url(name)
+    url = server.database_url(DATABASE)
     async with postgres.pool(url, "test", 12) as pool:
+        await pool.execute("".join(f"DELETE FROM {table};" for table in TABLES))
         made = World(pool, url)
         await made.store.queue.ensure_accounts(["main", "second"])
         yield made

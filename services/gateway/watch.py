@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -89,11 +90,14 @@ class Hub:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Reads changed rows for their watchers, and all watched ones every now and then."""
+        read_all_at = time.monotonic() + self._floor_seconds
         try:
             while not stopping.is_set():
-                await self._bell.wait(self._floor_seconds, stopping)
-                wanted = self._dirty or set(self._watchers)
-                self._dirty = set()
+                await self._bell.wait(max(0.0, read_all_at - time.monotonic()), stopping)
+                wanted, self._dirty = self._dirty, set()
+                if time.monotonic() >= read_all_at:
+                    wanted = set(self._watchers)
+                    read_all_at = time.monotonic() + self._floor_seconds
                 await self._read(wanted)
         finally:
             self._closed = True

@@ -35,13 +35,13 @@ class Settings(config.ServiceSettings):
     output_bucket: str = "framewire-outputs"
     """Bucket of what was made."""
     scratch_dir: Path = Path(tempfile.gettempdir()) / "framewire-storage"
-    """Where files lie while they are worked on; twice `concurrent_puts` times the largest video must fit."""
+    """Where files lie while they are worked on; `concurrent_puts` times twice the largest video must fit."""
     media_workers: int = Field(default=2, ge=1, le=64)
     """Sandboxed processes that work on media."""
     media_timeout_seconds: float = Field(default=120, gt=0)
     """Longest that one piece of media work may take; its CPU time is bounded too."""
     concurrent_puts: int = Field(default=16, ge=1)
-    """Puts at a time; the rest wait, and their senders with them."""
+    """Puts at a time, of uploads and of what is made each; the rest wait, and their senders with them."""
     concurrent_gets: int = Field(default=64, ge=1)
     """Downloads at a time; the rest wait."""
     stall_seconds: float = Field(default=30, gt=0)

@@ -22,6 +22,7 @@ log = telemetry.logger(__name__)
 WRITE_BYTES = 1024 * 1024
 FILE_THREADS = 4
 CLEAN_UP_SECONDS = 30
+DROP_PAUSE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,10 @@ class Keeper:
         self._store = store_
         self._blobs = blobs_
         self._scratch = scratch_
-        self._slots = asyncio.Semaphore(settings.concurrent_puts)
+        # Slow uploads must not keep renders from being stored.
+        self._slots = {
+            bucket: asyncio.Semaphore(settings.concurrent_puts) for bucket in assets.Bucket
+        }
         self._most_seconds = settings.put_leftover_seconds / 2
         inputs, outputs = settings.input_keep_seconds, settings.output_keep_seconds
         self._keep_seconds = {
@@ -89,7 +93,7 @@ class Keeper:
             return begun
         try:
             # A sweeper takes an older put for dead, so this one must be over by then.
-            async with asyncio.timeout(self._most_seconds), self._slots:
+            async with asyncio.timeout(self._most_seconds), self._slots[identity.bucket]:
                 with self._scratch.work() as place:
                     work = await make(place, begun.created_at)
                     stored, poster = await self._upload(identity, nonce, work)
@@ -161,6 +165,15 @@ class Puts:
 
     async def put(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
         """Stores one upload or output. Idempotent. InvalidArgument: the bytes; DeadlineExceeded: the sender stalls."""
+        try:
+            answer = await self._put(header, chunks)
+        except errors.ServiceError:
+            await self._drop(chunks)
+            raise
+        await self._drop(chunks)
+        return answer
+
+    async def _put(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
         limit_bytes = self._limit_bytes(header.identity.kind)
         assets.check_limit(header.size_bytes, limit_bytes)
 
@@ -175,6 +188,19 @@ class Puts:
                 return await self._video(arrived, sha256, mark)
 
         return await self._keeper.keep(header.identity, make)
+
+    async def _drop(self, chunks: AsyncIterator[bytes]) -> None:
+        """Reads what a sender still sends. A grpc.aio client that is cut off while it writes sees INTERNAL instead of
+        the answer. One that pauses is not writing and is not waited for.
+        """
+        left_bytes = self._settings.max_video_bytes
+        with contextlib.suppress(TimeoutError, errors.ServiceError):
+            while left_bytes > 0:
+                async with asyncio.timeout(DROP_PAUSE_SECONDS):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                left_bytes -= len(chunk)
 
     def _limit_bytes(self, kind: assets.Kind) -> int:
         if kind is assets.Kind.INPUT_IMAGE:

@@ -72,7 +72,7 @@ async def test_generator_stopped_after_the_write_ahead(fragile: systems.System) 
     assert len(await fragile.paid_jobs(prompt)) == 1
 
 
-async def test_generator_killed_while_the_answer_is_lost(fragile: systems.System) -> None:
+async def test_a_lost_answer_is_found_in_the_list(fragile: systems.System) -> None:
     """The job exists, its answer never came: found in the list and adopted, not sent again."""
     prompt = f"[fault:lost_answer] answer lost {uuid.uuid4().hex}"
     async with await fragile.account(100) as client:

@@ -7,196 +7,38 @@ import hashlib
 import io
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-import av
-import minio
 import psutil
 import pytest
-import pytest_asyncio
 from PIL import Image
 from pydantic import SecretStr
 
 from framewire.storage.v1 import storage_pb2 as pb
 from framewire.storage.v1 import storage_pb2_grpc
-from kit import auth, errors, ids, rpc
-from services.local import stack
+from kit import errors, ids, rpc
 from services.storage import blobs, config
 from services.storage.media import marks
 from tests import pictures
+from tests.storage_world import (
+    IMAGE,
+    STALL_SECONDS,
+    VIDEO,
+    World,
+    film,
+    opened,
+    refused,
+    stalling,
+    swept,
+    tokens,
+    world,
+)
 from tests.waiting import eventually
 
-IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
-CHUNK = 256 * 1024
-STALL_SECONDS = 1.0
-SETTINGS = {
-    "STORAGE_STALL_SECONDS": f"{STALL_SECONDS}",
-    "STORAGE_SWEEP_SECONDS": "0.1",
-    "STORAGE_RENDITION_KEEP_SECONDS": "3600",
-    "STORAGE_MAX_IMAGE_BYTES": "200000",
-}
-
-
-class World:
-    """The running service and what tests do with it."""
-
-    def __init__(self, running: stack.Stack, stub: Any, pool: asyncpg.Pool) -> None:
-        self.stack = running
-        self.stub = stub
-        self.pool = pool
-        self.s3 = minio.Minio(
-            running.s3.endpoint, running.s3.access_key, running.s3.secret_key, secure=False,
-            region=running.s3.region,
-        )  # fmt: skip
-
-    async def put(
-        self, account: str, body: bytes, kind: Any = IMAGE, owner: str = "one", **header: Any
-    ) -> pb.Asset:
-        return await self.send(account, pieces(body), kind, owner, **header)
-
-    async def send(
-        self,
-        account: str,
-        body: AsyncIterable[bytes],
-        kind: Any = IMAGE,
-        owner: str = "one",
-        **header: Any,
-    ) -> pb.Asset:
-        async def requests() -> AsyncIterator[pb.PutRequest]:
-            yield pb.PutRequest(
-                header=pb.PutHeader(account_id=account, owner=owner, kind=kind, **header)
-            )
-            async for chunk in body:
-                yield pb.PutRequest(chunk=chunk)
-
-        return await self.stub.Put(requests(), timeout=30)
-
-    async def get(self, asset: pb.Asset, offset: int = 0, length: int = 0) -> bytes:
-        request = pb.GetRequest(
-            account_id=asset.account_id, asset_id=asset.asset_id, offset=offset, length=length
-        )
-        return b"".join([part.chunk async for part in self.stub.Get(request, timeout=30)])
-
-    async def stat(self, asset: pb.Asset) -> pb.Asset:
-        return await self.stub.Stat(
-            pb.StatRequest(account_id=asset.account_id, asset_id=asset.asset_id), timeout=10
-        )
-
-    async def listed(self, account: str, **fields: Any) -> pb.ListResponse:
-        return await self.stub.List(pb.ListRequest(account_id=account, **fields), timeout=10)
-
-    async def fit(self, asset: pb.Asset, width: int, height: int, **fields: Any) -> pb.Asset:
-        request = pb.FitRequest(
-            account_id=asset.account_id,
-            asset_id=asset.asset_id,
-            width=width,
-            height=height,
-            **fields,
-        )
-        return await self.stub.Fit(request, timeout=30)
-
-    async def delete(self, asset: pb.Asset) -> pb.Asset:
-        return await self.stub.Delete(
-            pb.DeleteRequest(account_id=asset.account_id, asset_id=asset.asset_id), timeout=10
-        )
-
-    async def unpin(self, account: str, owner: str) -> int:
-        answer = await self.stub.Unpin(pb.UnpinRequest(account_id=account, owner=owner), timeout=10)
-        return answer.dropped
-
-    def objects(self, account: str) -> set[str]:
-        """Keys of everything in S3 that belongs to the account."""
-        buckets = ("framewire-inputs", "framewire-outputs")
-        found = [self.s3.list_objects(name, f"{account}/", recursive=True) for name in buckets]
-        return {str(item.object_name) for items in found for item in items}
-
-    async def clean(self, account: str) -> None:
-        """Every object is that of a READY asset and every READY asset has one; no put is left."""
-        rows = await self.pool.fetch("SELECT * FROM assets WHERE account_id = $1", account)
-        assert {row["state"] for row in rows} <= {"READY", "DELETED"}
-        assert {row["object_key"] for row in rows if row["state"] == "READY"} == self.objects(
-            account
-        )
-        left = await self.pool.fetchval(
-            "SELECT count(*) FROM puts JOIN assets USING (asset_id) WHERE account_id = $1", account
-        )
-        assert left == 0
-
-    async def nothing(self, account: str) -> bool:
-        """There is no trace of a put in the account."""
-        await self.clean(account)
-        assert await self.pool.fetchval(
-            "SELECT count(*) FROM assets WHERE account_id = $1", account
-        ) in (0, None)
-        return True
-
-    def scratch(self) -> list[Path]:
-        place = self.stack.data_dir / "scratch"
-        return [path for path in place.glob("process-*/*") if path.name != "lock"]
-
-
-async def pieces(body: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(body), CHUNK):
-        yield body[start : start + CHUNK]
-
-
-async def stalling(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-    await asyncio.Event().wait()
-
-
-@contextmanager
-def refused(kind: type[errors.ServiceError], *reasons: str) -> Iterator[Any]:
-    with pytest.raises(kind) as raised:
-        yield raised
-    assert raised.value.reason in reasons
-
-
-def film(path: Path, shade: int = 90) -> bytes:
-    """A real MP4: 24 frames of 64 x 48 at 24 per second."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=24)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(24):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade, index * 5, 0)))
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path.read_bytes()
-
-
-def opened(body: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(body))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    place = tmp_path_factory.mktemp("storage")
-    own = {
-        "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
-        "STORAGE_SCRATCH_DIR": str(place / "scratch"),
-    }
-    whole = stack.Stack(
-        place, services=("storage",), environ={}, overrides={"storage": SETTINGS | own}
-    )
-    try:
-        await whole.start()
-        async with (
-            rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
-            asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
-        ):
-            yield World(whole, storage_pb2_grpc.StorageServiceStub(channel), pool)
-    finally:
-        await whole.destroy()
-
-
-def tokens(whole: stack.Stack, service: str) -> auth.ServiceTokens:
-    return auth.ServiceTokens(service, whole.addresses.service_token_secret)
+__all__ = ["world"]  # fixture
 
 
 async def test_an_image_is_cleaned_measured_and_given_back(world: World) -> None:
@@ -261,6 +103,17 @@ async def test_a_repeated_put_is_answered_before_its_bytes_come(world: World) ->
     assert (await world.put(ids.new_id(), body)).asset_id != first.asset_id
 
 
+async def test_senders_of_much_get_their_answer_too(world: World) -> None:
+    account, much = ids.new_id(), bytes(16_000_000)
+    first = await world.put(account, pictures.plain((1, 2, 3)))
+    for _ in range(3):
+        assert await world.put(account, much) == first
+        with refused(errors.InvalidArgument, "TOO_LARGE"):
+            await world.put(account, much, owner="other")
+        with refused(errors.InvalidArgument, "TOO_LARGE"):
+            await world.put(account, much, owner="other", size_bytes=len(much))
+
+
 async def test_of_puts_at_once_one_wins_for_all(world: World, tmp_path: Path) -> None:
     account = ids.new_id()
     bodies = [film(tmp_path / f"{shade}.mp4", shade) for shade in (10, 90, 170, 250)]
@@ -309,6 +162,33 @@ async def test_a_sender_that_stalls_or_leaves_leaves_nothing(world: World) -> No
     leaving.cancel()
     await eventually(lambda: world.nothing(account), within_seconds=STALL_SECONDS / 2)
     assert world.scratch() == []
+
+
+async def test_a_put_that_was_given_up_cannot_come_back(world: World) -> None:
+    account, body, go_on = ids.new_id(), pictures.plain((9, 9, 9)), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:100]
+        await go_on.wait()
+        yield body[100:]
+
+    sending = asyncio.create_task(world.send(account, slowly()))
+
+    async def given_up() -> bool:
+        return await world.pool.fetchval(
+            """
+            UPDATE puts SET created_at = puts.created_at - interval '3 hours' FROM assets
+            WHERE puts.asset_id = assets.asset_id AND account_id = $1
+            RETURNING swept_at IS NOT NULL
+            """,
+            account,
+        )
+
+    await eventually(given_up, every_seconds=0.01)
+    go_on.set()
+    with refused(errors.Aborted, "CONFLICT"):
+        await sending
+    await world.nothing(account)
 
 
 async def test_messages_out_of_order_are_refused(world: World) -> None:
@@ -518,20 +398,6 @@ async def test_nothing_is_stored_while_s3_is_away(world: World) -> None:
     assert [item.asset_id for item in (await world.listed(account)).assets] == [kept.asset_id]
     await world.put(account, body)
     await swept(world, account)
-
-
-async def swept(world: World, account: str) -> None:
-    """Makes every put look old, until the sweeper has removed what no READY asset has."""
-
-    async def clean() -> bool:
-        hours = "interval '3 hours'"
-        await world.pool.execute(
-            f"UPDATE puts SET created_at = created_at - {hours}, swept_at = swept_at - {hours}"
-        )
-        await world.clean(account)
-        return True
-
-    await eventually(clean, within_seconds=10)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,7 +81,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             grant.account_id,
             request.why or grant.note,
             detail,
-            self._peers.stubs.credits.Grant(grant, timeout=peers.TIMEOUT_SECONDS),
+            lambda: self._peers.stubs.credits.Grant(grant, timeout=peers.TIMEOUT_SECONDS),
         )
 
     async def Refund(self, request: Any, context: Any) -> Any:
@@ -99,19 +99,23 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.CheckBooksRequest, context: Any
     ) -> ledger_pb2.CheckBooksResponse:
         """Proves the books."""
-        asked = ledger_pb2.CheckBooksRequest()
-        call = self._peers.stubs.credits.CheckBooks(asked, timeout=CHECK_SECONDS)
-        return await self._audited("CheckBooks", "", "", {}, call)
+        asked, stub = ledger_pb2.CheckBooksRequest(), self._peers.stubs.credits
+        return await self._audited(
+            "CheckBooks", "", "", {}, lambda: stub.CheckBooks(asked, timeout=CHECK_SECONDS)
+        )
 
     async def ListAttempts(
         self, request: operator_pb2.ListAttemptsRequest, context: Any
     ) -> attempt_pb2.ListAttemptsResponse:
         """Attempts, newest first."""
-        call = self._peers.stubs.generator.ListAttempts(
-            request.request, timeout=peers.TIMEOUT_SECONDS
+        asked, stub = request.request, self._peers.stubs.generator
+        return await self._audited(
+            "ListAttempts",
+            "",
+            "",
+            {"video_id": asked.video_id},
+            lambda: stub.ListAttempts(asked, timeout=peers.TIMEOUT_SECONDS),
         )
-        detail = {"video_id": request.request.video_id}
-        return await self._audited("ListAttempts", "", "", detail, call)
 
     async def _audited(
         self,
@@ -119,13 +123,14 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         account_id: str,
         why: str,
         detail: Mapping[str, Any],
-        call: Awaitable[T],
+        call: Callable[[], Awaitable[T]],
     ) -> T:
+        """Calls a service behind; what was to be done is on record first, what became of it afterwards."""
         audit_id = await self._accounts.audit_begins(
             common.caller().key_id, method, account_id, why, detail
         )
         try:
-            answer = await call
+            answer = await call()
         except errors.ServiceError as error:
             await self._accounts.audit_ends(audit_id, error.reason)
             raise peers.for_caller(error) from error

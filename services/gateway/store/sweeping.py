@@ -124,6 +124,11 @@ class SweepStore:
             """
         )
         forgotten = await self._pool.execute(
-            "DELETE FROM requests WHERE created_at < clock_timestamp() - interval '30 days'"
+            """
+            DELETE FROM requests WHERE ctid = ANY(ARRAY(
+                SELECT ctid FROM requests
+                WHERE created_at < clock_timestamp() - interval '30 days' LIMIT 1000
+            ))
+            """
         )
         return len(gone) + int(forgotten.split()[-1])

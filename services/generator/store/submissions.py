@@ -195,7 +195,7 @@ class SubmissionStore:
                 provider_job_id = j.provider_job_id, provider_account = j.provider_account,
                 next_step_at = clock_timestamp()
             FROM provider_jobs j
-            WHERE j.attempt_id = a.attempt_id AND a.provider_job_id IS NULL
+            WHERE j.attempt_id = a.attempt_id AND a.provider_job_id IS NULL AND a.submitted_at IS NOT NULL
               AND (a.state IN ('QUEUED', 'UNKNOWN', 'UNRESOLVED')
                    OR (a.state = 'SUBMITTING' AND a.lease_until <= clock_timestamp()))
             """

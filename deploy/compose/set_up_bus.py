@@ -1,0 +1,42 @@
+"""The set-up step of the bus: refuses a NATS that acknowledges what is not on disk, and makes the streams. Idempotent.
+
+From the environment: FRAMEWIRE_NATS_URL_FILE (a file with the URL of a user that may make streams) and
+FRAMEWIRE_NATS_MONITOR_URL (`http://host:8222`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+from kit import bus
+
+TIMEOUT_SECONDS = 10.0
+
+
+def require_synced(monitor_url: str) -> None:
+    """Ends the step unless every acknowledged message is on disk: Postgres is the truth, yet why ring in vain."""
+    with urllib.request.urlopen(f"{monitor_url}/varz", timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - ours
+        server = json.load(answer)
+    if not server.get("jetstream", {}).get("config", {}).get("sync_always"):
+        sys.exit(f"NATS at {monitor_url} does not run with `jetstream {{ sync_interval: always }}`")
+
+
+async def make_streams(nats_url: str) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS), bus.connect(nats_url, "set-up") as connected:
+        await connected.ensure_streams()
+
+
+def main() -> None:
+    require_synced(os.environ["FRAMEWIRE_NATS_MONITOR_URL"].rstrip("/"))
+    url = Path(os.environ["FRAMEWIRE_NATS_URL_FILE"]).read_text().strip()
+    asyncio.run(make_streams(url))
+    print("the bus is set up: sync_interval is always, the streams are there")
+
+
+if __name__ == "__main__":
+    main()

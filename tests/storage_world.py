@@ -1,0 +1,204 @@
+"""The storage service alone, as a process on a real Postgres and a real S3, and what tests do with it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import av
+import minio
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from framewire.storage.v1 import storage_pb2 as pb
+from framewire.storage.v1 import storage_pb2_grpc
+from kit import auth, errors, rpc
+from services.local import stack
+from tests.waiting import eventually
+
+IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
+CHUNK = 256 * 1024
+STALL_SECONDS = 1.0
+SETTINGS = {
+    "STORAGE_STALL_SECONDS": f"{STALL_SECONDS}",
+    "STORAGE_SWEEP_SECONDS": "0.1",
+    "STORAGE_RENDITION_KEEP_SECONDS": "3600",
+    "STORAGE_MAX_IMAGE_BYTES": "200000",
+}
+
+
+class World:
+    """The running service and what tests do with it."""
+
+    def __init__(self, running: stack.Stack, stub: Any, pool: asyncpg.Pool) -> None:
+        self.stack = running
+        self.stub = stub
+        self.pool = pool
+        self.s3 = minio.Minio(
+            running.s3.endpoint, running.s3.access_key, running.s3.secret_key, secure=False,
+            region=running.s3.region,
+        )  # fmt: skip
+
+    async def put(
+        self, account: str, body: bytes, kind: Any = IMAGE, owner: str = "one", **header: Any
+    ) -> pb.Asset:
+        return await self.send(account, pieces(body), kind, owner, **header)
+
+    async def send(
+        self,
+        account: str,
+        body: AsyncIterable[bytes],
+        kind: Any = IMAGE,
+        owner: str = "one",
+        **header: Any,
+    ) -> pb.Asset:
+        async def requests() -> AsyncIterator[pb.PutRequest]:
+            yield pb.PutRequest(
+                header=pb.PutHeader(account_id=account, owner=owner, kind=kind, **header)
+            )
+            async for chunk in body:
+                yield pb.PutRequest(chunk=chunk)
+
+        return await self.stub.Put(requests(), timeout=30)
+
+    async def get(self, asset: pb.Asset, offset: int = 0, length: int = 0) -> bytes:
+        request = pb.GetRequest(
+            account_id=asset.account_id, asset_id=asset.asset_id, offset=offset, length=length
+        )
+        return b"".join([part.chunk async for part in self.stub.Get(request, timeout=30)])
+
+    async def stat(self, asset: pb.Asset) -> pb.Asset:
+        return await self.stub.Stat(
+            pb.StatRequest(account_id=asset.account_id, asset_id=asset.asset_id), timeout=10
+        )
+
+    async def listed(self, account: str, **fields: Any) -> pb.ListResponse:
+        return await self.stub.List(pb.ListRequest(account_id=account, **fields), timeout=10)
+
+    async def fit(self, asset: pb.Asset, width: int, height: int, **fields: Any) -> pb.Asset:
+        request = pb.FitRequest(
+            account_id=asset.account_id,
+            asset_id=asset.asset_id,
+            width=width,
+            height=height,
+            **fields,
+        )
+        return await self.stub.Fit(request, timeout=30)
+
+    async def delete(self, asset: pb.Asset) -> pb.Asset:
+        return await self.stub.Delete(
+            pb.DeleteRequest(account_id=asset.account_id, asset_id=asset.asset_id), timeout=10
+        )
+
+    async def unpin(self, account: str, owner: str) -> int:
+        answer = await self.stub.Unpin(pb.UnpinRequest(account_id=account, owner=owner), timeout=10)
+        return answer.dropped
+
+    def objects(self, account: str) -> set[str]:
+        """Keys of everything in S3 that belongs to the account."""
+        buckets = ("framewire-inputs", "framewire-outputs")
+        found = [self.s3.list_objects(name, f"{account}/", recursive=True) for name in buckets]
+        return {str(item.object_name) for items in found for item in items}
+
+    async def clean(self, account: str) -> None:
+        """Every object is that of a READY asset and every READY asset has one; no put is left."""
+        rows = await self.pool.fetch("SELECT * FROM assets WHERE account_id = $1", account)
+        assert {row["state"] for row in rows} <= {"READY", "DELETED"}
+        assert {row["object_key"] for row in rows if row["state"] == "READY"} == self.objects(
+            account
+        )
+        left = await self.pool.fetchval(
+            "SELECT count(*) FROM puts JOIN assets USING (asset_id) WHERE account_id = $1", account
+        )
+        assert left == 0
+
+    async def nothing(self, account: str) -> bool:
+        """There is no trace of a put in the account."""
+        await self.clean(account)
+        assert await self.pool.fetchval(
+            "SELECT count(*) FROM assets WHERE account_id = $1", account
+        ) in (0, None)
+        return True
+
+    def scratch(self) -> list[Path]:
+        place = self.stack.data_dir / "scratch"
+        return [path for path in place.glob("process-*/*") if path.name != "lock"]
+
+
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), CHUNK):
+        yield body[start : start + CHUNK]
+
+
+async def stalling(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def refused(kind: type[errors.ServiceError], *reasons: str) -> Iterator[Any]:
+    with pytest.raises(kind) as raised:
+        yield raised
+    assert raised.value.reason in reasons
+
+
+def film(path: Path, shade: int = 90) -> bytes:
+    """A real MP4: 24 frames of 64 x 48 at 24 per second."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(24):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade, index * 5, 0)))
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def opened(body: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(body))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    place = tmp_path_factory.mktemp("storage")
+    own = {
+        "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
+        "STORAGE_SCRATCH_DIR": str(place / "scratch"),
+    }
+    whole = stack.Stack(
+        place, services=("storage",), environ={}, overrides={"storage": SETTINGS | own}
+    )
+    try:
+        await whole.start()
+        async with (
+            rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
+            asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
+        ):
+            yield World(whole, storage_pb2_grpc.StorageServiceStub(channel), pool)
+    finally:
+        await whole.destroy()
+
+
+def tokens(whole: stack.Stack, service: str) -> auth.ServiceTokens:
+    return auth.ServiceTokens(service, whole.addresses.service_token_secret)
+
+
+async def swept(world: World, account: str) -> None:
+    """Makes every put look old, until the sweeper has removed what no READY asset has."""
+
+    async def clean() -> bool:
+        hours = "interval '3 hours'"
+        await world.pool.execute(
+            f"UPDATE puts SET created_at = created_at - {hours}, swept_at = swept_at - {hours}"
+        )
+        await world.clean(account)
+        return True
+
+    await eventually(clean, within_seconds=10)
