@@ -105,6 +105,7 @@ class Patience:
         """Sleeps until the next try; raises the error when none is to be made."""
         exhausted = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         again = error.code in _AGAIN or (exhausted and error.retry_after_seconds is not None)
+        again &= error.reason != "ADMISSION_PAUSED"  # an operator's pause does not pass in seconds
         ceiling = min(2.0, 0.1 * 2**self._tries)
         # Full jitter would let a crowd of watchers come back at once too often: half of it is fixed.
         pause = max(ceiling * random.uniform(0.5, 1.0), error.retry_after_seconds or 0.0)

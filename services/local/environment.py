@@ -52,6 +52,7 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
         "STORAGE_REGION": addresses.s3_region,
         "STORAGE_INPUT_BUCKET": "framewire-inputs",
         "STORAGE_OUTPUT_BUCKET": "framewire-outputs",
+        "STORAGE_SCRATCH_DIR": str(addresses.data_dir / "scratch"),
     }
     shared["credits"] |= {"CREDITS_GENERATOR_ADDRESS": addresses.listen["generator"]}
     shared["generator"] |= {

@@ -95,7 +95,8 @@ class Gateway:
         answers = self._next(method, request, context)
         for answer in answers if isinstance(answers, list) else [answers]:
             if answer is HANG:
-                context.add_callback(self.left.set)
+                if not context.add_callback(self.left.set):
+                    self.left.set()  # the caller left before we came here
                 self.left.wait(10)
                 return
             if isinstance(answer, Refusal):

@@ -1,0 +1,278 @@
+"""`make test-compose`: builds the images, starts docker-compose.yml with two replicas of each service, makes a video
+through it, kills one replica of each while ten more are made, checks the books and the provider's log, removes all.
+
+Wants a Docker engine and the compose plugin (or docker-compose 1.29). Where no registry can be reached,
+../shared/tools/stand-in-images.sh makes stand-ins for the base images. FRAMEWIRE_KEEP=1 leaves it running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from framewire import client, types
+from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+KILLED = ("generator", "storage", "credits", "gateway")
+REPLICAS = 2
+GATEWAY_PORTS = 6  # a gateway that comes back may get another one of its range
+VIDEOS = 10
+CREDITS = 1000
+ALL_WITHIN_SECONDS = 420.0
+TINY = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
+LOG = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8099/_sim/log?kind=accepted').read().decode())"
+
+
+class Failed(Exception):
+    """What was promised does not hold."""
+
+
+def require(holds: object, message: str) -> None:
+    if not holds:
+        raise Failed(message)
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", flush=True)
+
+
+def run(*command: str, env: dict[str, str] | None = None, quiet: bool = False) -> str:
+    """Its output; raises Failed with the last of it."""
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if done.returncode and not quiet:
+        raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+    return done.stdout
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` free ports in a row, below those that the kernel hands out."""
+    for first in range(17700, 29000, count):
+        held: list[socket.socket] = []
+        try:
+            for port in range(first, first + count):
+                held.append(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            continue
+        finally:
+            for one in held:
+                one.close()
+        return first
+    raise Failed("no ports are free")
+
+
+class Compose:
+    """The project under test: its own name, secrets, ports, networks and volumes."""
+
+    def __init__(self, secrets: Path) -> None:
+        self.project = f"framewiretest{os.getpid()}"
+        first = free_ports(GATEWAY_PORTS + 2)
+        self.gateway_ports = range(first, first + GATEWAY_PORTS)
+        self.s3 = f"127.0.0.1:{first + GATEWAY_PORTS}"
+        self.secrets = secrets
+        self.env = os.environ | {
+            "FRAMEWIRE_SECRETS": str(secrets),
+            "FRAMEWIRE_TAG": "test",
+            "FRAMEWIRE_TIME_FACTOR": "5",
+            "FRAMEWIRE_GATEWAY_PUBLISH": f"127.0.0.1:{first}-{first + GATEWAY_PORTS - 1}",
+            "FRAMEWIRE_S3_PUBLISH": self.s3,
+            "FRAMEWIRE_S3_PUBLIC_ENDPOINT": self.s3,
+            "FRAMEWIRE_NATS_PUBLISH": f"127.0.0.1:{first + GATEWAY_PORTS + 1}",
+        }
+        plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+        self._command = ("docker", "compose") if plugin.returncode == 0 else ("docker-compose",)
+        require(shutil.which(self._command[0]), "neither `docker compose` nor docker-compose is installed")
+
+    @property
+    def address(self) -> str:
+        """All gateways, as gRPC takes several addresses."""
+        return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.gateway_ports)
+
+    @property
+    def operator_key(self) -> str:
+        return (self.secrets / "operator_key").read_text().strip()
+
+    def __call__(self, *arguments: str, quiet: bool = False) -> str:
+        return run(*self._command, "-p", self.project, *arguments, env=self.env, quiet=quiet)
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """What the engine says of each replica."""
+        ids = self("ps", "-q", service).split()
+        return json.loads(run("docker", "inspect", *ids)) if ids else []
+
+    def healthy(self, service: str, replicas: int) -> bool:
+        found = [one["State"].get("Health", {}).get("Status") for one in self.containers(service)]
+        return found.count("healthy") == replicas
+
+    def kill_one(self, service: str) -> str:
+        """SIGKILL to all processes of one replica but the init, which ends of it. The engine starts it again."""
+        victim = self.containers(service)[0]["Id"]
+        run("docker", "exec", victim, "sh", "-c", "kill -9 -1", quiet=True)
+        return victim
+
+    def accepted(self, prompt: str) -> list[dict[str, Any]]:
+        """The jobs that the provider accepted, and bills, by its own log."""
+        answer = json.loads(self("exec", "-T", "simulator", "python", "-c", LOG))
+        entries = answer["entries"] if isinstance(answer, dict) else answer
+        return [entry for entry in entries if prompt in entry.get("prompt", "")]
+
+
+@contextmanager
+def started(secrets: Path) -> Any:
+    """The project, up and healthy; removed at the end with its volumes."""
+    compose = Compose(secrets)
+    run("deploy/compose/make-secrets.sh", env=compose.env)
+    say("building the images, one after the other")
+    for service in (*KILLED, "simulator"):
+        compose("build", "-q", service)
+    try:
+        say(f"starting with {REPLICAS} replicas of each service")
+        scales = [part for name in KILLED for part in ("--scale", f"{name}={REPLICAS}")]
+        compose("up", "-d", "--no-build", *scales)
+        yield compose
+    except BaseException:
+        print(compose("ps", quiet=True), compose("logs", "--tail=30", quiet=True)[-20_000:], flush=True)
+        raise
+    finally:
+        if os.environ.get("FRAMEWIRE_KEEP"):
+            say(f"left running: project {compose.project}, gateways at {compose.address}")
+        else:
+            compose("down", "--volumes", "--remove-orphans", quiet=True)
+            say("removed")
+
+
+async def all_healthy(compose: Compose) -> None:
+    async def healthy() -> bool:
+        unwell = [name for name in KILLED if not await asyncio.to_thread(compose.healthy, name, REPLICAS)]
+        assert not unwell, f"not healthy: {unwell}"
+        return True
+
+    await eventually(healthy, within_seconds=120, every_seconds=1)
+
+
+async def first_video(compose: Compose, caller: client.Client, place: Path) -> None:
+    """From a photo to a file downloaded from the public address."""
+    out = place / "first.mp4"
+    prompt = f"first {uuid.uuid4().hex}"
+    video = await caller.generate(prompt, ROOT / "examples" / "rocket.jpg", out=out, **TINY)
+    require(video.state == "COMPLETED", f"the first video is {video.state}")
+    require(out.read_bytes()[4:8] == b"ftyp", "what was downloaded is no MP4")
+    url = (await caller.get_download_url(video.video_id)).url
+    require(f"//{compose.s3}/" in url, f"the download address is not the public one: {url.split('?')[0]}")
+    require(len(compose.accepted(prompt)) == 1, "the first video was not paid once")
+    say(f"made a video: {out.stat().st_size} bytes from {compose.s3}")
+
+
+async def ten_more(compose: Compose, caller: client.Client, place: Path) -> list[types.Video]:
+    """Ten videos at once, one replica of each service killed while they are made."""
+    admitted: asyncio.Queue[str] = asyncio.Queue()
+    prompts = [f"video {number} {uuid.uuid4().hex}" for number in range(VIDEOS)]
+
+    async def make(number: int) -> types.Video:
+        def told(video: types.Video) -> None:
+            if video.video_id not in seen:
+                seen.add(video.video_id)
+                admitted.put_nowait(video.video_id)
+
+        seen: set[str] = set()
+        out = place / f"{number}.mp4"
+        video = await caller.generate(prompts[number], out=out, on_progress=told, **TINY)
+        require(out.read_bytes()[4:8] == b"ftyp", f"video {number} is no MP4")
+        return video
+
+    async def kill() -> None:
+        for service in KILLED:
+            for _ in range(2):  # so that work is under way at each kill
+                await admitted.get()
+            victim = await asyncio.to_thread(compose.kill_one, service)
+            say(f"killed one {service} ({victim[:12]})")
+
+    async with asyncio.timeout(ALL_WITHIN_SECONDS), asyncio.TaskGroup() as group:
+        killing = group.create_task(kill())
+        making = [group.create_task(make(number)) for number in range(VIDEOS)]
+    assert killing.done()
+    videos = [task.result() for task in making]
+    paid = {prompt: len(await asyncio.to_thread(compose.accepted, prompt)) for prompt in prompts}
+    require(set(paid.values()) == {1}, f"not every video was paid once: {sorted(paid.values())}")
+    say(f"{VIDEOS} more videos are made, each paid once")
+    return videos
+
+
+async def check_books(compose: Compose, caller: client.Client, videos: Sequence[types.Video]) -> None:
+    """What was captured is what was reserved is what is gone; the ledger's own proof finds nothing."""
+    for video in videos:
+        require(video.state == "COMPLETED", f"{video.video_id} is {video.state}")
+        require(video.credits.settlement == "DONE", f"{video.video_id} is not settled")
+        require(video.credits.captured == video.credits.reserved > 0, f"{video.video_id}: {video.credits}")
+    all_videos = [video async for video in caller.list_videos()]
+    spent = sum(video.credits.captured for video in all_videos)
+    balance = await caller.balance()
+    require(len(all_videos) == VIDEOS + 1, f"{len(all_videos)} videos are listed")
+    require(
+        (balance.available_credits, balance.held_credits) == (CREDITS - spent, 0),
+        f"{spent} were captured of {CREDITS}, and the balance is {balance}",
+    )
+    async with grpc.aio.insecure_channel(compose.address) as channel:
+        stub = operator_pb2_grpc.OperatorServiceStub(channel)
+        metadata = (("authorization", f"Bearer {compose.operator_key}"),)
+        request = operator_pb2.CheckBooksRequest()
+        books = await stub.CheckBooks(request, metadata=metadata, timeout=30, wait_for_ready=True)
+    require(not books.findings, f"the books do not hold: {list(books.findings)}")
+    say(f"the books hold: {spent} of {CREDITS} credits captured, none held")
+
+
+async def check_restarts(compose: Compose) -> None:
+    """Who was killed is back: exactly one replica of each."""
+    await all_healthy(compose)
+    restarts = {name: sum(one["RestartCount"] for one in compose.containers(name)) for name in KILLED}
+    counted = collections.Counter(restarts)
+    require(counted == dict.fromkeys(KILLED, 1), f"restarts: {restarts}")
+    say("every killed replica is back and healthy")
+
+
+async def check(compose: Compose, place: Path) -> None:
+    await all_healthy(compose)
+    say("all are healthy")
+    async with client.Client(compose.address, compose.operator_key) as operator:
+        account = await operator.create_account("compose")
+        await operator.grant(account.account_id, CREDITS)
+        key = await operator.create_api_key(account_id=account.account_id, display_name="compose")
+    async with client.Client(compose.address, key.secret, retry_seconds=120) as caller:
+        await first_video(compose, caller, place)
+        videos = await ten_more(compose, caller, place)
+        await check_books(compose, caller, videos)
+    await check_restarts(compose)
+
+
+def main(checked: Callable[[Compose, Path], Any] = check) -> None:
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        sys.exit("no Docker engine answers (docker info)")
+    try:
+        with tempfile.TemporaryDirectory(prefix="framewire-compose-") as name:
+            place = Path(name)
+            with started(place / "secrets") as compose:
+                asyncio.run(checked(compose, place))
+    except Failed as error:
+        sys.exit(f"test-compose: {error}")
+    say("test-compose: passed")
+
+
+STARTED = time.monotonic()
+if __name__ == "__main__":
+    main()
