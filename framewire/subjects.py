@@ -9,7 +9,7 @@ JOBS_SUBJECT = "framewire.jobs.v1"
 EVENTS_STREAM = "EVENTS"
 EVENTS_SUBJECTS = "framewire.events.v1.*.*"
 VIDEO_HEADER = "Framewire-Video"
-"""On jobs: the video's id, so that bytes that cannot be read can still be answered for."""
+"""On jobs: "<video> <account>", so that bytes that cannot be read can still be answered for."""
 
 TERMINAL_KINDS = ("completed", "failed", "cancelled")
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any
 
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -27,6 +26,7 @@ ACK_WAIT_SECONDS = 30
 FETCH_SECONDS = 5.0
 HEARTBEAT_SECONDS = 1.0
 RENEW_SECONDS = 0.5
+RECONNECT_SECONDS = 0.25
 MAX_ACK_PENDING = 256
 
 BusError = (nats.errors.Error, js_errors.Error, OSError, asyncio.TimeoutError)
@@ -34,14 +34,16 @@ BusError = (nats.errors.Error, js_errors.Error, OSError, asyncio.TimeoutError)
 
 
 class Bus:
-    """One connection, which comes back by itself."""
+    """One connection, which comes back by itself. While it is away operations raise one of BusError, at once."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self.opened = asyncio.Event()
         self.jetstream: JetStreamContext = client.jetstream(timeout=5)
 
     async def ensure_streams(self) -> None:
         """Makes the declared streams where they are missing. Idempotent; also heals a bus that lost its disk."""
+        self._require()
         for stream in subjects.STREAMS:
             config = api.StreamConfig(
                 name=stream.name,
@@ -72,6 +74,7 @@ class Bus:
         timeout_seconds: float = 5.0,
     ) -> int:
         """Publishes durably and returns the stream's sequence. Raises one of BusError when that is not certain."""
+        self._require()
         sent = {**telemetry.trace_headers(), **headers, "Nats-Msg-Id": message_id}
         try:
             ack = await self.jetstream.publish(subject, data, timeout=timeout_seconds, headers=sent)
@@ -83,32 +86,64 @@ class Bus:
     async def tell(self, subject: str, data: bytes) -> None:
         """Publishes by core NATS: at most once, not stored. Never raises: nobody depends on it."""
         try:
+            self._require()
             await self.client.publish(subject, data)
         except BusError as error:
             log.debug("tell_failed", subject=subject, error=repr(error))
 
+    async def listen(
+        self,
+        subject: str,
+        heard: Callable[[Msg], Awaitable[None]],
+        stopping: asyncio.Event,
+        queue: str = "",
+    ) -> None:
+        """Hears core NATS until told to stop; the client subscribes again by itself after an outage."""
+        opened = asyncio.ensure_future(self.opened.wait())
+        stop = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
+        opened.cancel()
+        if self.opened.is_set():
+            subscription = await self.client.subscribe(subject, queue=queue, cb=heard)
+            await stop
+            await _quietly(subscription.unsubscribe())
+
+    def _require(self) -> None:
+        if not self.client.is_connected:
+            raise nats.errors.ConnectionReconnectingError
+
 
 @asynccontextmanager
 async def connect(url: str, name: str) -> AsyncIterator[Bus]:
-    """A connection that keeps trying for ever; opens also while NATS is away."""
+    """A connection that keeps trying for ever. Opens at once, also while NATS is away: nobody waits for a doorbell."""
 
     async def reported(error: Exception) -> None:
         log.warning("bus_error", error=repr(error))
 
-    client = await nats.connect(
-        url,
-        name=name,
-        connect_timeout=2,
-        allow_reconnect=True,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.25,
-        error_cb=reported,
-        pending_size=8 * 1024 * 1024,
-    )
+    client = Client()
+    connected = Bus(client)
+
+    async def opening() -> None:
+        await client.connect(
+            [url],
+            name=name,
+            connect_timeout=2,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_SECONDS,  # pyright: ignore[reportArgumentType]
+            error_cb=reported,
+            pending_size=8 * 1024 * 1024,
+        )
+        connected.opened.set()
+
+    attempt = asyncio.create_task(opening())
     try:
-        yield Bus(client)
+        yield connected
     finally:
-        await client.close()
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+        if connected.opened.is_set():
+            await client.close()
 
 
 class Retry(Exception):

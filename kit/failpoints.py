@@ -1,4 +1,4 @@
-"""Named crash points: `await failpoint("generator.after_post")`.
+"""Named crash points: `failpoint("service.point")`.
 
 A no-op unless the environment names a file in FRAMEWIRE_FAILPOINTS. Each line of that file is `name=action`, with the
 actions `kill` (SIGKILL to ourselves), `stop` (SIGSTOP), `error` (an exception) and `sleep:SECONDS`. A line is used up

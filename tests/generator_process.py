@@ -1,4 +1,4 @@
-"""A whole generator for tests: its process, real Postgres, NATS and simulator; storage is a peer with bytes in memory."""
+"""A whole generator for tests: its process, real Postgres, NATS and simulator; storage is a peer here in memory."""
 
 from __future__ import annotations
 
@@ -224,6 +224,7 @@ async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
                 "SUBMIT_LEASE_MARGIN_SECONDS": "0.3",
                 "PREPARE_LEASE_SECONDS": "1",
                 "FETCH_LEASE_SECONDS": "1",
+                "PASS_LEASE_SECONDS": "0.5",
                 "LOOP_SECONDS": "0.05",
                 "SPOOL_DIR": str(folder / "spool"),
             }

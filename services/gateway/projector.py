@@ -18,7 +18,6 @@ log = telemetry.logger(__name__)
 
 DURABLE = "gateway-projector"
 PROGRESS_QUEUE = "gateway-progress"
-PENDING_MESSAGES = 10_000
 
 
 class Projector:
@@ -66,15 +65,9 @@ class ProgressListener:
         self._hub = hub
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Listens until told to stop; the client subscribes again by itself after an outage."""
-        subscription = await self._bus.client.subscribe(
-            subjects.progress_subject("*"),
-            queue=PROGRESS_QUEUE,
-            cb=self.heard,
-            pending_msgs_limit=PENDING_MESSAGES,
-        )
-        await stopping.wait()
-        await subscription.unsubscribe()
+        """Listens until told to stop."""
+        subject = subjects.progress_subject("*")
+        await self._bus.listen(subject, self.heard, stopping, PROGRESS_QUEUE)
 
     async def heard(self, received: Msg) -> None:
         """Writes one message. Never raises: progress is worth nothing a second later."""

@@ -127,11 +127,9 @@ class Nudges:
         self._hub = hub
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Listens until told to stop; the client subscribes again by itself after an outage."""
+        """Listens until told to stop."""
 
         async def heard(message: Msg) -> None:
             self._hub.nudge(message.data.decode(errors="replace"))
 
-        subscription = await self._bus.client.subscribe(NUDGE_SUBJECT, cb=heard)
-        await stopping.wait()
-        await subscription.unsubscribe()
+        await self._bus.listen(NUDGE_SUBJECT, heard, stopping)

@@ -33,6 +33,8 @@ class Settings(config.ServiceSettings):
     """How long after a create's timeout its worker is taken for gone."""
     fetch_lease_seconds: float = 60
     """Lease of a fetch; renewed while it goes on."""
+    pass_lease_seconds: float = 30
+    """Longest that a pass of a process that died keeps others from polling and resolving."""
     concurrent_submits: int = 8
     """Submissions at a time in this process."""
     concurrent_fetches: int = 4

@@ -14,7 +14,6 @@ from services.generator.store import Store, rows, videos
 
 log = telemetry.logger(__name__)
 
-PASS_LEASE = timedelta(seconds=60)
 MAX_PAGES = 200
 LOST_COUNT = 5
 REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety")
@@ -44,8 +43,9 @@ class Poller:
 
     async def run_once(self) -> None:
         """One pass over each account that is due."""
+        lease = timedelta(seconds=self._settings.pass_lease_seconds)
         for account in self._pools.accounts.values():
-            if not await self._store.renders.claim_poll(account.name, PASS_LEASE):
+            if not await self._store.renders.claim_poll(account.name, lease):
                 continue
             interval = timedelta(seconds=account.poll_interval_seconds)
             try:

@@ -13,7 +13,6 @@ from services.generator.store import Store, rows, submissions
 
 log = telemetry.logger(__name__)
 
-PASS_LEASE = timedelta(seconds=30)
 BATCH = 50
 MAX_PAGES = 50
 
@@ -37,7 +36,8 @@ class Resolver:
     async def run_once(self) -> bool:
         """One look at every undecided attempt that is due, with one reading of each provider account's list."""
         await self._store.submissions.expire_leases()
-        undecided = await self._store.submissions.undecided(PASS_LEASE, BATCH)
+        lease = timedelta(seconds=self._settings.pass_lease_seconds)
+        undecided = await self._store.submissions.undecided(lease, BATCH)
         by_account: dict[str, list[rows.Attempt]] = {}
         for attempt in undecided:
             by_account.setdefault(attempt.provider_account or "", []).append(attempt)

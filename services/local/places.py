@@ -9,8 +9,10 @@ import os
 import random
 import secrets
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -21,6 +23,7 @@ HOST = "127.0.0.1"
 # never get the server's own port as its local one (TCP connects to itself and blocks the port).
 _PORTS = range(17000, 30000)
 _handed_out: set[int] = set()
+_claims: dict[int, IO[str]] = {}
 
 
 def prepare(data_dir: Path) -> Path:
@@ -109,11 +112,28 @@ def choose_port(data_dir: Path, name: str, preferred: int | None = None) -> int:
     candidates += random.sample(_PORTS, 50)
     for place, port in enumerate(candidates):
         remembered = place == 0 and note.exists()
-        if (remembered or port not in _handed_out) and 0 < port < 65536 and port_is_free(port):
+        free = (remembered or port not in _handed_out) and 0 < port < 65536 and port_is_free(port)
+        if free and _claimed(port):
             _handed_out.add(port)
             note.write_text(f"{port}\n")
             return port
     raise errors.LocalError(f"no free port for {name} on {HOST}")
+
+
+def _claimed(port: int) -> bool:
+    """Whether the port is ours among all stacks of this user: two that start together must not choose the same one."""
+    if port in _claims:
+        return True
+    directory = Path(tempfile.gettempdir()) / f"framewire-ports-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    file = (directory / str(port)).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _claims[port] = file  # held until this process ends
+    return True
 
 
 @contextlib.contextmanager

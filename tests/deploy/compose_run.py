@@ -8,7 +8,7 @@ Wants a Docker engine and the compose plugin (or docker-compose 1.29). Where no 
 from __future__ import annotations
 
 import asyncio
-import collections
+import contextlib
 import json
 import os
 import shutil
@@ -18,8 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +56,21 @@ def run(*command: str, env: dict[str, str] | None = None, quiet: bool = False) -
     """Its output; raises Failed with the last of it."""
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode and not quiet:
-        raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+        raise Failed(
+            f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}"
+        )
     return done.stdout
 
 
 def free_ports(count: int) -> int:
     """The first of `count` free ports in a row, below those that the kernel hands out."""
     for first in range(17700, 29000, count):
-        held: list[socket.socket] = []
-        try:
-            for port in range(first, first + count):
-                held.append(socket.create_server(("127.0.0.1", port)))
-        except OSError:
-            continue
-        finally:
-            for one in held:
-                one.close()
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
         return first
     raise Failed("no ports are free")
 
@@ -97,7 +95,10 @@ class Compose:
         }
         plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
         self._command = ("docker", "compose") if plugin.returncode == 0 else ("docker-compose",)
-        require(shutil.which(self._command[0]), "neither `docker compose` nor docker-compose is installed")
+        require(
+            shutil.which(self._command[0]),
+            "neither `docker compose` nor docker-compose is installed",
+        )
 
     @property
     def address(self) -> str:
@@ -133,8 +134,8 @@ class Compose:
         return [entry for entry in entries if prompt in entry.get("prompt", "")]
 
 
-@contextmanager
-def started(secrets: Path) -> Any:
+@contextlib.contextmanager
+def started(secrets: Path) -> Iterator[Compose]:
     """The project, up and healthy; removed at the end with its volumes."""
     compose = Compose(secrets)
     run("deploy/compose/make-secrets.sh", env=compose.env)
@@ -147,7 +148,11 @@ def started(secrets: Path) -> Any:
         compose("up", "-d", "--no-build", *scales)
         yield compose
     except BaseException:
-        print(compose("ps", quiet=True), compose("logs", "--tail=30", quiet=True)[-20_000:], flush=True)
+        print(
+            compose("ps", quiet=True),
+            compose("logs", "--tail=30", quiet=True)[-20_000:],
+            flush=True,
+        )
         raise
     finally:
         if os.environ.get("FRAMEWIRE_KEEP"):
@@ -159,7 +164,9 @@ def started(secrets: Path) -> Any:
 
 async def all_healthy(compose: Compose) -> None:
     async def healthy() -> bool:
-        unwell = [name for name in KILLED if not await asyncio.to_thread(compose.healthy, name, REPLICAS)]
+        unwell = [
+            name for name in KILLED if not await asyncio.to_thread(compose.healthy, name, REPLICAS)
+        ]
         assert not unwell, f"not healthy: {unwell}"
         return True
 
@@ -174,7 +181,10 @@ async def first_video(compose: Compose, caller: client.Client, place: Path) -> N
     require(video.state == "COMPLETED", f"the first video is {video.state}")
     require(out.read_bytes()[4:8] == b"ftyp", "what was downloaded is no MP4")
     url = (await caller.get_download_url(video.video_id)).url
-    require(f"//{compose.s3}/" in url, f"the download address is not the public one: {url.split('?')[0]}")
+    require(
+        f"//{compose.s3}/" in url,
+        f"the download address is not the public one: {url.split('?')[0]}",
+    )
     require(len(compose.accepted(prompt)) == 1, "the first video was not paid once")
     say(f"made a video: {out.stat().st_size} bytes from {compose.s3}")
 
@@ -214,12 +224,17 @@ async def ten_more(compose: Compose, caller: client.Client, place: Path) -> list
     return videos
 
 
-async def check_books(compose: Compose, caller: client.Client, videos: Sequence[types.Video]) -> None:
+async def check_books(
+    compose: Compose, caller: client.Client, videos: Sequence[types.Video]
+) -> None:
     """What was captured is what was reserved is what is gone; the ledger's own proof finds nothing."""
     for video in videos:
         require(video.state == "COMPLETED", f"{video.video_id} is {video.state}")
         require(video.credits.settlement == "DONE", f"{video.video_id} is not settled")
-        require(video.credits.captured == video.credits.reserved > 0, f"{video.video_id}: {video.credits}")
+        require(
+            video.credits.captured == video.credits.reserved > 0,
+            f"{video.video_id}: {video.credits}",
+        )
     all_videos = [video async for video in caller.list_videos()]
     spent = sum(video.credits.captured for video in all_videos)
     balance = await caller.balance()
@@ -240,9 +255,10 @@ async def check_books(compose: Compose, caller: client.Client, videos: Sequence[
 async def check_restarts(compose: Compose) -> None:
     """Who was killed is back: exactly one replica of each."""
     await all_healthy(compose)
-    restarts = {name: sum(one["RestartCount"] for one in compose.containers(name)) for name in KILLED}
-    counted = collections.Counter(restarts)
-    require(counted == dict.fromkeys(KILLED, 1), f"restarts: {restarts}")
+    restarts = {
+        name: sum(one["RestartCount"] for one in compose.containers(name)) for name in KILLED
+    }
+    require(restarts == dict.fromkeys(KILLED, 1), f"restarts: {restarts}")
     say("every killed replica is back and healthy")
 
 
@@ -260,14 +276,14 @@ async def check(compose: Compose, place: Path) -> None:
     await check_restarts(compose)
 
 
-def main(checked: Callable[[Compose, Path], Any] = check) -> None:
+def main() -> None:
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         sys.exit("no Docker engine answers (docker info)")
     try:
         with tempfile.TemporaryDirectory(prefix="framewire-compose-") as name:
             place = Path(name)
             with started(place / "secrets") as compose:
-                asyncio.run(checked(compose, place))
+                asyncio.run(check(compose, place))
     except Failed as error:
         sys.exit(f"test-compose: {error}")
     say("test-compose: passed")

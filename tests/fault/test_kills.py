@@ -109,9 +109,7 @@ async def test_kill(fragile: systems.System, service: str, point: str, tmp_path:
     assert max(abs(one - other) for one, other in zip(seen, colour, strict=True)) < 12
 
 
-async def _generated(
-    client: clients.Client, prompt: str, image_id: str, out: Path
-) -> types.Video:
+async def _generated(client: clients.Client, prompt: str, image_id: str, out: Path) -> types.Video:
     return await client.generate(prompt, out=out, image_id=image_id, **TINY)
 
 

@@ -168,6 +168,7 @@ async def test_a_consumer_survives_a_restart_and_an_error(broker: local_nats.Nat
             connected, "JOBS", "tester", [subjects.JOBS_SUBJECT], handle, retry_seconds=0.05
         )
         running = asyncio.create_task(loop.run(stopping))
+        await connected.opened.wait()
         await connected.ensure_streams()
         for text in ("again", "broken"):
             await connected.publish(subjects.JOBS_SUBJECT, text.encode(), {}, text)
@@ -192,6 +193,35 @@ async def test_a_consumer_survives_a_restart_and_an_error(broker: local_nats.Nat
         await eventually(lambda: handled("after", 1))
         stopping.set()
         await asyncio.wait_for(running, 10)
+
+
+async def test_a_bus_that_is_away_holds_nobody_up(tmp_path: Path) -> None:
+    """A service starts while NATS is not there, says at once that it cannot publish, and both come right."""
+    broker, heard = local_nats.Nats(tmp_path), asyncio.Event()
+    await broker.start()
+    url = broker.url
+    await broker.stop()
+    stopping = asyncio.Event()
+
+    async def hear(_: Msg) -> None:
+        heard.set()
+
+    async with bus.connect(url, "test") as connected:
+        listening = asyncio.create_task(connected.listen("framewire.test", hear, stopping))
+        with pytest.raises(bus.BusError):
+            await asyncio.wait_for(
+                connected.publish(subjects.JOBS_SUBJECT, b"x", {}, "x", timeout_seconds=60), 1
+            )
+        await broker.start()
+
+        async def told() -> bool:
+            await connected.tell("framewire.test", b"x")
+            return heard.is_set()
+
+        await eventually(told)
+        stopping.set()
+        await asyncio.wait_for(listening, 5)
+    await broker.stop()
 
 
 class Raising(attempt_pb2_grpc.AttemptServiceServicer):

@@ -480,3 +480,22 @@ async def test_outer_servers_replace_the_embedded_ones(
     del outer["FRAMEWIRE_S3_SECRET_KEY"]
     with pytest.raises(errors.LocalError, match="FRAMEWIRE_S3_SECRET_KEY is missing"):
         await stack.Stack(tmp_path / "stack", services=(), environ=outer).start()
+
+
+def test_two_stacks_never_choose_the_same_port(tmp_path: Path) -> None:
+    """What is chosen is claimed, before anybody listens on it."""
+    (tmp_path / "one" / "ports").mkdir(parents=True)
+    (tmp_path / "other" / "ports").mkdir(parents=True)
+    mine = places.choose_port(tmp_path / "one", "gateway")
+    code = (
+        "import pathlib, sys; from services.local import places;"
+        "print(places.choose_port(pathlib.Path(sys.argv[1]), 'gateway', int(sys.argv[2])))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "other"), str(mine)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert int(other.stdout) != mine

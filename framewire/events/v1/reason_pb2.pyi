@@ -116,6 +116,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: start_by is already over."""
     ERROR_REASON_NO_PRICE: _ErrorReason.ValueType  # 46
     """INVALID_ARGUMENT: no price for this item."""
+    ERROR_REASON_KEY_NOT_FOUND: _ErrorReason.ValueType  # 47
+    """NOT_FOUND: there is no such API key, or it is another account's."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -216,4 +218,6 @@ ERROR_REASON_START_BY_PASSED: ErrorReason.ValueType  # 45
 """INVALID_ARGUMENT: start_by is already over."""
 ERROR_REASON_NO_PRICE: ErrorReason.ValueType  # 46
 """INVALID_ARGUMENT: no price for this item."""
+ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
+"""NOT_FOUND: there is no such API key, or it is another account's."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Job(_message.Message):
     """One admitted video, complete: nothing else is needed to make it. Sent again until the generator knows the video; a repeat
-    changes nothing. The video's id stands in the header Framewire-Video too, so that unreadable bytes can still be answered for.
+    changes nothing. Video and account stand in the header Framewire-Video too, so that unreadable bytes can still be answered for.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -152,7 +152,7 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
         caller = common.caller()
         key = await self._accounts.revoke_key(request.key_id, caller.account_id, caller.key_id)
         if key is None:
-            raise errors.NotFound("ACCOUNT_NOT_FOUND", "there is no such key, or it is not yours")
+            raise errors.NotFound("KEY_NOT_FOUND", "there is no such key, or it is not yours")
         return _key(key)
 
 

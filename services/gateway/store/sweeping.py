@@ -127,7 +127,9 @@ class SweepStore:
             """
             DELETE FROM requests WHERE ctid = ANY(ARRAY(
                 SELECT ctid FROM requests
-                WHERE created_at < clock_timestamp() - interval '30 days' LIMIT 1000
+                WHERE created_at < clock_timestamp() - interval '30 days'
+                  AND method <> 'CreateAccount' -- accounts stay for ever, and so does what they are known by
+                LIMIT 1000
             ))
             """
         )

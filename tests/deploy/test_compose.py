@@ -1,0 +1,248 @@
+"""docker-compose.yml, Dockerfile and their files, read without Docker."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("gateway", "credits", "generator", "storage")
+SERVERS = ("postgres", "nats", "s3")
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+PARTS: dict[str, dict[str, Any]] = COMPOSE["services"]
+NATS = (ROOT / "deploy" / "nats" / "nats.conf").read_text()
+
+
+def settings(service: str) -> set[str]:
+    """The variables that a service reads, in capitals."""
+    cls = importlib.import_module(f"services.{service}.config").Settings
+    return {f"{service}_{field}".upper() for field in cls.model_fields}
+
+
+def required(service: str) -> set[str]:
+    """Those without which it does not start."""
+    cls = importlib.import_module(f"services.{service}.config").Settings
+    fields = cls.model_fields.items()
+    return {f"{service}_{name}".upper() for name, field in fields if field.is_required()}
+
+
+def secret_names(part: dict[str, Any]) -> list[str]:
+    """File names under /run/secrets."""
+    given = part.get("secrets", [])
+    return [one if isinstance(one, str) else one["target"] for one in given]
+
+
+def service_of(name: str) -> str:
+    return name.removeprefix("migrate-")
+
+
+def with_settings() -> list[str]:
+    return [name for name in PARTS if service_of(name) in (*SERVICES, "simulator")]
+
+
+@pytest.mark.parametrize("name", with_settings())
+def test_every_variable_and_secret_is_a_setting(name: str) -> None:
+    service, part = service_of(name), PARTS[name]
+    variables = set(part["environment"]) - {"FRAMEWIRE_SECRETS_DIR"}
+    assert variables <= settings(service), "compose sets what the service does not read"
+    if service == "simulator":
+        return
+    files = {file.upper() for file in secret_names(part)}
+    assert all(file == file.lower() for file in secret_names(part))
+    assert files <= settings(service), "a secret file is named as no setting is"
+    assert required(service) <= files | variables, "a required setting is not given"
+    assert not variables & files
+
+
+def test_every_service_has_its_set_up_step_and_waits_for_it() -> None:
+    for service in SERVICES:
+        waits = PARTS[service]["depends_on"]
+        assert waits[f"migrate-{service}"]["condition"] == "service_completed_successfully"
+        assert PARTS[f"migrate-{service}"]["command"] == ["migrate"]
+        assert f"{service}_nats_url" not in secret_names(PARTS[service]) or "set-up-bus" in waits
+    assert PARTS["set-up-bus"]["depends_on"]["nats"]["condition"] == "service_healthy"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_hardened(name: str) -> None:
+    part = PARTS[name]
+    assert part["read_only"] is True
+    assert part["cap_drop"] == ["ALL"]
+    assert part["security_opt"] == ["no-new-privileges:true"]
+    assert re.fullmatch(r"\d+:\d+", part["user"]), (
+        "a number, which Kubernetes and `runAsNonRoot` can check"
+    )
+    assert (part["user"] == "0:0") == (name == "own-volumes"), (
+        "one-shot, with the one capability that it needs"
+    )
+    assert part["logging"]["options"]["max-size"]
+    assert not {"privileged", "container_name", "pid", "ipc"} & part.keys()
+    assert "docker.sock" not in str(part.get("volumes"))
+
+
+@pytest.mark.parametrize("name", [*SERVICES, *SERVERS, "simulator"])
+def test_what_stays_is_watched_and_comes_back(name: str) -> None:
+    part = PARTS[name]
+    assert part["healthcheck"]["test"]
+    assert part["restart"] == "unless-stopped"
+
+
+def test_one_shots_end() -> None:
+    one_shots = [name for name in PARTS if name not in (*SERVICES, *SERVERS, "simulator")]
+    assert sorted(one_shots) == sorted(
+        ["own-volumes", "set-up-bus", *(f"migrate-{name}" for name in SERVICES)]
+    )
+    assert all(PARTS[name]["restart"] == "no" for name in one_shots)
+
+
+def test_images_are_variables_with_pinned_defaults() -> None:
+    for name, part in PARTS.items():
+        default = re.fullmatch(
+            r"(?:\$\{[A-Z_0-9]+:-(.+)\}|framewire-[a-z]+:\$\{FRAMEWIRE_TAG:-local\})", part["image"]
+        )
+        assert default, f"{name}: {part['image']}"
+        assert "latest" not in part["image"]
+        assert ":" in (default[1] or "own:tag"), f"{name} has no tag"
+    text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "Dockerfile").read_text()
+    assert not re.search(r"(docker\.io/|(?<![\w./]))minio/minio", text), "gone from Docker Hub"
+
+
+def test_only_the_published_ports_are_on_the_host() -> None:
+    published = {name: part["ports"] for name, part in PARTS.items() if "ports" in part}
+    assert published.keys() == {"gateway", "nats", "s3"}
+    for ports in published.values():
+        for port in ports:  # a variable, on loopback unless told otherwise: it is plain text
+            assert re.fullmatch(r"\$\{FRAMEWIRE_[A-Z0-9_]+:-127\.0\.0\.1:\d+\}:\d+", port)
+
+
+def test_s3_has_an_inner_and_a_public_address() -> None:
+    environment = PARTS["storage"]["environment"]
+    assert environment["STORAGE_ENDPOINT"] == "s3:9000"
+    public = environment["STORAGE_PUBLIC_ENDPOINT"].removesuffix("}").split(":-")[1]
+    assert PARTS["s3"]["ports"][0].startswith(f"${{FRAMEWIRE_S3_PUBLISH:-{public}}}")
+
+
+def test_the_way_out_is_for_those_who_need_it() -> None:
+    assert COMPOSE["networks"]["inner"]["internal"] is True
+    outside = {name for name, part in PARTS.items() if "outer" in part.get("networks", [])}
+    assert outside == {"gateway", "generator", "nats", "s3"}
+
+
+def test_no_secret_is_in_the_environment_or_in_git() -> None:
+    for name, part in PARTS.items():
+        for variable, value in part.get("environment", {}).items():
+            is_secret = re.search(
+                r"PASSWORD|SECRET_KEY|TOKEN_SECRET|API_KEY|DATABASE_URL|NATS_URL", variable
+            )
+            assert not is_secret or str(value).startswith("/run/secrets/"), f"{name}: {variable}"
+    ignored = (ROOT / "deploy" / "compose" / ".gitignore").read_text().split()
+    assert "secrets/" in ignored
+    assert ".env" in ignored
+
+
+def test_make_secrets_makes_every_secret_once(tmp_path: Path) -> None:
+    place = tmp_path / "secrets"
+    command = [ROOT / "deploy" / "compose" / "make-secrets.sh"]
+    env = {"PATH": os.environ["PATH"], "FRAMEWIRE_SECRETS": str(place)}
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    made = {file.name: file.read_text() for file in place.iterdir()}
+    wanted = {Path(one["file"]).name for one in COMPOSE["secrets"].values()}
+    assert wanted == COMPOSE["secrets"].keys()
+    assert wanted | {"subscriber_nats_url"} == made.keys()
+    used = {
+        one if isinstance(one, str) else one["source"]
+        for part in PARTS.values()
+        for one in part.get("secrets", [])
+    }
+    assert used == wanted, "declared and used by nobody"
+    assert all(made.values())
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert re.fullmatch(r"fw_[a-z0-9]{32,128}", made["operator_key"].strip())
+    assert len(made["service_token_secret"]) >= 32
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert made == {file.name: file.read_text() for file in place.iterdir()}, "what is there stays"
+
+
+def test_every_role_of_a_database_url_is_made(tmp_path: Path) -> None:
+    script = (ROOT / "deploy" / "compose" / "postgres" / "10-databases.sh").read_text()
+    loop = re.search(r"for service in (.+); do", script)
+    assert loop
+    assert set(loop[1].split()) == set(SERVICES)
+
+
+def test_nats_acknowledges_what_is_on_disk() -> None:
+    jetstream = re.search(r"^jetstream \{(.+?)^\}", NATS, re.DOTALL | re.MULTILINE)
+    assert jetstream
+    assert re.search(r"^\s*sync_interval: always$", jetstream[1], re.MULTILINE)
+    mounts = [mount.split(":")[:2] for mount in PARTS["nats"]["volumes"]]
+    assert ["./deploy/nats/nats.conf", PARTS["nats"]["command"][1]] in mounts
+
+
+def test_nats_users_may_do_what_the_code_does() -> None:
+    """Names on the bus, as the code has them; a service whose consumer is renamed would be locked out."""
+    from framewire import subjects
+    from services.credits import settlement
+    from services.gateway import projector, watch
+
+    pattern = r"user: (\w+), password: \$\1_password(.*?)(?=\n    \{|\n  \])"
+    may: dict[str, str] = dict(re.findall(pattern, NATS, re.DOTALL))
+    assert may.keys() == {"operator", *SERVICES, "subscriber"} - {"storage"}
+    consumers = {
+        "gateway": f"EVENTS.{projector.DURABLE}",
+        "credits": f"EVENTS.{settlement.DURABLE}",
+        "generator": "JOBS.generator",
+    }
+    for user, consumer in consumers.items():
+        for subject in (
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{consumer}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{consumer}",
+        ):
+            assert f'"{subject}"' in may[user]
+        assert f'"$JS.ACK.{consumer}.>"' in may[user]
+    assert f'"{subjects.JOBS_SUBJECT}"' in may["gateway"]
+    assert may["gateway"].count(f'"{watch.NUDGE_SUBJECT}"') == 2
+    assert f'"{subjects.EVENTS_SUBJECTS}"' in may["generator"]
+    assert f'"{subjects.event_subject("*", "settled")}"' in may["credits"]
+    assert f'"{subjects.progress_subject("*")}"' in may["generator"]
+    assert subjects.JOBS_SUBJECT not in may["subscriber"]
+
+
+def test_the_image_is_lean_and_not_root() -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    build, final = stages[1], stages[2]
+    assert len(stages) == 3
+    assert "--require-hashes" in build
+    assert "--only-binary :all:" in build
+    assert "pip install" not in final
+    assert re.findall(r"^USER (.+)$", final, re.MULTILINE) == ["10001:10001"]
+    assert "apt-get" not in final
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore, "all stays out but what is named"
+    copied = re.findall(r"^COPY (?!--from)(.+)$", build, re.MULTILINE)
+    sources = {word for line in copied for word in line.split()[:-1]}
+    allowed = [line.removeprefix("!") for line in ignore if line.startswith("!")]
+    for source in sources:
+        assert any(source == name or source.startswith(f"{name}/") for name in allowed), source
+
+
+def test_every_service_has_its_requirements() -> None:
+    for service in (*SERVICES, "simulator"):
+        assert PARTS[service]["build"]["args"]["SERVICE"] == service
+        assert "--hash=sha256:" in (ROOT / "requirements" / f"{service}.txt").read_text()
+
+
+def test_what_the_example_names_is_read() -> None:
+    example = (ROOT / "deploy" / "compose" / "env.example").read_text()
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert set(re.findall(r"^# ([A-Z_0-9]+)=", example, re.MULTILINE)) == set(
+        re.findall(r"\$\{([A-Z_0-9]+):-", text)
+    )
+    for name, value in re.findall(r"^# ([A-Z_0-9]+)=(.*)$", example, re.MULTILINE):
+        assert f"${{{name}:-{value}}}" in text, f"{name} has another default"
