@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +195,38 @@ async def storage_peer(folder: Path) -> AsyncIterator[tuple[Storage, str]]:
         await server.stop(0)
 
 
+def _variables(
+    folder: Path,
+    url: str,
+    nats_url: str,
+    address: str,
+    storage_address: str,
+    simulator: simulated.Simulator,
+    account: Mapping[str, Any],
+) -> dict[str, str]:
+    settings = {
+        "DATABASE_URL": url,
+        "NATS_URL": nats_url,
+        "LISTEN": address,
+        "SERVICE_TOKEN_SECRET": SECRET,
+        "STORAGE_ADDRESS": storage_address,
+        "PROVIDERS_FILE": str(providers_file(folder, **account)),
+        "PROVIDER_BASE_URL": f"{simulator.url}/v1",
+        "PROVIDER_API_KEY": simulated.KEY,
+        "TIME_FACTOR": str(FACTOR),
+        "POST_TIMEOUT_SECONDS": "0.7",
+        "SUBMIT_LEASE_MARGIN_SECONDS": "0.3",
+        "PREPARE_LEASE_SECONDS": "1",
+        "FETCH_LEASE_SECONDS": "1",
+        "PASS_LEASE_SECONDS": "0.5",
+        "LOOP_SECONDS": "0.05",
+        "SPOOL_DIR": str(folder / "spool"),
+    }
+    variables = {f"GENERATOR_{name}": value for name, value in settings.items()}
+    variables["FRAMEWIRE_FAILPOINTS"] = str(folder / "failpoints")
+    return variables
+
+
 @asynccontextmanager
 async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
     """The generator and its peers; `account` changes its provider account."""
@@ -210,26 +242,9 @@ async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
         ):
             url = database.database_url("framewire_generator")
             address = f"{places.HOST}:{places.choose_port(folder, 'generator')}"
-            settings = {
-                "DATABASE_URL": url,
-                "NATS_URL": broker.url,
-                "LISTEN": address,
-                "SERVICE_TOKEN_SECRET": SECRET,
-                "STORAGE_ADDRESS": storage_address,
-                "PROVIDERS_FILE": str(providers_file(folder, **account)),
-                "PROVIDER_BASE_URL": f"{simulator.url}/v1",
-                "PROVIDER_API_KEY": simulated.KEY,
-                "TIME_FACTOR": str(FACTOR),
-                "POST_TIMEOUT_SECONDS": "0.7",
-                "SUBMIT_LEASE_MARGIN_SECONDS": "0.3",
-                "PREPARE_LEASE_SECONDS": "1",
-                "FETCH_LEASE_SECONDS": "1",
-                "PASS_LEASE_SECONDS": "0.5",
-                "LOOP_SECONDS": "0.05",
-                "SPOOL_DIR": str(folder / "spool"),
-            }
-            variables = {f"GENERATOR_{name}": value for name, value in settings.items()}
-            variables["FRAMEWIRE_FAILPOINTS"] = str(folder / "failpoints")
+            variables = _variables(
+                folder, url, broker.url, address, storage_address, simulator, account
+            )
             child = process.Child(
                 "generator",
                 environment.command("generator"),

@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "GENERATOR_SUBMIT_LEASE_MARGIN_SECONDS": "1",
         "GENERATOR_PREPARE_LEASE_SECONDS": "3",
         "GENERATOR_FETCH_LEASE_SECONDS": "3",
+        "GENERATOR_PASS_LEASE_SECONDS": "2",
         "GENERATOR_LOOP_SECONDS": "0.1",
     },
     "storage": {},

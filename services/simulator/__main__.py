@@ -14,14 +14,26 @@ from starlette import applications, responses
 from starlette import requests as http
 from starlette.exceptions import HTTPException
 
-from services.simulator import admin, answers, api, config, errors, provider
+from services.simulator import admin, answers, api_azure, api_openai, config, errors, provider
 
 
 def application(service: provider.Provider) -> applications.Starlette:
     """The HTTP application before `service`."""
+
+    async def no_route(request: http.Request, error: Exception) -> responses.Response:
+        assert isinstance(error, HTTPException)
+        if request.url.path.startswith(api_azure.PREFIX):
+            return api_azure.no_route(request, service.settings, error.status_code, error.detail)
+        message = f"Invalid URL ({request.method} {request.url.path})"
+        return errors.ApiError(error.status_code, message).response()
+
     return applications.Starlette(
-        routes=[*api.VideosApi(service).routes(), *admin.AdminApi(service).routes()],
-        exception_handlers={HTTPException: _no_route, Exception: _broken},
+        routes=[
+            *api_openai.VideosApi(service).routes(),
+            *api_azure.JobsApi(service).routes(),
+            *admin.AdminApi(service).routes(),
+        ],
+        exception_handlers={HTTPException: no_route, Exception: _broken},
     )
 
 
@@ -57,13 +69,9 @@ def main() -> None:
         service.close()
 
 
-async def _no_route(request: http.Request, error: Exception) -> responses.Response:
-    assert isinstance(error, HTTPException)
-    message = f"Invalid URL ({request.method} {request.url.path})"
-    return errors.ApiError(error.status_code, message).response()
-
-
-async def _broken(_request: http.Request, _error: Exception) -> responses.Response:
+async def _broken(request: http.Request, _error: Exception) -> responses.Response:
+    if request.url.path.startswith(api_azure.PREFIX):
+        return errors.server_error(500).azure_response(flat=False)
     return errors.server_error(500).response()
 
 

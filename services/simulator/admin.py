@@ -16,14 +16,16 @@ table{{border-collapse:collapse;width:100%}}td,th{{padding:.3em .6em;text-align:
 border-bottom:1px solid #ccc}}code{{font-size:90%}}</style>
 <h1>Framewire simulator</h1>
 <p><strong>This is a simulator. It runs no model:</strong> its films are camera moves over the
-given image, or drawn scenes. It speaks the OpenAI Videos protocol at <code>/v1/videos</code>,
-{factor:g} times as fast as the real thing.</p>
+given image, or drawn scenes. It speaks the OpenAI Videos protocol at <code>/v1/videos</code>
+(<code>openai_videos</code>) and the Azure OpenAI jobs protocol at
+<code>/openai/v1/video/generations/jobs</code> (<code>azure_jobs</code>), {factor:g} times as fast
+as the real thing.</p>
 <p>{total} jobs; the newest first. <a href="/_sim/state">state</a>, <a href="/_sim/log">log</a>,
 <a href="/_sim/faults">faults</a></p>
-<table><tr><th>id<th>status<th>progress<th>model<th>size<th>seconds<th>prompt</tr>
+<table><tr><th>id<th>dialect<th>status<th>progress<th>model<th>size<th>seconds<th>films<th>prompt</tr>
 {rows}</table>
 """
-_ROW = "<tr><td><code>{}</code><td>{}<td>{} %<td>{}<td>{}<td>{}<td>{}</tr>"
+_ROW = "<tr><td><code>{}</code><td>{}<td>{}<td>{} %<td>{}<td>{}<td>{}<td>{}<td>{}</tr>"
 _SHOWN_JOBS = 50
 
 
@@ -52,11 +54,13 @@ class AdminApi:
             state = self._service.state_of(job)
             cells = (
                 job.id,
+                job.dialect,
                 state.status,
                 state.progress,
                 job.model,
                 job.size,
                 job.seconds,
+                len(job.film_ids),
                 job.prompt[:120],
             )
             rows.append(_ROW.format(*(html.escape(str(cell)) for cell in cells)))
@@ -66,7 +70,9 @@ class AdminApi:
         )
 
     async def log(self, request: http.Request) -> responses.Response:
-        """The entries, oldest first; `kind`, `prompt` (substring), `id` and `after` narrow them."""
+        """The entries, oldest first; `kind`, `prompt` (substring), `id` (of a job or a generation) and
+        `after` narrow them.
+        """
         query = request.query_params
         kinds = set(query.getlist("kind"))
         after = int(query["after"]) if query.get("after", "").isdecimal() else 0
@@ -77,7 +83,7 @@ class AdminApi:
                 entry["n"] > after
                 and (not kinds or entry["kind"] in kinds)
                 and query.get("prompt", "") in (entry.get("prompt") or "")
-                and ("id" not in query or query["id"] in (entry.get("id"), entry.get("job")))
+                and ("id" not in query or query["id"] in _ids(entry))
             )
 
         entries = await asyncio.to_thread(lambda: list(self._service.log.read(wanted)))
@@ -106,3 +112,8 @@ class AdminApi:
         """Removes every rule."""
         self._service.disarm()
         return responses.JSONResponse({"cleared": True})
+
+
+def _ids(entry: oplog.Entry) -> set[object]:
+    films = cast("list[str]", entry.get("generation_ids", []))
+    return {entry.get("id"), entry.get("job"), entry.get("film"), *films}

@@ -1,55 +1,68 @@
-"""The HTTP routes of the `openai_videos` dialect: wire to provider and back, nothing else."""
+"""What the HTTP routes of both dialects share: key, quota, refusals, creating, content, faults."""
 
+import abc
 import asyncio
 import functools
 import pathlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import ClassVar
 
 from starlette import requests as http
 from starlette import responses, routing
 
-from services.simulator import answers, errors, jobs, provider, quirks, render, requests
+from services.simulator import answers, errors, jobs, provider, render, requests
 
 Handler = Callable[[http.Request, str], Awaitable[responses.Response]]
-_VARIANTS = ("video", "thumbnail")
 
 
-class VideosApi:
-    """`/v1/videos` before one provider."""
+class DialectApi(abc.ABC):
+    """One dialect before one provider: wire to provider and back, nothing else."""
+
+    request_id_header: ClassVar[str]
+    dialect: ClassVar[str]
 
     def __init__(self, service: provider.Provider) -> None:
         self._service = service
         self._settings = service.settings
         self._key_names = service.settings.key_names()
 
+    @abc.abstractmethod
     def routes(self) -> list[routing.BaseRoute]:
         """What the application mounts."""
-        table = (
-            ("/v1/videos", "POST", self.create),
-            ("/v1/videos", "GET", self.list),
-            ("/v1/videos/{video_id}", "GET", self.retrieve),
-            ("/v1/videos/{video_id}", "DELETE", self.delete),
-            ("/v1/videos/{video_id}/content", "GET", self.content),
-        )
-        return [
-            routing.Route(path, functools.partial(self._serve, handler), methods=[method])
-            for path, method, handler in table
-        ]
+
+    @abc.abstractmethod
+    async def _read(self, request: http.Request) -> dict[str, object]:
+        """The fields of a creation."""
+
+    @abc.abstractmethod
+    def _check(self, fields: Mapping[str, object]) -> requests.Creation:
+        """The creation, checked. Not for the event loop."""
+
+    @abc.abstractmethod
+    def _shown(self, job: jobs.Job) -> responses.Response:
+        """The job as it stands."""
+
+    @abc.abstractmethod
+    def _refusal(self, request: http.Request, error: errors.ApiError) -> responses.Response:
+        """The dialect's error envelope."""
+
+    @abc.abstractmethod
+    def _key(self, request: http.Request) -> str:
+        """The key that the client gave, or an empty string."""
 
     async def create(self, request: http.Request, key_name: str) -> responses.Response:
         """Makes a job. What can be refused is refused before there is one."""
-        fields = await requests.read(request, self._settings.max_body_bytes)
+        fields = await self._read(request)
         prompt = request.state.prompt = requests.prompt_of(fields)
+        request.state.model = fields.get("model")
         self._service.refuse(key_name, prompt)
         if self._service.strike("hang_before", key_name, prompt):
             return answers.Hang()
-        creation = await asyncio.to_thread(requests.check, fields, self._settings)
-        if creation.reference is not None and creation.reference_sha256 is not None:
+        creation = await asyncio.to_thread(self._check, fields)
+        for sha256, content in creation.contents.items():
             # On disk before the log names it.
-            await asyncio.to_thread(
-                self._service.films.keep_reference, creation.reference_sha256, creation.reference
-            )
+            await asyncio.to_thread(self._service.films.keep_reference, sha256, content)
         job = self._service.accept(key_name, creation, request.headers.get("idempotency-key"))
         if hit := self._service.strike("error_after", key_name, prompt):
             raise errors.server_error(int(hit.value))
@@ -57,74 +70,63 @@ class VideosApi:
             return answers.NoAnswer()
         if self._service.strike("hang", key_name, prompt):
             return answers.Hang()
-        response = self._video(job)
+        response = self._shown(job)
         if "create_202" in self._settings.quirks:
             response.status_code = 202
         return response
 
-    async def list(self, request: http.Request, key_name: str) -> responses.Response:
-        """One page, newest first unless asked otherwise."""
-        limit, order = _limit(request), request.query_params.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise errors.invalid_value("order", order, ("asc", "desc"))
-        after = request.query_params.get("after") or None
-        try:
-            page = self._service.list_page(
-                key_name, after=after, limit=limit, descending=order == "desc"
-            )
-        except KeyError:
-            message = f"Invalid 'after': no video with id '{after}'."
-            raise errors.ApiError(400, message, param="after", code="invalid_value") from None
-        body = {
-            "object": "list",
-            "data": [self._object(job) for job in page.jobs],
-            "first_id": page.jobs[0].id if page.jobs else None,
-            "last_id": page.jobs[-1].id if page.jobs else None,
-            "has_more": page.has_more,
-        }
-        return responses.JSONResponse(body)
+    def _routes(self, table: Sequence[tuple[str, str, Handler]]) -> list[routing.BaseRoute]:
+        """By path, method, handler; what answers GET answers HEAD."""
+        return [
+            routing.Route(path, functools.partial(self._serve, handler), methods=[method])
+            for path, method, handler in table
+        ]
 
-    async def retrieve(self, request: http.Request, key_name: str) -> responses.Response:
-        """One job as it stands."""
-        job = self._service.find(key_name, request.path_params["video_id"])
+    def _polled(self, job: jobs.Job, key_name: str) -> responses.Response:
+        """The answer to a poll, with what the faults do to it."""
         if self._service.strike("poll_404", key_name, job=job):
-            raise errors.no_such_video(job.id)
+            raise errors.no_such("Video" if self.dialect == jobs.OPENAI_VIDEOS else "Job", job.id)
         if hit := self._service.strike("poll_error", key_name, job=job):
             raise errors.server_error(int(hit.value))
-        response = self._video(job)
+        response = self._shown(job)
         failed = self._service.state_of(job).status == jobs.FAILED
         if failed and "failed_as_500" in self._settings.quirks:
             response.status_code = 500
         return response
 
-    async def delete(self, request: http.Request, key_name: str) -> responses.Response:
-        """Deletes a job in any state, and its film."""
-        job = self._service.find(key_name, request.path_params["video_id"])
-        shown = self._object(job)
-        self._service.delete(job)
-        if "delete_shows_object" in self._settings.quirks:
-            return responses.JSONResponse({**shown, "status": "deleted"})
-        return responses.JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
-
-    async def content(self, request: http.Request, key_name: str) -> responses.Response:
-        """The film or its first frame, between the lag after completion and the expiry."""
-        job = self._service.find(key_name, request.path_params["video_id"])
-        variant = request.query_params.get("variant", "video")
-        if variant not in _VARIANTS:
-            raise errors.invalid_value("variant", variant, _VARIANTS)
+    async def _content(
+        self,
+        request: http.Request,
+        job: jobs.Job,
+        variant: int = 0,
+        *,
+        picture: str | None = None,
+        low: bool = False,
+    ) -> responses.Response:
+        """A film, or its first frame in the format `picture`; the faults are for whole films."""
         self._check_available(job)
         if "redirect_content" in self._settings.quirks and "followed" not in request.query_params:
             return responses.RedirectResponse(
                 request.url.include_query_params(followed=1), status_code=302
             )
-        film = await asyncio.to_thread(self._service.films.film, job)
-        entry = {"id": job.id, "key_name": key_name, "variant": variant}
-        self._service.note("content", {**entry, "range": request.headers.get("range")})
-        if variant == "thumbnail":
-            picture = await asyncio.to_thread(render.thumbnail, film)
-            return responses.Response(picture, media_type="image/webp")
-        whole = responses.FileResponse(film, media_type="video/mp4", filename=f"{job.id}.mp4")
-        return await self._spoilt(job, film) or whole
+        film = await asyncio.to_thread(self._service.films.film, job, variant, low=low)
+        if request.method == "GET":
+            entry = {
+                "id": job.id,
+                "film": job.film_ids[variant],
+                "key_name": job.key_name,
+                "variant": "thumbnail" if picture else "video",
+                "quality": "low" if low else "high",
+                "range": request.headers.get("range"),
+            }
+            self._service.note("content", entry)
+        if picture is not None:
+            content = await asyncio.to_thread(render.thumbnail, film, picture)
+            kind = {"WEBP": "image/webp", "JPEG": "image/jpg"}[picture]
+            return responses.Response(content, media_type=kind)
+        name = f"{job.film_ids[variant]}.mp4"
+        whole = responses.FileResponse(film, media_type="video/mp4", filename=name)
+        return whole if request.method == "HEAD" else await self._spoilt(job, film) or whole
 
     async def _spoilt(self, job: jobs.Job, film: pathlib.Path) -> responses.Response | None:
         """What the faults put in place of the film, if any does."""
@@ -155,14 +157,15 @@ class VideosApi:
 
     async def _serve(self, handler: Handler, request: http.Request) -> responses.Response:
         """What all routes share: key, quota, error envelope, headers, the log of refusals."""
-        headers = {"x-request-id": f"req_{secrets.token_hex(16)}"}
+        headers = {self.request_id_header: f"req_{secrets.token_hex(16)}"}
         key_name = None
         try:
             key_name = self._authenticate(request)
-            headers |= self._service.spend_request(key_name)
+            headers |= self._service.spend_request(key_name, self.dialect)
             response = await handler(request, key_name)
         except errors.ApiError as error:
             entry = {
+                "dialect": self.dialect,
                 "method": request.method,
                 "path": request.url.path,
                 "status": error.status,
@@ -171,38 +174,35 @@ class VideosApi:
                 "prompt": getattr(request.state, "prompt", None),
             }
             self._service.note("refused", entry)
-            response = error.response(as_detail="detail_errors" in self._settings.quirks)
+            response = self._refusal(request, error)
         for name, value in headers.items():
             response.headers.setdefault(name, value)
         return response
 
     def _authenticate(self, request: http.Request) -> str:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key_name = self._key_names.get(key.strip()) if scheme.lower() == "bearer" else None
+        key = self._key(request)
+        key_name = self._key_names.get(key)
         if key_name is None or self._service.strike("unauthorized", key_name):
-            raise errors.wrong_key(key.strip())
+            raise errors.wrong_key(key)
         return key_name
 
-    def _object(self, job: jobs.Job) -> dict[str, object]:
-        shown = jobs.as_object(
-            job,
-            self._service.state_of(job),
-            echo_prompt=self._settings.echo_prompt,
-            echo_marker=self._settings.echo_marker,
-        )
-        return quirks.bend(shown, self._settings.quirks)
 
-    def _video(self, job: jobs.Job) -> responses.Response:
-        response = responses.JSONResponse(self._object(job))
-        if self._settings.poll_after_seconds:
-            hint = self._settings.real(self._settings.poll_after_seconds) * 1000
-            response.headers["openai-poll-after-ms"] = str(max(1, round(hint)))
-        return response
+def bearer(request: http.Request) -> str:
+    """The key of `Authorization: Bearer`, or an empty string."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _limit(request: http.Request) -> int:
-    raw = request.query_params.get("limit", "20")
-    if not (raw.isdecimal() and raw.isascii() and len(raw) < 4 and int(raw) <= 100):
-        message = f"Invalid 'limit': want an integer from 0 to 100, got '{raw[:20]}'."
+def limit_of(request: http.Request, default: int, least: int) -> int:
+    """The query's `limit`. Raises ApiError."""
+    raw = request.query_params.get("limit", str(default))
+    if not (raw.isdecimal() and raw.isascii() and len(raw) < 4 and least <= int(raw) <= 100):
+        message = f"Invalid 'limit': want an integer from {least} to 100, got '{raw[:20]}'."
         raise errors.ApiError(400, message, param="limit", code="invalid_value")
     return int(raw)
+
+
+def wrong_cursor(param: str, cursor: str | None) -> errors.ApiError:
+    """A cursor that no job ever was."""
+    message = f"Invalid '{param}': no job with id '{cursor}'."
+    return errors.ApiError(400, message, param=param, code="invalid_value")

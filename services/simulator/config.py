@@ -12,7 +12,7 @@ from typing import Annotated
 import pydantic
 import pydantic_settings
 
-from services.simulator import quirks
+from services.simulator import jobs, quirks
 
 _SIZE = re.compile(r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")
 
@@ -69,6 +69,16 @@ class Settings(pydantic_settings.BaseSettings):
     # Deviations of other servers, named in `quirks.py`.
     quirks: CommaList = ()
 
+    # The azure_jobs dialect; times of queue, failure and content lag are shared with the other.
+    azure_deployments: CommaList = ("sora",)  # what a request calls `model`
+    azure_api_version_required: bool = True  # `api-version=preview` in every request
+    azure_requests_per_minute: int = pydantic.Field(default=0, ge=0)  # documented: 60
+    azure_max_concurrent_jobs: int = pydantic.Field(default=2, ge=0)
+    # For 480x480 and one variant; it grows with the root of the area, and with the variants.
+    azure_render_seconds_per_second: float = pydantic.Field(default=3.0, ge=0)
+    # From creation on; then the job itself is gone.
+    azure_retention_seconds: float = pydantic.Field(default=86400.0, gt=0)
+
     models: dict[str, tuple[str, ...]] = DEFAULT_MODELS
     seconds: CommaList = ("4", "8", "12", "16", "20")
     # What the real service never took, and tests and demos want: allowed for every model.
@@ -94,7 +104,13 @@ class Settings(pydantic_settings.BaseSettings):
     max_body_bytes: int = pydantic.Field(default=32 * 1024 * 1024, ge=1024)
 
     @pydantic.field_validator(
-        "api_keys", "quirks", "seconds", "extra_seconds", "extra_sizes", mode="before"
+        "api_keys",
+        "quirks",
+        "azure_deployments",
+        "seconds",
+        "extra_seconds",
+        "extra_sizes",
+        mode="before",
     )
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -106,6 +122,8 @@ class Settings(pydantic_settings.BaseSettings):
     def _check_catalogue(self) -> "Settings":
         if not self.models:
             raise ValueError("models must name at least one model")
+        if not self.azure_deployments:
+            raise ValueError("azure_deployments must name at least one")
         if unknown := set(self.quirks) - quirks.NAMES:
             raise ValueError(f"quirks {sorted(unknown)}: want some of {sorted(quirks.NAMES)}")
         for size in {*self.extra_sizes, *(s for sizes in self.models.values() for s in sizes)}:
@@ -128,6 +146,27 @@ class Settings(pydantic_settings.BaseSettings):
     def all_seconds(self) -> tuple[str, ...]:
         """Every allowed length, the shortest first."""
         return tuple(sorted({*self.seconds, *self.extra_seconds}, key=int))
+
+    def quotas_of(self, dialect: str) -> tuple[int, int]:
+        """Requests per minute and jobs at once, of one key in one dialect; 0 is no limit."""
+        if dialect == jobs.AZURE_JOBS:
+            return self.azure_requests_per_minute, self.azure_max_concurrent_jobs
+        return self.requests_per_minute, self.max_concurrent_jobs
+
+    def render_times(self, dialect: str, size: str, n_variants: int) -> tuple[float, float]:
+        """How long the pretended model takes: at least, and for each second of film."""
+        if dialect == jobs.AZURE_JOBS:
+            width, height = (int(side) for side in size.split("x"))
+            factor = (width * height / 480**2) ** 0.5 * n_variants
+            return 0.0, self.azure_render_seconds_per_second * factor
+        return self.render_seconds_base, self.render_seconds_per_second
+
+    def example_of(self, dialect: str) -> tuple[str, str, str]:
+        """A model, size and length that the dialect takes."""
+        if dialect == jobs.AZURE_JOBS:
+            return self.azure_deployments[0], (self.extra_sizes or ("480x480",))[-1], "1"
+        model = next(iter(self.models))
+        return model, self.sizes_of(model)[-1], self.all_seconds()[0]
 
     def key_names(self) -> dict[str, str]:
         """API key to the name that stands for it in the log, which never holds a key."""

@@ -1,8 +1,19 @@
-"""The protocol's errors: one exception, its envelope, and the messages clients match on."""
+"""The protocols' errors: one exception, its envelopes, and the messages clients match on."""
 
 from collections.abc import Mapping, Sequence
 
 from starlette import responses
+
+AZURE_TYPE = "video_generation_user_error"
+
+# Errors of the gateway before the service: always wrapped, with the status as their code. By our code.
+_AT_THE_FRONT_DOOR = {
+    "no_route": "Resource not found",
+    "invalid_api_key": "Access denied due to invalid subscription key or wrong API endpoint. Make"
+    " sure to provide a valid key for an active subscription.",
+    "rate_limit_exceeded": "Requests to the video generation operation have exceeded the call rate"
+    " limit of your current pricing tier. Try again in {} seconds.",
+}
 
 
 class ApiError(Exception):
@@ -29,17 +40,40 @@ class ApiError(Exception):
     def response(self, *, as_detail: bool = False) -> responses.Response:
         """The answer as the client gets it; `as_detail` is how FastAPI servers put it."""
         if as_detail:
-            return responses.JSONResponse(
-                {"detail": self.message}, self.status, headers=self.headers
-            )
-        body = {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
+            return self._answer({"detail": self.message})
+        return self._answer(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.type,
+                    "param": self.param,
+                    "code": self.code,
+                }
             }
+        )
+
+    def azure_response(self, *, flat: bool, as_detail: bool = False) -> responses.Response:
+        """The same in the azure_jobs dialect: flat as specified, or wrapped as it was seen."""
+        if as_detail:
+            return self._answer({"detail": self.message})
+        if self.code in _AT_THE_FRONT_DOOR:
+            message = _AT_THE_FRONT_DOOR[self.code].format(self.headers.get("retry-after", "60"))
+            return self._answer({"error": {"code": str(self.status), "message": message}})
+        body: dict[str, object] = {
+            "code": None,
+            "message": self.message,
+            "param": self.param,
+            "type": self.type if self.status >= 500 else AZURE_TYPE,
         }
+        if self.code == "moderation_blocked":
+            body["inner_error"] = {
+                "code": "ResponsibleAIPolicyViolation",
+                "revised_prompt": None,
+                "error_details": {},
+            }
+        return self._answer(body if flat else {"error": body})
+
+    def _answer(self, body: object) -> responses.Response:
         return responses.JSONResponse(body, self.status, headers=self.headers)
 
 
@@ -84,9 +118,9 @@ def missing(param: str) -> ApiError:
     )
 
 
-def no_such_video(video_id: str) -> ApiError:
+def no_such(what: str, id_: str) -> ApiError:
     """Unknown, deleted, or another key's."""
-    return ApiError(404, f"Video with id '{video_id}' not found.", param="video_id")
+    return ApiError(404, f"{what} with id '{id_}' not found.", param=f"{what.lower()}_id")
 
 
 def server_error(status: int) -> ApiError:
@@ -108,7 +142,7 @@ def rate_limited(headers: Mapping[str, str] | None = None) -> ApiError:
 
 def too_many_tasks() -> ApiError:
     """Too many jobs at once; seen word for word on the live service."""
-    return ApiError(429, "Too many running tasks", type_="video_generation_user_error")
+    return ApiError(429, "Too many running tasks", type_=AZURE_TYPE)
 
 
 def moderated() -> ApiError:
@@ -126,9 +160,24 @@ def model_gone() -> ApiError:
     return ApiError(404, "The requested model does not exist.", code="model_not_found")
 
 
+def no_deployment(model: str) -> ApiError:
+    """The same in the azure_jobs dialect, where a model is a deployment of one's own."""
+    return ApiError(
+        404,
+        f"The API deployment '{model[:64]}' for this resource does not exist. If you created the"
+        " deployment within the last 5 minutes, please wait a moment and try again.",
+        param="model",
+    )
+
+
 def not_accessible() -> ApiError:
     """Seen once on the live service for content that should have been there."""
     return ApiError(403, "Files [file_0] are not accessible")
+
+
+def no_route() -> ApiError:
+    """A wrong path, or a wrong version of the interface."""
+    return ApiError(404, "Resource not found", code="no_route")
 
 
 def wrong_key(key: str) -> ApiError:

@@ -1,43 +1,47 @@
 """The fault plan: which misbehaviour strikes which request.
 
-A fault is chosen by a token in the prompt, `[fault:NAME]`, `[fault:NAME=VALUE]` or
-`[fault:NAME=VALUE*TIMES]`, or by a rule: `POST /_sim/faults` with
-`{"name", "times", "probability", "match", "value", "seconds", "key"}`. `times` is 1 unless told
-(0: until cleared), `seconds` ends the rule after that long, `key` narrows it to one key's name.
-`match` is a substring of the prompt; on lists it picks the jobs, by `unauthorized` it is not looked
-at. Tokens count per key and prompt before there is a job, per job
+Every fault works in both dialects, by the same name. It is chosen by a token in the prompt,
+`[fault:NAME]`, `[fault:NAME=VALUE]` or `[fault:NAME=VALUE*TIMES]`, or by a rule:
+`POST /_sim/faults` with `{"name", "times", "probability", "match", "value", "seconds", "key"}`.
+`times` is 1 unless told (0: until cleared), `seconds` ends the rule after that long, `key` narrows
+it to one key's name. `match` is a substring of the prompt; on lists it picks the jobs, by
+`unauthorized` it is not looked at. Tokens count per key and prompt before there is a job, per job
 afterwards. Where VALUE means times, `=3` and `*3` are the same. Durations are provider seconds.
 
-| name              | VALUE          | what happens                                                 |
-|-------------------|----------------|--------------------------------------------------------------|
-| unauthorized      | seconds (none) | 401; with a value, for every request of the key that long    |
-| rate_limited      | seconds (20)   | 429 with Retry-After of VALUE, no job                        |
-| rate_limited_bare | times (1)      | 429 without Retry-After, no job                              |
-| too_many_tasks    | times (1)      | 429 `Too many running tasks`, no job                         |
-| moderated_now     | times (all)    | 400 from moderation, no job                                  |
-| model_gone        | times (1)      | 404 `model_not_found`, no job                                |
-| error_before      | status (500)   | that status, no job                                          |
-| hang_before       | times (1)      | no job, and never an answer                                  |
-| error_after       | status (500)   | the job is made, then that status                            |
-| lost_answer       | times (1)      | the job is made, the connection closes without an answer     |
-| hang              | times (1)      | the job is made, and never an answer                         |
-| moderated_later   | -              | the job ends failed, `moderation_blocked`                    |
-| fails_later       | -              | the job ends failed, `internal_error`                        |
-| stuck             | -              | the job never ends                                           |
-| twin_job          | jobs (1)       | strangers' jobs appear with the same prompt, model, size     |
-| foreign_jobs      | jobs (3)       | strangers' jobs appear, at a creation or (rule) a list     |
-| poll_404          | times (1)      | GET of the job answers 404                                   |
-| poll_error        | status (500)   | GET of the job answers that status                           |
-| content_404       | seconds (5)    | content answers 404 that long after completion               |
-| content_403       | times (1)      | content answers 403 `not accessible`                         |
-| content_html      | times (1)      | an HTML page with status 200 in place of the film            |
-| content_empty     | times (1)      | status 200 and no bytes                                      |
-| content_cut       | times (1)      | the body ends short of its Content-Length                    |
-| content_corrupt   | times (1)      | right length, wrong bytes                                    |
-| list_lag          | seconds (30)   | lists do not show the job (rule: any job) for that long      |
-| list_drop         | times (1)      | the job (rule: every VALUE-th job, 2) is missing from a page |
-| list_short        | items (2)      | list pages hold at most VALUE items                          |
-| list_error        | status (500)   | list answers that status                                     |
+| name                  | VALUE          | what happens                                                    |
+|-----------------------|----------------|-----------------------------------------------------------------|
+| unauthorized          | seconds (none) | 401; with a value, for every request of the key that long       |
+| rate_limited          | seconds (20)   | 429 with Retry-After of VALUE, no job                           |
+| rate_limited_bare     | times (1)      | 429 without Retry-After, no job                                 |
+| too_many_tasks        | times (1)      | 429 `Too many running tasks`, no job                            |
+| moderated_now         | times (all)    | 400 from moderation, no job                                     |
+| model_gone            | times (1)      | 404 `model_not_found`, no job                                   |
+| error_before          | status (500)   | that status, no job                                             |
+| hang_before           | times (1)      | no job, and never an answer                                     |
+| error_after           | status (500)   | the job is made, then that status                               |
+| lost_answer           | times (1)      | the job is made, the connection closes without an answer        |
+| hang                  | times (1)      | the job is made, and never an answer                            |
+| moderated_later       | -              | the job ends failed, `moderation_blocked` (`output_moderation`) |
+| input_moderated_later | -              | the same, about the inputs (`input_moderation`)                 |
+| fails_later           | -              | the job ends failed, `internal_error`                           |
+| fails_unknown         | -              | the job ends failed, with a code of no list                     |
+| cancelled_later       | -              | the job ends cancelled                                          |
+| fewer_generations     | films (1)      | only VALUE of the variants come out, 0 too (azure_jobs only)    |
+| stuck                 | -              | the job never ends                                              |
+| twin_job              | jobs (1)       | strangers' jobs appear with the same prompt, model, size        |
+| foreign_jobs          | jobs (3)       | strangers' jobs appear, at a creation or (rule) a list          |
+| poll_404              | times (1)      | GET of the job answers 404                                      |
+| poll_error            | status (500)   | GET of the job answers that status                              |
+| content_404           | seconds (5)    | content answers 404 that long after completion                  |
+| content_403           | times (1)      | content answers 403 `not accessible`                            |
+| content_html          | times (1)      | an HTML page with status 200 in place of the film               |
+| content_empty         | times (1)      | status 200 and no bytes                                         |
+| content_cut           | times (1)      | the body ends short of its Content-Length                       |
+| content_corrupt       | times (1)      | right length, wrong bytes                                       |
+| list_lag              | seconds (30)   | lists do not show the job (rule: any job) for that long         |
+| list_drop             | times (1)      | the job (rule: every VALUE-th job, 2) is missing from a page    |
+| list_short            | items (2)      | list pages hold at most VALUE items                             |
+| list_error            | status (500)   | list answers that status                                        |
 
 `list_short` and `list_error` are about no single job: as a token they arm a rule for the key when
 the job is made, `list_short` until cleared, `list_error` for TIMES lists.
@@ -63,7 +67,11 @@ DEFAULT_VALUES: Mapping[str, float] = {
     "lost_answer": 0,
     "hang": 0,
     "moderated_later": 0,
+    "input_moderated_later": 0,
     "fails_later": 0,
+    "fails_unknown": 0,
+    "cancelled_later": 0,
+    "fewer_generations": 1,
     "stuck": 0,
     "twin_job": 1,
     "foreign_jobs": 3,
@@ -101,7 +109,11 @@ _COUNTED = frozenset(
 # Decided once, when the job is made, and kept with it.
 OF_THE_JOB = (
     "moderated_later",
+    "input_moderated_later",
     "fails_later",
+    "fails_unknown",
+    "cancelled_later",
+    "fewer_generations",
     "stuck",
     "twin_job",
     "foreign_jobs",

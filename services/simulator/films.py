@@ -1,4 +1,4 @@
-"""The films on disk: rendered in the background, one per job, shared work for equal requests."""
+"""The films on disk: rendered in the background, one a variant, shared work for equal requests."""
 
 import concurrent.futures
 import logging
@@ -6,7 +6,7 @@ import os
 import pathlib
 import threading
 
-from services.simulator import config, jobs, render
+from services.simulator import config, jobs, render, scenes
 
 _log = logging.getLogger("simulator")
 
@@ -35,11 +35,11 @@ class Films:
         self._stopping = threading.Event()
 
     def keep_reference(self, sha256: str, content: bytes) -> None:
-        """Stores a reference image under its hash, durably: a job in the log may need it."""
+        """Stores an input under its hash, durably: a job in the log may need it."""
         path = self._references / sha256
         if path.exists():
             return
-        # Two requests may bring the same image at once, each its own partial file.
+        # Two requests may bring the same input at once, each its own partial file.
         partial = path.with_suffix(f".{threading.get_ident()}.partial")
         with partial.open("wb") as file:
             file.write(content)
@@ -48,42 +48,56 @@ class Films:
         partial.replace(path)
 
     def start(self, job: jobs.Job) -> None:
-        """Sees to it that the job's film gets made. Idempotent."""
-        scene = self._scene(job)
-        if scene.key in self._rendered_at:
-            return
-        path = self._render_path(scene)
-        if path.exists():
-            self._rendered_at[scene.key] = path.stat().st_mtime
-            return
-        self._rendered_at[scene.key] = None
-        self._pool.submit(self._render, scene)
+        """Sees to it that the job's films get made. Idempotent."""
+        for scene in self._scenes(job):
+            if scene.key in self._rendered_at:
+                continue
+            path = self._render_path(scene)
+            if path.exists():
+                self._rendered_at[scene.key] = path.stat().st_mtime
+                continue
+            self._rendered_at[scene.key] = None
+            self._pool.submit(self._render, scene)
 
     def ready_at(self, job: jobs.Job) -> float | None:
-        """When the render was done (real time), None until then. Cheap."""
-        return self._rendered_at.get(self._scene(job).key)
+        """When the last of the renders was done (real time), None until then. Cheap."""
+        latest = job.created_at  # of a job that has no film at all
+        for scene in self._scenes(job):
+            rendered_at = self._rendered_at.get(scene.key)
+            if rendered_at is None:
+                return None
+            latest = max(latest, rendered_at)
+        return latest
 
     def failed(self, job: jobs.Job) -> bool:
         """Whether rendering broke: the job then fails, plainly."""
-        return self._scene(job).key in self._failed
+        return any(scene.key in self._failed for scene in self._scenes(job))
 
-    def film(self, job: jobs.Job) -> pathlib.Path:
-        """The job's own file, written on the first call. Not for the event loop."""
-        path = self._films / f"{job.id}.mp4"
+    def film(self, job: jobs.Job, variant: int = 0, *, low: bool = False) -> pathlib.Path:
+        """The variant's own file, written on the first call. Not for the event loop."""
+        film_id = job.film_ids[variant]
+        path = self._films / f"{film_id}.mp4"
         if not path.exists():
-            render.write_film(self._render_path(self._scene(job)), path, job.id)
-        return path
+            render.write_film(self._render_path(self._scenes(job)[variant]), path, film_id)
+        if not low:
+            return path
+        smaller = self._films / f"{film_id}.low.mp4"
+        if not smaller.exists():
+            render.write_low_quality(path, smaller)
+        return smaller
 
     def drop(self, job: jobs.Job) -> None:
-        """Removes the job's own file; the shared render stays."""
-        (self._films / f"{job.id}.mp4").unlink(missing_ok=True)
+        """Removes the job's own files; the shared renders stay."""
+        for film_id in job.film_ids:
+            (self._films / f"{film_id}.mp4").unlink(missing_ok=True)
+            (self._films / f"{film_id}.low.mp4").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives up what is queued and what is at work; a restart renders it anew."""
         self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _render(self, scene: render.Scene) -> None:
+    def _render(self, scene: scenes.Scene) -> None:
         path = self._render_path(scene)
         try:
             render.render(scene, path, self._stopping.is_set)
@@ -95,17 +109,29 @@ class Films:
             return
         self._rendered_at[scene.key] = path.stat().st_mtime
 
-    def _render_path(self, scene: render.Scene) -> pathlib.Path:
+    def _render_path(self, scene: scenes.Scene) -> pathlib.Path:
         return self._renders / f"{scene.key}.mp4"
 
-    def _scene(self, job: jobs.Job) -> render.Scene:
-        reference = job.reference_sha256
-        return render.Scene(
-            width=job.width,
-            height=job.height,
-            seconds=int(job.seconds),
-            frames_per_second=self._settings.frames_per_second,
-            reference=None if reference is None else self._references / reference,
-            text="" if reference or not self._settings.draw_prompt else job.prompt[:2000],
-            focus=render.focus_of(job.prompt) if self._settings.draw_prompt else 0,
+    def _scenes(self, job: jobs.Job) -> list[scenes.Scene]:
+        """One a film. The variants of a job differ in the way that the camera goes."""
+        given = sorted(job.inputs, key=lambda item: item.frame_index)
+        shots = tuple(
+            scenes.Shot(
+                self._references / item.sha256, item.type == "video", item.frame_index, item.crop
+            )
+            for item in given
         )
+        draw = self._settings.draw_prompt
+        opens_with_input = bool(given) and given[0].frame_index == 0
+        return [
+            scenes.Scene(
+                width=job.width,
+                height=job.height,
+                seconds=int(job.seconds),
+                frames_per_second=self._settings.frames_per_second,
+                shots=shots,
+                text="" if opens_with_input or not draw else job.prompt[:2000],
+                move=scenes.move_of(job.prompt if draw else "", variant),
+            )
+            for variant in range(len(job.film_ids))
+        ]

@@ -8,21 +8,52 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
+OPENAI_VIDEOS, AZURE_JOBS = "openai_videos", "azure_jobs"
 
-MODERATION_ERROR = {
-    "code": "moderation_blocked",
-    "message": "Your request was blocked by our moderation system.",
+QUEUED, IN_PROGRESS, COMPLETED = "queued", "in_progress", "completed"
+FAILED, CANCELLED = "failed", "cancelled"
+
+# How a job ends badly, by the fault that decides it. `reason` is the word of the azure_jobs dialect.
+ENDINGS: Mapping[str, Mapping[str, str]] = {
+    "moderated_later": {
+        "code": "moderation_blocked",
+        "message": "Your request was blocked by our moderation system.",
+        "reason": "output_moderation",
+    },
+    "input_moderated_later": {
+        "code": "moderation_blocked",
+        "message": "Your request was blocked by our moderation system when checking inputs."
+        " Possible reasons: people-in-user-uploads.",
+        "reason": "input_moderation",
+    },
+    "fails_later": {
+        "code": "internal_error",
+        "message": "The server had an error while generating the video.",
+        "reason": "internal_error",
+    },
+    "fails_unknown": {
+        "code": "solar_flare",
+        "message": "No client has seen this one before.",
+        "reason": "solar_flare",
+    },
 }
-INTERNAL_ERROR = {
-    "code": "internal_error",
-    "message": "The server had an error while generating the video.",
-}
+INTERNAL_ERROR = ENDINGS["fails_later"]
 
-# A video of the service's own making is told apart by its id alone, so ids have one length:
-# the film of a job carries its id in place of an equally long placeholder.
-ID_LENGTH = len("video_") + 8 + 40
+_ULID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_FIRST_STATES = ((10, "preprocessing"), (90, "running"), (101, "processing"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """One image or video that goes into the film, kept under its hash."""
+
+    sha256: str
+    type: str = "image"
+    frame_index: int = 0  # the first frame of the film that it is for
+    file_name: str = ""
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +66,6 @@ class Job:
     size: str
     seconds: str
     prompt: str
-    reference_sha256: str | None
     metadata: Mapping[str, str]
     created_at: float
     starts_at: float
@@ -45,11 +75,34 @@ class Job:
     faults: Mapping[str, float]  # those that stay with the job
     billed_micros: int
     foreign: bool = False  # made by a fault, as if another tool used the same key
+    dialect: str = OPENAI_VIDEOS
+    n_variants: int = 1
+    generation_ids: tuple[str, ...] = ()  # azure_jobs: one a variant, known from the start
+    inputs: tuple[Input, ...] = ()
 
     @property
     def stuck(self) -> bool:
         """Whether it never ends."""
         return "stuck" in self.faults
+
+    @property
+    def renders(self) -> bool:
+        """Whether films come of it."""
+        return self.error is None and not self.stuck and "cancelled_later" not in self.faults
+
+    @property
+    def film_ids(self) -> tuple[str, ...]:
+        """One for each film that comes of it, and in that film's bytes."""
+        if self.dialect == OPENAI_VIDEOS:
+            return (self.id,)
+        return self.generation_ids[: surviving(self.n_variants, self.faults)]
+
+    @property
+    def vanishes_at(self) -> float:
+        """When the service forgets the job itself. The other dialect's jobs stay."""
+        if self.dialect == OPENAI_VIDEOS:
+            return math.inf
+        return self.created_at + self.retained_seconds
 
     @property
     def width(self) -> int:
@@ -62,33 +115,84 @@ class Job:
         return int(self.size.split("x")[1])
 
 
+def as_entry(job: Job) -> dict[str, object]:
+    """The job as the log has it, the hash of its first input in a field of its own."""
+    first = job.inputs[0].sha256 if job.inputs else None
+    return {**dataclasses.asdict(job), "reference_sha256": first}
+
+
+def from_entry(entry: Mapping[str, Any]) -> Job:
+    """The job of a log entry; of an older simulator's too, which had one dialect."""
+    fields = {name: entry[name] for name in _JOB_FIELDS if name in entry}
+    inputs: list[dict[str, Any]] = fields.get("inputs", [])
+    if "inputs" not in fields and entry["reference_sha256"] is not None:
+        inputs = [{"sha256": entry["reference_sha256"]}]
+    fields["inputs"] = tuple(
+        Input(**{**given, "crop": tuple(given.get("crop", (0.0, 0.0, 1.0, 1.0)))})
+        for given in inputs
+    )
+    fields["generation_ids"] = tuple(fields.get("generation_ids", ()))
+    return Job(**fields)
+
+
+_JOB_FIELDS = tuple(field.name for field in dataclasses.fields(Job))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
     """A job's state at one instant."""
 
     status: str
     progress: int
-    completed_at: float | None = None
+    ended_at: float | None = None
     expires_at: float | None = None
     error: Mapping[str, str] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the state is final."""
-        return self.status in (COMPLETED, FAILED)
+        return self.status in (COMPLETED, FAILED, CANCELLED)
+
+    @property
+    def completed_at(self) -> float | None:
+        """When it ended well."""
+        return self.ended_at if self.status == COMPLETED else None
+
+    @property
+    def azure_status(self) -> str:
+        """The word of the azure_jobs dialect, which has no progress but more states."""
+        if self.status == IN_PROGRESS:
+            return next(word for below, word in _FIRST_STATES if self.progress < below)
+        return "succeeded" if self.status == COMPLETED else self.status
 
 
-def new_id(now: float, random_hex: str) -> str:
-    """`video_`, the second of creation in hex, then randomness, as the real ids are built."""
-    identifier = f"video_{int(now):08x}{random_hex}"
-    assert len(identifier) == ID_LENGTH
-    return identifier
+def new_id(dialect: str, now: float, random_hex: str) -> str:
+    """The dialect's prefix, then the time of creation and randomness, as the real ids are built."""
+    if dialect == AZURE_JOBS:
+        return f"task_{_ulid(now, random_hex)}"
+    return f"video_{int(now):08x}{random_hex}"
 
 
-def snapshot(job: Job, now: float, film_at: float | None, film_failed: bool = False) -> Snapshot:
-    """The job's state at `now`; `film_at` is when its film was written, None if it is not yet.
+def new_generation_id(now: float, random_hex: str) -> str:
+    """Of one film of an azure_jobs job."""
+    return f"gen_{_ulid(now, random_hex)}"
 
-    Completed needs both the time to be over and the film to be there.
+
+def _ulid(now: float, random_hex: str) -> str:
+    """26 characters in lower case: 48 bits of milliseconds, then 80 of randomness."""
+    number = (int(now * 1000) << 80) | int(random_hex[:20], 16)
+    return "".join(_ULID_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def surviving(n_variants: int, faults: Mapping[str, float]) -> int:
+    """How many of the variants come out."""
+    return min(n_variants, int(faults.get("fewer_generations", n_variants)))
+
+
+def snapshot(job: Job, now: float, films_at: float | None, film_failed: bool = False) -> Snapshot:
+    """The job's state at `now`; `films_at` is when its last film was written, None if it is not yet.
+
+    Completed needs both the time to be over and the films to be there.
     """
     if now < job.starts_at:
         return Snapshot(QUEUED, 0)
@@ -96,12 +200,15 @@ def snapshot(job: Job, now: float, film_at: float | None, film_failed: bool = Fa
     progress = min(99, max(0, math.floor(100 * (now - job.starts_at) / span)))
     if job.stuck or now < job.due_at:
         return Snapshot(IN_PROGRESS, progress)
+    vanishes_at = None if job.dialect == OPENAI_VIDEOS else job.vanishes_at
+    if "cancelled_later" in job.faults:
+        return Snapshot(CANCELLED, progress, job.due_at, vanishes_at)
     if job.error is not None or film_failed:
-        return Snapshot(FAILED, progress, error=job.error or INTERNAL_ERROR)
-    if film_at is None:
+        return Snapshot(FAILED, progress, job.due_at, vanishes_at, job.error or INTERNAL_ERROR)
+    if films_at is None:
         return Snapshot(IN_PROGRESS, 99)
-    completed_at = max(job.due_at, film_at)
-    return Snapshot(COMPLETED, 100, completed_at, completed_at + job.retained_seconds)
+    ended_at = max(job.due_at, films_at)
+    return Snapshot(COMPLETED, 100, ended_at, vanishes_at or ended_at + job.retained_seconds)
 
 
 def render_seconds(base: float, per_second: float, seconds: int, sigma: float, seed: str) -> float:
@@ -110,57 +217,36 @@ def render_seconds(base: float, per_second: float, seconds: int, sigma: float, s
     return (base + per_second * seconds) * jitter
 
 
-def as_object(
-    job: Job, state: Snapshot, *, echo_prompt: bool, echo_marker: bool
-) -> dict[str, object]:
-    """The protocol's Video object, nulls present."""
-    shown: dict[str, object] = {
-        "id": job.id,
-        "object": "video",
-        "model": job.model,
-        "status": state.status,
-        "progress": state.progress,
-        "created_at": int(job.created_at),
-        "completed_at": None if state.completed_at is None else int(state.completed_at),
-        "expires_at": None if state.expires_at is None else int(state.expires_at),
-        "size": job.size,
-        "seconds": job.seconds,
-        "remixed_from_video_id": None,
-        "error": None if state.error is None else dict(state.error),
-    }
-    if echo_prompt:
-        shown["prompt"] = job.prompt
-    if echo_marker:
-        shown["metadata"] = dict(job.metadata)
-    return shown
-
-
 def page(
     ids: Sequence[str],
     shown: Callable[[str], bool],
     *,
     after: str | None,
+    before: str | None = None,
     limit: int,
     descending: bool,
 ) -> tuple[list[str], bool]:
     """One page of those of `ids` (oldest first) that are `shown`, and whether more follow.
 
-    The cursor may be an id that is no longer shown, so a deletion between two pages loses nothing.
-    Raises KeyError for a cursor that never was.
+    `after` goes on behind a cursor; `before` alone shows what leads up to one, and with `after` ends
+    there. A cursor may be an id that is no longer shown, so a deletion between two pages loses
+    nothing. Raises KeyError for a cursor that never was.
     """
-    step = -1 if descending else 1
-    start = len(ids) - 1 if descending else 0
-    if after is not None:
-        try:
-            start = ids.index(after) + step
-        except ValueError:
-            raise KeyError(after) from None
+    ordered = ids[::-1] if descending else ids
+    first, last = 0, len(ordered)
+    try:
+        if after is not None:
+            first = ordered.index(after) + 1
+        if before is not None:
+            last = ordered.index(before)
+    except ValueError:
+        raise KeyError(after, before) from None
+    backwards = before is not None and after is None
+    positions = range(last - 1, first - 1, -1) if backwards else range(first, last)
     found: list[str] = []
-    position = start
-    while 0 <= position < len(ids):
-        if shown(ids[position]):
+    for position in positions:
+        if shown(ordered[position]):
             if len(found) == limit:
-                return found, True
-            found.append(ids[position])
-        position += step
-    return found, False
+                return (found[::-1] if backwards else found), True
+            found.append(ordered[position])
+    return (found[::-1] if backwards else found), False

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -20,7 +21,9 @@ _REFUSALS: Mapping[str, Callable[[], errors.ApiError]] = {
     "moderated_now": errors.moderated,
     "model_gone": errors.model_gone,
 }
-_JOB_FIELDS = {field.name for field in dataclasses.fields(jobs.Job)}
+
+# One key's jobs and quotas in one dialect: the key's name and the dialect's.
+_Account = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,10 +46,11 @@ class Provider:
         self.films = films.Films(settings)
         self.plan = faults.Plan(settings.seed)
         self._jobs: dict[str, jobs.Job] = {}
-        self._ids: dict[str, list[str]] = collections.defaultdict(list)  # by key, deleted ones too
-        self._running: dict[str, set[str]] = collections.defaultdict(set)
-        self._keyed: dict[tuple[str, str], tuple[str, str, float]] = {}
-        self._requests: dict[str, collections.deque[float]] = collections.defaultdict(
+        self._ids: dict[_Account, list[str]] = collections.defaultdict(list)  # deleted ones too
+        self._generations: dict[str, str] = {}  # job by generation
+        self._running: dict[_Account, set[str]] = collections.defaultdict(set)
+        self._keyed: dict[tuple[str, str, str], tuple[str, str, float]] = {}
+        self._requests: dict[_Account, collections.deque[float]] = collections.defaultdict(
             collections.deque
         )
         self._accepted = 0
@@ -72,12 +76,12 @@ class Provider:
 
     # Requests and faults
 
-    def spend_request(self, key_name: str) -> dict[str, str]:
+    def spend_request(self, key_name: str, dialect: str) -> dict[str, str]:
         """Counts one request against the key's minute; the rate headers. Raises 429, uncounted."""
-        limit = self.settings.requests_per_minute
+        limit, _ = self.settings.quotas_of(dialect)
         if not limit:
             return {}
-        window, now = self._requests[key_name], self.now()
+        window, now = self._requests[key_name, dialect], self.now()
         span = self.settings.real(60)
         while window and window[0] <= now - span:
             window.popleft()
@@ -154,7 +158,8 @@ class Provider:
             idempotency_key = None
         if known := self._known(key_name, creation, idempotency_key, now):
             return known
-        if 0 < self.settings.max_concurrent_jobs <= len(self._still_running(key_name)):
+        _, at_once = self.settings.quotas_of(creation.dialect)
+        if 0 < at_once <= len(self._still_running((key_name, creation.dialect))):
             raise errors.too_many_tasks()
         attached = {name: token.value for name, token in faults.tokens(creation.prompt).items()}
         for name in faults.OF_THE_JOB:
@@ -164,26 +169,31 @@ class Provider:
         self._record(job, "accepted", idempotency_key, creation.fingerprint())
         for name in ("twin_job", "foreign_jobs"):
             if name in job.faults:
-                self._add_strangers(key_name, job if name == "twin_job" else None, job.faults[name])
+                like = job if name == "twin_job" else None
+                self._add_strangers((key_name, job.dialect), like, job.faults[name])
         for name in ("list_short", "list_error"):
             if token := faults.tokens(job.prompt).get(name):
                 times = token.times if name == "list_error" else 0
                 self.arm({"name": name, "value": token.value, "times": times, "key": key_name})
         return job
 
-    def find(self, key_name: str, job_id: str) -> jobs.Job:
-        """The key's own job. Raises 404."""
-        job = self._jobs.get(job_id)
-        if job is None or job.key_name != key_name:
-            raise errors.no_such_video(job_id)
-        return job
+    def find(self, key_name: str, dialect: str, job_id: str) -> jobs.Job | None:
+        """The key's own job, unless it is deleted or past its time."""
+        job = self._alive(job_id)
+        mine = job is not None and (job.key_name, job.dialect) == (key_name, dialect)
+        return job if mine else None
+
+    def find_generation(self, key_name: str, generation_id: str) -> jobs.Job | None:
+        """The key's own job that the generation belongs to."""
+        job_id = self._generations.get(generation_id, "")
+        return self.find(key_name, jobs.AZURE_JOBS, job_id)
 
     def state_of(self, job: jobs.Job) -> jobs.Snapshot:
         """How the job stands now."""
-        film_at, failed = None, False
-        if job.error is None and not job.stuck:
-            film_at, failed = self.films.ready_at(job), self.films.failed(job)
-        return jobs.snapshot(job, self.now(), film_at, failed)
+        films_at, failed = None, False
+        if job.renders:
+            films_at, failed = self.films.ready_at(job), self.films.failed(job)
+        return jobs.snapshot(job, self.now(), films_at, failed)
 
     def delete(self, job: jobs.Job) -> None:
         """Forgets the job, whatever its state; a running one is aborted and stays paid."""
@@ -192,47 +202,59 @@ class Provider:
         self._forget(job.id)
         self.films.drop(job)
 
-    def list_page(self, key_name: str, *, after: str | None, limit: int, descending: bool) -> Page:
+    def list_page(
+        self,
+        key_name: str,
+        dialect: str,
+        *,
+        after: str | None,
+        before: str | None = None,
+        limit: int,
+        descending: bool,
+        wanted: Callable[[jobs.Job], bool] = lambda _: True,
+    ) -> Page:
         """One page of the key's jobs, with what the faults do to it. Raises KeyError."""
         if hit := self.strike("list_error", key_name):
             raise errors.server_error(int(hit.value))
         if hit := self.strike("foreign_jobs", key_name):
-            self._add_strangers(key_name, None, hit.value)
+            self._add_strangers((key_name, dialect), None, hit.value)
         if hit := self.strike("list_short", key_name):
             limit = min(limit, max(1, int(hit.value)))
         lag, drop = self.strike("list_lag", key_name), self.strike("list_drop", key_name)
         now = self.now()
 
         def shown(job_id: str) -> bool:
-            job = self._jobs.get(job_id)
-            if job is None:
+            job = self._alive(job_id)
+            if job is None or not wanted(job):
                 return False
             age = now - job.created_at
             if lag and lag.match in job.prompt and age < self.settings.real(lag.value):
                 return False
-            if (
-                drop
-                and drop.match in job.prompt
-                and int(job_id[-8:], 16) % max(1, int(drop.value)) == 0
-            ):
+            if drop and drop.match in job.prompt and _every(drop.value, job_id):
                 return False
             if age < self.settings.real(job.faults.get("list_lag", 0)):
                 return False
             return not ("list_drop" in job.faults and self.strike("list_drop", key_name, job=job))
 
         ids, has_more = jobs.page(
-            self._ids[key_name], shown, after=after, limit=limit, descending=descending
+            self._ids[key_name, dialect],
+            shown,
+            after=after,
+            before=before,
+            limit=limit,
+            descending=descending,
         )
         return Page(tuple(self._jobs[job_id] for job_id in ids), has_more)
 
     def all_jobs(self) -> Iterable[jobs.Job]:
         """Every job there is, the oldest first."""
-        return self._jobs.values()
+        alive = (self._alive(job_id) for job_id in tuple(self._jobs))
+        return [job for job in alive if job is not None]
 
     def state(self) -> dict[str, object]:
         """Counts for tests and people."""
         by_key: dict[str, dict[str, int]] = {}
-        for job in self._jobs.values():
+        for job in self.all_jobs():
             counts = by_key.setdefault(job.key_name, {})
             status = self.state_of(job).status
             counts[status] = counts.get(status, 0) + 1
@@ -253,25 +275,36 @@ class Provider:
     ) -> jobs.Job | None:
         if idempotency_key is None:
             return None
-        job_id, fingerprint, at = self._keyed.get((key_name, idempotency_key), ("", "", 0.0))
+        key = (key_name, creation.dialect, idempotency_key)
+        job_id, fingerprint, at = self._keyed.get(key, ("", "", 0.0))
         if not job_id or now - at >= self.settings.real(self.settings.idempotency_seconds):
             return None
         if fingerprint != creation.fingerprint():
             message = "This idempotency key was used with a different request."
             raise errors.ApiError(409, message, code="idempotency_key_reused")
-        job = self._jobs.get(job_id)
+        job = self._alive(job_id)
         if job is None:
             raise errors.ApiError(409, "The video of this idempotency key was deleted.")
         entry = {"id": job_id, "key_name": key_name, "idempotency_key": idempotency_key}
         self.note("replayed", {**entry, "prompt": job.prompt})
         return job
 
-    def _still_running(self, key_name: str) -> set[str]:
-        running = self._running[key_name]
+    def _still_running(self, account: _Account) -> set[str]:
+        running = self._running[account]
         for job_id in tuple(running):
-            if self.state_of(self._jobs[job_id]).ended:
+            job = self._alive(job_id)
+            if job is None or self.state_of(job).ended:
                 running.discard(job_id)
         return running
+
+    def _alive(self, job_id: str) -> jobs.Job | None:
+        """The job, unless it is past its time: then it is forgotten, and needs no line in the log."""
+        job = self._jobs.get(job_id)
+        if job is not None and self.now() >= job.vanishes_at:
+            self._forget(job_id)
+            self.films.drop(job)
+            return None
+        return job
 
     def _new_job(
         self,
@@ -280,52 +313,62 @@ class Provider:
         now: float,
         attached: Mapping[str, float],
     ) -> jobs.Job:
-        settings, error = self.settings, None
-        if "moderated_later" in attached:
-            error = jobs.MODERATION_ERROR
-        elif "fails_later" in attached:
-            error = jobs.INTERNAL_ERROR
-        seed = f"{settings.seed}:{self._accepted}"
+        settings = self.settings
+        ending = next((jobs.ENDINGS[name] for name in jobs.ENDINGS if name in attached), None)
+        base, per_second = settings.render_times(
+            creation.dialect, creation.size, creation.n_variants
+        )
         render_seconds = jobs.render_seconds(
-            settings.render_seconds_base,
-            settings.render_seconds_per_second,
+            base,
+            per_second,
             int(creation.seconds),
             settings.render_jitter_sigma,
-            seed,
+            f"{settings.seed}:{self._accepted}",
         )
-        if error is not None:
+        if ending is not None:
             render_seconds = min(render_seconds, settings.failure_seconds)
         price = settings.price_micros.get(creation.model, settings.price_micros_default)
+        # A render that fails is not billed, as everywhere in this trade.
+        billed = 0 if ending or "cancelled_later" in attached else int(creation.seconds)
+        azure = creation.dialect == jobs.AZURE_JOBS
+        retention = settings.azure_retention_seconds if azure else settings.retention_seconds
         starts_at = now + settings.real(settings.queue_seconds)
         return jobs.Job(
-            id=jobs.new_id(now, secrets.token_hex(20)),
+            id=jobs.new_id(creation.dialect, now, secrets.token_hex(20)),
             key_name=key_name,
             model=creation.model,
             size=creation.size,
             seconds=creation.seconds,
             prompt=creation.prompt,
-            reference_sha256=creation.reference_sha256,
             metadata=creation.metadata,
             created_at=now,
             starts_at=starts_at,
             due_at=starts_at + settings.real(render_seconds),
-            retained_seconds=settings.real(settings.retention_seconds),
-            error=error,
+            retained_seconds=settings.real(retention),
+            error=ending,
             faults=attached,
-            # A render that fails is not billed, as everywhere in this trade.
-            billed_micros=0 if error is not None else price * int(creation.seconds),
+            billed_micros=price * billed * jobs.surviving(creation.n_variants, attached),
+            dialect=creation.dialect,
+            n_variants=creation.n_variants,
+            generation_ids=tuple(
+                jobs.new_generation_id(now, secrets.token_hex(20))
+                for _ in range(creation.n_variants if azure else 0)
+            ),
+            inputs=creation.inputs,
         )
 
-    def _add_strangers(self, key_name: str, like: jobs.Job | None, count: float) -> None:
+    def _add_strangers(self, account: _Account, like: jobs.Job | None, count: float) -> None:
         """Jobs that another user of the same key made; the log calls them foreign."""
+        key_name, dialect = account
+        model, size, seconds = self.settings.example_of(dialect)
         for number in range(min(100, int(count))):
             creation = requests.Creation(
+                dialect=dialect,
                 prompt=like.prompt if like else f"A stranger's film, number {number + 1}",
-                model=like.model if like else next(iter(self.settings.models)),
-                size=like.size if like else self.settings.extra_sizes[-1],
-                seconds=like.seconds if like else self.settings.all_seconds()[0],
-                reference=None,
-                metadata={},
+                model=like.model if like else model,
+                size=like.size if like else size,
+                seconds=like.seconds if like else seconds,
+                n_variants=like.n_variants if like else 1,
             )
             # No faults attached: a twin's prompt has the tokens, but they are its original's.
             job = self._new_job(key_name, creation, self.now(), {})
@@ -336,7 +379,7 @@ class Provider:
         self, job: jobs.Job, kind: str, idempotency_key: str | None, fingerprint: str | None
     ) -> None:
         entry = {
-            **dataclasses.asdict(job),
+            **jobs.as_entry(job),
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint,
         }
@@ -348,20 +391,24 @@ class Provider:
         self, job: jobs.Job, idempotency_key: str | None, fingerprint: str | None
     ) -> None:
         self._jobs[job.id] = job
-        self._ids[job.key_name].append(job.id)
+        self._ids[job.key_name, job.dialect].append(job.id)
+        self._generations |= dict.fromkeys(job.generation_ids, job.id)
         if not job.foreign:
             self._accepted += 1
-            self._running[job.key_name].add(job.id)
+            self._running[job.key_name, job.dialect].add(job.id)
         if idempotency_key is not None and fingerprint is not None:
-            self._keyed[job.key_name, idempotency_key] = (job.id, fingerprint, job.created_at)
+            key = (job.key_name, job.dialect, idempotency_key)
+            self._keyed[key] = (job.id, fingerprint, job.created_at)
 
     def _start_film(self, job: jobs.Job) -> None:
-        if job.error is None and not job.stuck:
+        if job.renders:
             self.films.start(job)
 
     def _forget(self, job_id: str) -> None:
         job = self._jobs.pop(job_id)
-        self._running[job.key_name].discard(job_id)
+        self._running[job.key_name, job.dialect].discard(job_id)
+        for generation_id in job.generation_ids:
+            self._generations.pop(generation_id, None)
 
     def _replay(self) -> None:
         """Takes the state back from the log."""
@@ -371,10 +418,8 @@ class Provider:
                 self._origin = entry["at"]
             match entry["kind"]:
                 case "accepted" | "foreign":
-                    fields = {name: entry[name] for name in _JOB_FIELDS}
-                    self._remember(
-                        jobs.Job(**fields), entry["idempotency_key"], entry["fingerprint"]
-                    )
+                    job = jobs.from_entry(entry)
+                    self._remember(job, entry["idempotency_key"], entry["fingerprint"])
                 case "deleted":
                     self._forget(entry["id"])
                 case "fault":
@@ -383,8 +428,13 @@ class Provider:
                     self.plan.arm(faults.Rule(**entry["rule"]))
                 case "cleared":
                     self.plan.clear()
-        for job in self._jobs.values():
+        for job in self.all_jobs():
             self._start_film(job)
+
+
+def _every(value: float, job_id: str) -> bool:
+    """Whether the job is one of every `value`."""
+    return zlib.crc32(job_id.encode()) % max(1, int(value)) == 0
 
 
 def _retry_after(real_seconds: float) -> dict[str, str]:

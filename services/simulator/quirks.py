@@ -14,6 +14,12 @@
 | detail_errors       | errors are `{"detail": message}`                                         |
 | delete_shows_object | DELETE answers the job with status `deleted`                             |
 | redirect_content    | content answers 302 to the same address with one more query field        |
+| flat_errors         | the error body as specified, where the real service wraps it in `error`  |
+| failed_generations  | a failed job lists its generations all the same                          |
+| no_inpaint_echo     | `inpaint_items` is null in every job                                     |
+
+The last three are of `azure_jobs` alone. Of the others it knows create_202, omit_nulls,
+failed_as_500, detail_errors, delete_shows_object and redirect_content.
 """
 
 from collections.abc import Collection, Mapping
@@ -32,6 +38,9 @@ NAMES = frozenset(
         "detail_errors",
         "delete_shows_object",
         "redirect_content",
+        "flat_errors",
+        "failed_generations",
+        "no_inpaint_echo",
     )
 )
 _OTHER_WORDS = {"queued": "submitted", "in_progress": "processing", "completed": "succeeded"}
@@ -52,6 +61,10 @@ def bend(shown: Mapping[str, object], quirks: Collection[str]) -> dict[str, obje
             bent["error"] = {**error, "code": 400 if "moderation" in error["code"] else 500}
     if "duration" in quirks:
         bent["duration"] = float(str(bent.pop("seconds")))
-    if "omit_nulls" in quirks:
-        bent = {name: value for name, value in bent.items() if value is not None}
-    return bent
+    return without_nulls(bent, quirks)
+
+
+def without_nulls(shown: Mapping[str, object], quirks: Collection[str]) -> dict[str, object]:
+    """The object, with null fields left out where the quirk says so."""
+    keep_all = "omit_nulls" not in quirks
+    return {name: value for name, value in shown.items() if keep_all or value is not None}

@@ -1,65 +1,93 @@
-"""A creation as the wire brings it: JSON, multipart with or without a file, bracketed keys."""
+"""What the dialects' requests have in common: reading a bounded body, the prompt, a checked creation."""
 
-import base64
-import binascii
 import dataclasses
 import hashlib
 import io
 import json
 import warnings
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from PIL import Image
 from starlette import datastructures, types
 from starlette import requests as http
 
-from services.simulator import config, errors
+from services.simulator import errors, jobs
 
-_IMAGE_FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
+IMAGE_FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
+MAX_PIXELS = 4096 * 4096  # of an input of any size
 _MAX_PROMPT = 32_000
-_MAX_DATA_URL = 20_971_520
-_MAX_METADATA = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """One file part of a multipart body."""
+
+    name: str
+    kind: str  # the media type, in lower case, without parameters
+    content: bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Creation:
-    """A checked request."""
+    """A checked request, of either dialect."""
 
+    dialect: str
     prompt: str
     model: str
     size: str
     seconds: str
-    reference: bytes | None
-    metadata: Mapping[str, str]
-
-    @property
-    def reference_sha256(self) -> str | None:
-        """Of the image's bytes as received."""
-        return None if self.reference is None else hashlib.sha256(self.reference).hexdigest()
+    n_variants: int = 1
+    inputs: tuple[jobs.Input, ...] = ()
+    contents: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # of inputs, by hash
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Equal for equal requests: an idempotency key may not come back with another one."""
-        parts = (self.prompt, self.model, self.size, self.seconds, self.reference_sha256)
+        parts: list[Any] = [self.dialect, self.prompt, self.model, self.size, self.seconds]
+        parts += [self.n_variants, [dataclasses.astuple(item) for item in self.inputs]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-async def read(request: http.Request, max_body_bytes: int) -> dict[str, object]:
-    """The body's fields; a file part comes as bytes. Raises ApiError, also on too long a body."""
-    bounded = http.Request(request.scope, _bounded(request, max_body_bytes))
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _read_multipart(bounded, max_body_bytes)
+async def read_json(request: http.Request, max_body_bytes: int) -> dict[str, object]:
+    """The body's fields. Raises ApiError, also on too long a body or another content type."""
+    kind = content_type(request)
     if kind != "application/json":
         message = f"Unsupported content type: '{kind}'. Use JSON or multipart/form-data."
         raise errors.ApiError(400, message)
     try:
-        fields = json.loads(await bounded.body())
+        fields = json.loads(await _bounded(request, max_body_bytes).body())
     except (ValueError, RecursionError):
         raise errors.ApiError(400, "We could not parse the JSON body of your request.") from None
     if not isinstance(fields, dict):
         raise errors.ApiError(400, "The body of your request must be a JSON object.")
     return cast("dict[str, object]", fields)
+
+
+async def read_parts(
+    request: http.Request, max_body_bytes: int, max_files: int
+) -> list[tuple[str, str | File]]:
+    """The parts of a multipart body in order, by name. Raises ApiError."""
+    parts: list[tuple[str, str | File]] = []
+    bounded = _bounded(request, max_body_bytes)
+    try:
+        async with bounded.form(
+            max_files=max_files, max_fields=64, max_part_size=max_body_bytes
+        ) as form:
+            for name, value in form.multi_items():
+                is_file = isinstance(value, datastructures.UploadFile)
+                parts.append((name, await _file_of(value) if is_file else value))
+    except errors.ApiError:
+        raise
+    except Exception as error:  # the parser's own, and starlette's HTTPException around it
+        detail = getattr(error, "detail", None) or str(error)
+        raise errors.ApiError(400, f"We could not parse the multipart body: {detail}") from None
+    return parts
+
+
+def content_type(request: http.Request) -> str:
+    """Of the body, without parameters."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def prompt_of(fields: Mapping[str, object]) -> str:
@@ -72,35 +100,45 @@ def prompt_of(fields: Mapping[str, object]) -> str:
     if not 1 <= len(prompt) <= _MAX_PROMPT:
         message = f"Invalid 'prompt': want 1 to {_MAX_PROMPT} characters, got {len(prompt)}."
         raise errors.ApiError(400, message, param="prompt", code="invalid_value")
-    return _storable("prompt", prompt)
+    return storable("prompt", prompt)
 
 
-def check(fields: Mapping[str, object], settings: config.Settings) -> Creation:
-    """The whole request, checked as the service does. Decodes the image: not for the event loop."""
-    model = fields.get("model", "sora-2")
-    if not isinstance(model, str):
-        raise errors.invalid_type("model", "a string", model)
-    if model not in settings.models:
-        raise errors.invalid_value("model", model, tuple(settings.models))
-    size = _enum(fields, "size", settings.sizes_of(model))
-    if "integer_seconds" in settings.quirks and type(fields.get("seconds")) is int:
-        fields = {**fields, "seconds": str(fields["seconds"])}
-    seconds = _enum(fields, "seconds", settings.all_seconds())
-    reference = _reference(fields)
-    if reference is not None:
-        _check_image(reference, size)
-    return Creation(
-        prompt=prompt_of(fields),
-        model=model,
-        size=size,
-        seconds=seconds,
-        reference=reference,
-        metadata=_metadata(fields),
-    )
+def storable(param: str, text: str) -> str:
+    """Half a surrogate pair can be written in JSON and not be sent back: refused before a job is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        message = f"Invalid '{param}': not valid Unicode."
+        raise errors.ApiError(400, message, param=param, code="invalid_value") from None
+    return text
 
 
-def _bounded(request: http.Request, max_body_bytes: int) -> types.Receive:
-    """A receive that stops at the limit, whatever Content-Length claimed."""
+def check_image(content: bytes, param: str, size: str | None) -> None:
+    """Decodes the image; not for the event loop. Raises ApiError if it is none, or not of `size`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=tuple(IMAGE_FORMATS.values())) as image:
+                fits = size in (None, f"{image.width}x{image.height}")
+                if size is None and image.width * image.height > MAX_PIXELS:
+                    raise ValueError("too many pixels")
+                if fits:  # only an image of the asked size is worth the decoding
+                    image.load()
+    except Exception:  # Pillow raises about anything on hostile bytes
+        message = "Invalid image: the file could not be decoded."
+        raise errors.ApiError(400, message, param=param, code="invalid_image") from None
+    if not fits:
+        message = "Inpaint image must match the requested width and height"
+        raise errors.ApiError(400, message, param=param)
+
+
+async def _file_of(upload: datastructures.UploadFile) -> File:
+    kind = (upload.content_type or "").split(";")[0].strip().lower()
+    return File(upload.filename or "", kind, await upload.read())
+
+
+def _bounded(request: http.Request, max_body_bytes: int) -> http.Request:
+    """The request with a body that stops at the limit, whatever Content-Length claimed."""
     seen_bytes = 0
 
     async def receive() -> types.Message:
@@ -111,126 +149,4 @@ def _bounded(request: http.Request, max_body_bytes: int) -> types.Receive:
             raise errors.ApiError(413, f"The body is larger than {max_body_bytes} bytes.")
         return message
 
-    return receive
-
-
-async def _read_multipart(request: http.Request, max_body_bytes: int) -> dict[str, object]:
-    fields: dict[str, object] = {}
-    try:
-        async with request.form(max_files=1, max_fields=64, max_part_size=max_body_bytes) as form:
-            for name, value in form.multi_items():
-                content = (
-                    await _file_of(value) if isinstance(value, datastructures.UploadFile) else value
-                )
-                _put(fields, name, content)
-    except errors.ApiError:
-        raise
-    except Exception as error:  # the parser's own, and starlette's HTTPException around it
-        detail = getattr(error, "detail", None) or str(error)
-        raise errors.ApiError(400, f"We could not parse the multipart body: {detail}") from None
-    return fields
-
-
-async def _file_of(upload: datastructures.UploadFile) -> bytes:
-    kind = (upload.content_type or "").split(";")[0].strip().lower()
-    if kind not in _IMAGE_FORMATS:
-        message = (
-            f"Invalid file '{upload.filename}': unsupported mimetype ('{kind}'). Supported file"
-            f" formats are {errors.choices(tuple(_IMAGE_FORMATS), 'and')}."
-        )
-        raise errors.ApiError(
-            400, message, param="input_reference", code="unsupported_file_mimetype"
-        )
-    return await upload.read()
-
-
-def _put(fields: dict[str, object], name: str, value: object) -> None:
-    """`a[b]=c` becomes `{"a": {"b": "c"}}`, as the official SDK flattens objects."""
-    outer, bracket, rest = name.partition("[")
-    if not bracket:
-        fields[name] = value
-        return
-    nested = fields.setdefault(outer, {})
-    if not rest.endswith("]") or not isinstance(nested, dict):
-        raise errors.ApiError(400, f"Unknown parameter: '{name}'.", param=name)
-    nested[rest[:-1]] = value
-
-
-def _enum(fields: Mapping[str, object], param: str, allowed: tuple[str, ...]) -> str:
-    default = {"seconds": "4", "size": "720x1280"}[param]
-    value = fields.get(param, default)
-    if not isinstance(value, str):
-        raise errors.invalid_type(param, f"one of {errors.choices(allowed, 'or')}", value)
-    if value not in allowed:
-        raise errors.invalid_value(param, value, allowed)
-    return value
-
-
-def _reference(fields: Mapping[str, object]) -> bytes | None:
-    param = "input_reference"
-    value = fields.get(param)
-    if value is None or isinstance(value, bytes):
-        return value
-    if not isinstance(value, dict):
-        raise errors.invalid_type(param, "a file or an object", value)
-    given = {name: content for name, content in value.items() if content is not None}
-    if set(given) == {"file_id"}:
-        raise errors.ApiError(400, "The simulator keeps no files: send the image.", param=param)
-    url = given.get("image_url")
-    if set(given) != {"image_url"} or not isinstance(url, str):
-        message = f"Invalid '{param}': want exactly one of 'image_url' and 'file_id'."
-        raise errors.ApiError(400, message, param=param, code="invalid_value")
-    head, comma, body = url.partition(",")
-    if not head.startswith("data:image/") or not head.endswith(";base64") or not comma:
-        message = f"Invalid '{param}.image_url': the simulator takes base64 data URLs only."
-        raise errors.ApiError(400, message, param=param, code="invalid_value")
-    if len(url) > _MAX_DATA_URL:
-        message = f"Invalid '{param}.image_url': more than {_MAX_DATA_URL} characters."
-        raise errors.ApiError(400, message, param=param, code="string_above_max_length")
-    try:
-        return base64.b64decode(body, validate=True)
-    except binascii.Error:
-        message = f"Invalid '{param}.image_url': not valid base64."
-        raise errors.ApiError(400, message, param=param, code="invalid_value") from None
-
-
-def _check_image(content: bytes, size: str) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=tuple(_IMAGE_FORMATS.values())) as image:
-                fits = f"{image.width}x{image.height}" == size
-                if fits:  # only an image of the asked size is worth the decoding
-                    image.load()
-    except Exception:  # Pillow raises about anything on hostile bytes
-        message = "Invalid image: the file could not be decoded."
-        raise errors.ApiError(400, message, param="input_reference", code="invalid_image") from None
-    if not fits:
-        message = "Inpaint image must match the requested width and height"
-        raise errors.ApiError(400, message, param="input_reference")
-
-
-def _metadata(fields: Mapping[str, object]) -> Mapping[str, str]:
-    value = fields.get("metadata") or {}
-    if isinstance(value, str):  # one multipart field with JSON in it
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-    if not isinstance(value, dict) or len(value) > _MAX_METADATA:
-        raise errors.invalid_type("metadata", f"at most {_MAX_METADATA} strings by name", value)
-    for name, content in value.items():
-        if not isinstance(content, str) or len(name) > 64 or len(content) > 512:
-            raise errors.invalid_type(f"metadata.{name[:64]}", "a string up to 512", content)
-        _storable("metadata", name + content)
-    return cast("Mapping[str, str]", value)
-
-
-def _storable(param: str, text: str) -> str:
-    """Half a surrogate pair can be written in JSON and not be sent back: refused before a job is."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        message = f"Invalid '{param}': not valid Unicode."
-        raise errors.ApiError(400, message, param=param, code="invalid_value") from None
-    return text
+    return http.Request(request.scope, receive)

@@ -37,6 +37,7 @@ CREDITS = 1000
 ALL_WITHIN_SECONDS = 420.0
 TINY = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
 LOG = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8099/_sim/log?kind=accepted').read().decode())"
+KEEP = bool(os.environ.get("FRAMEWIRE_KEEP"))
 
 
 class Failed(Exception):
@@ -135,6 +136,17 @@ class Compose:
 
 
 @contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """A directory; what is left running goes on reading its secrets there."""
+    place = Path(tempfile.mkdtemp(prefix="framewire-compose-"))
+    try:
+        yield place
+    finally:
+        if not KEEP:
+            shutil.rmtree(place)
+
+
+@contextlib.contextmanager
 def started(secrets: Path) -> Iterator[Compose]:
     """The project, up and healthy; removed at the end with its volumes."""
     compose = Compose(secrets)
@@ -155,8 +167,8 @@ def started(secrets: Path) -> Iterator[Compose]:
         )
         raise
     finally:
-        if os.environ.get("FRAMEWIRE_KEEP"):
-            say(f"left running: project {compose.project}, gateways at {compose.address}")
+        if KEEP:
+            say(f"left running: project {compose.project}, {compose.address}, secrets in {secrets}")
         else:
             compose("down", "--volumes", "--remove-orphans", quiet=True)
             say("removed")
@@ -280,10 +292,8 @@ def main() -> None:
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         sys.exit("no Docker engine answers (docker info)")
     try:
-        with tempfile.TemporaryDirectory(prefix="framewire-compose-") as name:
-            place = Path(name)
-            with started(place / "secrets") as compose:
-                asyncio.run(check(compose, place))
+        with workplace() as place, started(place / "secrets") as compose:
+            asyncio.run(check(compose, place))
     except Failed as error:
         sys.exit(f"test-compose: {error}")
     say("test-compose: passed")

@@ -164,6 +164,7 @@ async def nats_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[st
 async def consuming(world: World, nats_url: str, **fields: Any) -> AsyncIterator[bus.Bus]:
     """The settlement consumer and the relay on a bus of their own."""
     async with bus.connect(nats_url, "test") as opened:
+        await opened.opened.wait()
         for stream in subjects.STREAMS:
             await opened.ensure_streams()
             await opened.jetstream.delete_stream(stream.name)

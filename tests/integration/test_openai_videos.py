@@ -1,97 +1,34 @@
-"""The client of the OpenAI Videos protocol, against the simulator and against servers that misbehave worse."""
+"""The client of the OpenAI Videos protocol: what it sends, and what each answer of a create means."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
+import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 from google.protobuf import struct_pb2
 
-from framewire.events.v1 import vocabulary_pb2
-from services.generator import catalogue
 from services.generator.providers import contract, openai_videos
 from tests import pictures, simulated
-from tests.waiting import eventually
+from tests.openai_world import (
+    answer,
+    client,
+    create,
+    provider,
+    serving,
+    simulator,
+    spec,
+)
 
-FILE = Path(catalogue.__file__).parent / "providers.yaml"
-ACCOUNT = catalogue.parse(yaml.safe_load(FILE.read_text()), 1.0)["main"]
+__all__ = ["provider", "simulator"]
+
 IMAGE = pictures.plain((200, 30, 30))
-
-
-@pytest.fixture(scope="module")
-async def simulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[simulated.Simulator]:
-    folder = tmp_path_factory.mktemp("simulator")
-    async with simulated.running(folder, time_factor=100, draw_prompt=False) as started:
-        yield started
-
-
-@asynccontextmanager
-async def client(
-    base_url: str, post_timeout: float = 10, key: str = simulated.KEY, **account: Any
-) -> AsyncIterator[openai_videos.OpenAIVideos]:
-    changed = dataclasses.replace(ACCOUNT, post_timeout_seconds=post_timeout, **account)
-    opened = openai_videos.OpenAIVideos(changed, base_url, key)
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-@pytest.fixture
-async def provider(
-    simulator: simulated.Simulator,
-) -> AsyncIterator[openai_videos.OpenAIVideos]:
-    await simulator.clear()
-    async with client(f"{simulator.url}/v1/") as opened:
-        yield opened
-    await simulator.clear()
-
-
-def spec(prompt: str = "", **fields: Any) -> vocabulary_pb2.VideoSpec:
-    given = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1, "variants": 1}
-    return vocabulary_pb2.VideoSpec(
-        prompt=prompt or f"A cat, {uuid.uuid4()}", **{**given, **fields}
-    )
-
-
-async def create(
-    provider: openai_videos.OpenAIVideos,
-    prompt: str = "",
-    image: bytes | None = None,
-    **fields: Any,
-) -> contract.CreateOutcome:
-    return await provider.create(
-        provider.build(spec(prompt, **fields), image, uuid.uuid4().hex), None
-    )
-
-
-async def made(provider: openai_videos.OpenAIVideos, prompt: str = "", **fields: Any) -> str:
-    outcome = await create(provider, prompt, **fields)
-    assert isinstance(outcome, contract.Accepted), outcome
-    return outcome.provider_job_id
-
-
-async def ended(provider: openai_videos.OpenAIVideos, job_id: str) -> contract.Job:
-    async def check() -> contract.Job | None:
-        job = await provider.get(job_id)
-        assert job is not None
-        return job if job.status is not contract.Status.RUNNING else None
-
-    job = await eventually(check)
-    assert job is not None
-    return job
 
 
 # Building
@@ -227,57 +164,6 @@ async def unused_port() -> int:
     return port
 
 
-# Servers of our own, for what the simulator does not do
-
-
-@dataclasses.dataclass(slots=True)
-class Server:
-    """Answers every request with the same bytes; keeps the requests."""
-
-    url: str = ""
-    requests: list[str] = dataclasses.field(default_factory=list[str])
-    connections: int = 0
-
-
-def answer(status: str, body: str = "", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body.encode())}", *headers]
-    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
-
-
-@asynccontextmanager
-async def serving(
-    reply: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[Server]:
-    """Keeps connections open after an answer, as a server with keep-alive does."""
-    server = Server()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server.connections += 1
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                text = head.decode()
-                server.requests.append(text)
-                for line in text.lower().splitlines():
-                    if line.startswith("content-length:"):
-                        await reader.readexactly(int(line.split(":")[1]))
-                if isinstance(reply, bytes):
-                    writer.write(reply)
-                    await writer.drain()
-                else:
-                    await reply(writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-    try:
-        yield server
-    finally:
-        listener.close()
-
-
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
 async def test_a_redirect_of_a_create_is_not_followed(status: str) -> None:
     async with serving(answer("200 OK", '{"id": "video_2"}')) as second:
@@ -345,204 +231,13 @@ async def test_a_create_is_over_at_its_timeout_though_bytes_trickle() -> None:
         while True:
             writer.write(b"X: y\r\n")
             await writer.drain()
-            await asyncio.sleep(0.05)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), 0.05)
 
     began = time.monotonic()
     async with serving(trickle) as server, client(server.url, post_timeout=0.5) as provider:
         assert isinstance(await create(provider), contract.Ambiguous)
     assert time.monotonic() - began < 2
-
-
-# Reading
-
-
-async def test_the_list_is_paged_to_its_end_newest_first(
-    provider: openai_videos.OpenAIVideos, simulator: simulated.Simulator
-) -> None:
-    job_ids = [await made(provider) for _ in range(5)]
-    await simulator.arm("list_short", value=2, times=0)
-    listed: list[str] = []
-    cursor: str | None = None
-    pages = 0
-    while True:
-        page, cursor = await provider.list_page(cursor)
-        assert len(page) <= 2
-        listed += [job.provider_job_id for job in page]
-        pages += 1
-        if cursor is None:
-            break
-    assert listed[:5] == job_ids[::-1]
-    assert len(listed) == len(set(listed))
-    assert pages == -(-len(listed) // 2)
-    await simulator.arm("list_error", value=503)
-    with pytest.raises(contract.ProviderTrouble, match="503"):
-        await provider.list_page(None)
-
-
-async def test_a_job_from_its_beginning_to_its_film(provider: openai_videos.OpenAIVideos) -> None:
-    before = datetime.now(UTC) - timedelta(seconds=1)
-    job_id = await made(provider, "A cat. [fault:content_404=30]")
-    job = await provider.get(job_id)
-    assert job is not None
-    assert job.status is contract.Status.RUNNING
-    assert before <= job.created_at <= datetime.now(UTC)
-    job = await ended(provider, job_id)
-    assert (job.status, job.progress_percent) == (contract.Status.DONE, 100)
-    assert job.expires_at is not None
-    with pytest.raises(contract.ContentGone):
-        await film(provider, job_id)
-
-    async def there() -> bytes | None:
-        try:
-            return await film(provider, job_id)
-        except contract.ContentGone:
-            return None
-
-    content = await eventually(there)
-    assert content is not None
-    assert content[4:8] == b"ftyp"
-
-
-async def film(provider: openai_videos.OpenAIVideos, job_id: str) -> bytes:
-    async with provider.content(job_id, 0) as (size, chunks):
-        content = b"".join([chunk async for chunk in chunks])
-    assert size in (None, len(content))
-    return content
-
-
-async def test_what_is_not_there(provider: openai_videos.OpenAIVideos) -> None:
-    assert await provider.get("video_unknown") is None
-    with pytest.raises(contract.ContentGone):
-        await film(provider, "video_unknown")
-    job_id = await made(provider, "A cat. [fault:poll_404*1] [fault:poll_error=500*1]")
-    assert await provider.get(job_id) is None
-    with pytest.raises(contract.ProviderTrouble, match="500"):
-        await provider.get(job_id)
-    assert await provider.get(job_id) is not None
-
-
-@pytest.mark.parametrize(
-    ("fault", "code"),
-    [("fails_later", "internal_error"), ("moderated_later", "moderation_blocked")],
-)
-async def test_a_job_that_fails_tells_why(
-    provider: openai_videos.OpenAIVideos, fault: str, code: str
-) -> None:
-    job = await ended(provider, await made(provider, f"A cat. [fault:{fault}]"))
-    assert (job.status, job.error_code) == (contract.Status.FAILED, code)
-    assert job.error_message
-
-
-async def test_a_cut_film_is_trouble_and_not_a_film(provider: openai_videos.OpenAIVideos) -> None:
-    job_id = await made(provider, "A cat. [fault:content_403*1] [fault:content_cut*1]")
-    await ended(provider, job_id)
-
-    async def trouble(word: str) -> bool:
-        try:
-            await film(provider, job_id)
-        except contract.ContentGone:
-            return False  # just after it was done
-        except contract.ProviderTrouble as error:
-            return word in str(error)
-        raise AssertionError("it was whole")
-
-    await eventually(lambda: trouble("403"))
-    await eventually(lambda: trouble("RemoteProtocolError"))
-    assert (await film(provider, job_id))[4:8] == b"ftyp"
-
-
-async def test_other_servers_of_the_dialect(tmp_path: Path) -> None:
-    quirks = (
-        "create_202,omit_nulls,other_words,int_error_code,failed_as_500,duration,redirect_content"
-    )
-    async with (
-        simulated.running(tmp_path, time_factor=200, quirks=quirks, draw_prompt=False) as other,
-        client(f"{other.url}/v1") as provider,
-    ):
-        wanted = spec("A cat that other servers show")
-        outcome = await provider.create(provider.build(wanted, None, "a"), None)
-        assert isinstance(outcome, contract.Accepted)
-        failed = await ended(provider, await made(provider, "A dog. [fault:fails_later]"))
-        assert (failed.status, failed.error_code) == (contract.Status.FAILED, "500")
-        done = await ended(provider, outcome.provider_job_id)
-        assert (done.status, done.fingerprint) == (contract.Status.DONE, provider.shown(wanted))
-
-        async def whole() -> bool:
-            try:
-                return (await film(provider, outcome.provider_job_id))[4:8] == b"ftyp"
-            except contract.ContentGone:
-                return False
-
-        assert await eventually(whole)
-
-
-SHOWN = {"id": "v", "status": "queued", "model": "m", "prompt": "p", "size": "1x2", "seconds": "3"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "readable"),
-    [
-        ({}, True),
-        ({"seconds": 3}, True),
-        ({"seconds": None, "duration": 3.0}, True),
-        ({"prompt": None}, False),
-        ({"size": "huge"}, False),
-        ({"seconds": "x"}, False),
-        ({"created_at": None}, False),
-        ({"created_at": 1e18}, False),
-    ],
-)
-async def test_a_job_that_shows_too_little_has_no_fingerprint(
-    fields: dict[str, Any], readable: bool
-) -> None:
-    item = {**SHOWN, "created_at": 1_763_000_000, "progress": float("nan"), **fields}
-    page = {"data": [item, {"id": ""}, "x"], "has_more": False}
-    async with (
-        serving(answer("200 OK", json.dumps(page))) as server,
-        client(server.url) as provider,
-    ):
-        (job,), cursor = await provider.list_page(None)
-    assert cursor is None
-    assert (job.fingerprint is not None) == readable
-    assert (job.status, job.progress_percent) == (contract.Status.RUNNING, 0)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "found"),
-    [
-        ("200 OK", {**SHOWN, "status": "preparing the paint"}, contract.Status.RUNNING),
-        ("500 Oops", {**SHOWN, "status": "failed", "error": "text"}, contract.Status.FAILED),
-        ("500 Oops", {"id": "err_1", "status": 500, "title": "oops"}, None),
-        ("502 Bad", {"id": "x", "status": "in_progress"}, None),
-        ("200 OK", {}, None),
-        ("200 OK", [], None),
-    ],
-)
-async def test_what_a_job_is_and_what_is_only_trouble(
-    status: str, body: Any, found: contract.Status | None
-) -> None:
-    async with (
-        serving(answer(status, json.dumps(body))) as server,
-        client(server.url) as provider,
-    ):
-        if found is None:
-            with pytest.raises(contract.ProviderTrouble):
-                await provider.get("v")
-        else:
-            job = await provider.get("a/b+c")
-            assert job is not None
-            assert job.status is found
-            assert server.requests[0].startswith("GET /v1/videos/a%2Fb%2Bc ")
-
-
-async def test_a_list_that_promises_more_and_shows_nothing_proves_nothing() -> None:
-    for page in ({"data": [], "has_more": True}, {"data": {}}, []):
-        async with (
-            serving(answer("200 OK", json.dumps(page))) as server,
-            client(server.url) as provider,
-        ):
-            with pytest.raises(contract.ProviderTrouble):
-                await provider.list_page(None)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,13 @@ from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.events import types as event_types
 from framewire.events.v1 import event_pb2, vocabulary_pb2
-from framewire.gateway.v1 import account_pb2, operator_pb2, upload_pb2, video_pb2
+from framewire.gateway.v1 import (
+    account_pb2,
+    operator_pb2,
+    upload_pb2,
+    video_pb2,
+    video_pb2_grpc,
+)
 from tests.unit import gateway as gateways
 from tests.unit.gateway import HANG, UNAVAILABLE, VIDEO, Gateway, Refusal, told, video
 
@@ -180,12 +186,31 @@ async def test_watch_gives_up_when_nothing_comes_back(gateway: Gateway) -> None:
     assert len(gateway.requests("WatchVideo")) >= 2
 
 
-async def test_leaving_a_watch_ends_the_call(gateway: Gateway, client: clients.Client) -> None:
-    gateway.on("WatchVideo", told(video(1), HANG))
-    async with contextlib.aclosing(client.watch_video(VIDEO)) as watched:
-        async for _ in watched:
-            break
-    assert await asyncio.to_thread(gateway.left.wait, 5)
+class Watched(video_pb2_grpc.VideoServiceServicer):
+    """Tells one state and then nothing, as the real gateway's asyncio server would."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+
+    async def WatchVideo(self, request, context):
+        try:
+            yield told(video(1))[0]
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+async def test_leaving_a_watch_ends_the_call() -> None:
+    watched, server = Watched(), grpc.aio.server()
+    video_pb2_grpc.add_VideoServiceServicer_to_server(watched, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with clients.Client(f"127.0.0.1:{port}", "fw_key") as client:
+        async with contextlib.aclosing(client.watch_video(VIDEO)) as states:
+            async for _ in states:
+                break
+        await asyncio.wait_for(watched.left.wait(), 5)
+    await server.stop(0)
 
 
 # Images, pages, accounts

@@ -1,24 +1,16 @@
-"""kill -9 at every crash point of the life of a video: it ends, one billed job, one charge, nothing adrift."""
+"""Killing a service at a crash point: what the crash tests share, and the matrix of points."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-import pytest_asyncio
-
-from framewire import client as clients
-from framewire import types
 from tests import invariants, pictures
 from tests import system as systems
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
-
-ROOT = Path(__file__).parents[2]
 TINY = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
 
 MATRIX = {
@@ -70,63 +62,55 @@ ELSEWHERE = {
     "gateway.abandon.before_release",
     "generator.resolve.after_adopt",
     "generator.resolve.before_put_back",
+    "credits.release.before_commit",
 }
-CASES = [(service, point) for service, points in MATRIX.items() for point in points]
+LEDGER = (
+    "credits.grant.before_commit",
+    "credits.grant.after_commit",
+    "credits.capture.before_commit",
+    "credits.refund.before_commit",
+)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[systems.System]:
-    """A system that these tests break and that gets up again."""
-    async with systems.running(tmp_path_factory.mktemp("fragile")) as running:
+def cases(*services: str) -> list[tuple[str, str]]:
+    """The crash points of some services, with the service that each kills."""
+    return [(service, point) for service in services for point in MATRIX[service]]
+
+
+@asynccontextmanager
+async def fragile(data_dir: Path) -> AsyncIterator[systems.System]:
+    """A system that tests break and that gets up again."""
+    async with systems.running(data_dir) as running:
         async with await running.account(100) as client:
             # A finished job of ours in the provider's list: without one, absence can never be proved.
             await client.generate(f"sentinel {uuid.uuid4().hex}", **TINY)
         yield running
 
 
-@pytest.mark.parametrize(("service", "point"), CASES, ids=[point for _, point in CASES])
-async def test_kill(fragile: systems.System, service: str, point: str, tmp_path: Path) -> None:
+async def kill_and_check(system: systems.System, service: str, point: str, out: Path) -> None:
+    """Kills the service there while a video is made: it ends, one billed job, one charge, its owner's picture."""
     prompt = f"killed at {point} {uuid.uuid4().hex}"
     colour = (200, 60, 30)
-    async with await fragile.account(100) as client:
+    async with await system.account(100) as client:
         image = await client.upload_image(pictures.plain(colour))
-        fragile.arm(point)
-        out = tmp_path / "film.mp4"
+        system.arm(point)
+        making = client.generate(prompt, out=out, image_id=image.image_id, **TINY)
         video, _ = await asyncio.wait_for(
-            asyncio.gather(
-                _generated(client, prompt, image.image_id, out), fragile.revive(service)
-            ),
-            timeout=60,
+            asyncio.gather(making, system.revive(service)), timeout=60
         )
         assert video.state == "COMPLETED", video.failure
-        await fragile.quiet()
+        await system.quiet()
         balance = await client.balance()
         assert balance.available_credits == 100 - video.credits.captured
         assert balance.held_credits == 0
         assert video.credits.captured == video.credits.reserved > 0
-    assert len(await fragile.paid_jobs(prompt)) == 1
+    assert len(await system.paid_jobs(prompt)) == 1
     seen = pictures.colour(pictures.frames(out)[0])
     assert max(abs(one - other) for one, other in zip(seen, colour, strict=True)) < 12
 
 
-async def _generated(client: clients.Client, prompt: str, image_id: str, out: Path) -> types.Video:
-    return await client.generate(prompt, out=out, image_id=image_id, **TINY)
-
-
-async def test_every_invariant_holds_after_all_kills(fragile: systems.System) -> None:
-    await fragile.quiet()
-    assert fragile.disarm() == ""
-    assert await invariants.violations(fragile) == []
-
-
-def test_every_crash_point_is_in_the_matrix() -> None:
-    """A failpoint that no test kills at proves nothing."""
-    sources = [*ROOT.glob("services/**/*.py"), *ROOT.glob("kit/*.py")]
-    marked = {
-        name
-        for source in sources
-        for name in re.findall(r'await failpoint\(\s*"([a-z_.]+)"', source.read_text())
-    }
-    tested = {point for _, point in CASES} | ELSEWHERE
-    assert marked - tested == set(), "crash points that no test kills at"
-    assert tested - marked == set(), "crash points that are not in the code any more"
+async def check_all(system: systems.System) -> None:
+    """Every invariant, and that every failpoint that was armed has struck."""
+    await system.quiet()
+    assert system.disarm() == ""
+    assert await invariants.violations(system) == []

@@ -1,0 +1,174 @@
+"""Whose turn it is, at which provider account, and the quota that all replicas share: SQL on a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from framewire.events.v1 import vocabulary_pb2
+from tests.generator_world import HOUR, LEASE, OVER, World, server, world
+
+__all__ = ["server", "world"]
+
+A, B, C = "a" * 26, "b" * 26, "c" * 26
+NOW = timedelta(0)
+
+
+async def turns(world: World, count: int) -> list[str]:
+    """Accounts in the order of their turns."""
+    order: list[str] = []
+    for _ in range(count):
+        attempt = await world.pick()
+        assert attempt is not None
+        order.append(attempt.account_id)
+    return order
+
+
+async def test_a_batch_delays_another_accounts_video_by_two_turns_at_most(world: World) -> None:
+    # C was served long ago and is idle since, A has been served much: neither may cost B or A its place.
+    await world.accept(account_id=C)
+    for _ in range(50):
+        await world.accept(account_id=A)
+    await turns(world, 51)
+    for _ in range(100):
+        await world.accept(account_id=B)
+    assert await turns(world, 3) == [B] * 3
+    await world.accept(account_id=A)
+    assert A in await turns(world, 3)
+    await world.accept(account_id=C)
+    assert C in await turns(world, 3)
+    for _ in range(20):
+        await world.accept(account_id=A)
+    counted = collections.Counter(await turns(world, 20))
+    assert abs(counted[A] - counted[B]) <= 2
+
+
+async def test_weights_share_a_lane(world: World) -> None:
+    for _ in range(30):
+        await world.accept(account_id=A, weight=300)
+        await world.accept(account_id=B, weight=100)
+    counted = collections.Counter(await turns(world, 24))
+    assert 17 <= counted[A] <= 19
+
+
+async def test_lanes_are_served_by_weight_and_none_starves(world: World) -> None:
+    for lane in (vocabulary_pb2.LANE_BATCH, vocabulary_pb2.LANE_STANDARD, vocabulary_pb2.LANE_VIP):
+        for _ in range(20):
+            await world.accept(lane=lane)
+    picked = [await world.pick() for _ in range(24)]
+    counted = collections.Counter(attempt.lane for attempt in picked if attempt)
+    assert counted["VIP"] == pytest.approx(16, abs=1)
+    assert counted["STANDARD"] == pytest.approx(6, abs=1)
+    assert counted["BATCH"] == pytest.approx(2, abs=1)
+    assert picked[0] is not None
+    assert picked[0].lane == "VIP"
+
+
+async def test_an_account_takes_its_oldest_first(world: World) -> None:
+    made = [await world.accept() for _ in range(4)]
+    picked = [await world.pick() for _ in range(4)]
+    assert [a.video_id for a in picked if a] == [job.video_id for job in made]
+    assert await world.pick() is None
+
+
+async def test_nothing_is_picked_at_a_paused_closed_or_full_account(world: World) -> None:
+    await world.accept()
+    queue = world.store.queue
+    assert await queue.pause("main", True)
+    assert not await queue.pause("nobody", True)
+    assert await world.pick() is None
+    state = (await queue.account_states())[0]
+    assert (state.open, state.closed_reason) == (False, "paused by an operator")
+    assert await queue.pause("main", False)
+
+    await queue.hold_submits("main", HOUR, "401")
+    await queue.hold_submits("main", timedelta(seconds=1), "429")  # only ever tightens
+    assert await world.pick() is None
+    left = await world.pool.fetchval(
+        "SELECT submits_after - clock_timestamp() FROM provider_accounts WHERE provider_account = 'main'"
+    )
+    assert left > timedelta(minutes=59)
+    await world.pool.execute("UPDATE provider_accounts SET submits_after = '-infinity'")
+
+    world.limits = {"main": 1}
+    assert await world.pick() is not None
+    await world.accept()
+    assert await world.pick() is None
+    world.limits = {"main": 1, "second": 1}
+    second = await world.pick()
+    assert second is not None
+    assert second.provider_account == "second"
+
+
+async def test_two_dispatchers_never_overfill_an_account(world: World) -> None:
+    world.limits = {"main": 3}
+    for _ in range(12):
+        await world.accept()
+    picked = await asyncio.gather(*(world.pick() for _ in range(30)))
+    assert sum(attempt is not None for attempt in picked) <= 3
+    assert (await world.store.queue.account_states())[0].jobs_in_flight <= 3
+
+
+async def test_a_pinned_attempt_goes_to_its_account_or_nowhere(world: World) -> None:
+    attempt = await world.unknown()
+    assert await world.store.queue.put_back(attempt, NOW, "again", key_pinned=True)
+    world.limits = {"second": 5}
+    assert await world.pick() is None
+    world.limits = {"second": 5, "main": 1}
+    again = await world.pick()
+    assert again is not None
+    assert (again.provider_account, again.key_pinned) == ("main", True)
+    # The key counts from the first send, and is not used past its time.
+    await world.pool.execute("UPDATE attempts SET submitted_at = submitted_at - interval '2 hours'")
+    assert not await world.begin(again)
+    assert await world.begin(again, key_good_for=3 * HOUR)
+    first_sent = (await world.attempt(again.video_id)).submitted_at
+    assert first_sent is not None
+    assert datetime.now(UTC) - first_sent > 2 * HOUR
+
+
+async def test_twins_wait_without_costing_a_turn(world: World) -> None:
+    first = await world.sending(prompt="the same", account_id=A)
+    await world.accept(prompt="the same", account_id=A)
+    other = await world.accept(account_id=A)
+    # The twin is older, and is passed over.
+    assert (await world.pick() or first).video_id == other.video_id
+    assert await world.pick() is None
+    world.limits = {"main": 9, "second": 9}
+    elsewhere = await world.pick()
+    assert elsewhere is not None
+    assert elsewhere.provider_account == "second"
+
+
+async def test_quota_is_never_exceeded_by_concurrent_takers(world: World) -> None:
+    per_minute = 3000.0  # one each 20 ms, and one more at once
+    taken: list[float] = []
+    began = time.monotonic()
+
+    async def taker() -> None:
+        while time.monotonic() < began + 0.6:
+            if await world.store.queue.take_request("main", per_minute) <= 0:
+                taken.append(time.monotonic())
+
+    await asyncio.gather(*(taker() for _ in range(8)))
+    span = taken[-1] - began
+    assert len(taken) <= span / 0.02 + 2.5
+    assert len(taken) >= span / 0.02 * 0.5
+    assert await world.store.queue.take_request("second", 60) == 0
+    assert await world.store.queue.take_request("second", 60) == 0
+    assert 0.5 < await world.store.queue.take_request("second", 60) <= 1
+
+
+async def test_one_replica_polls_an_account_when_it_is_due(world: World) -> None:
+    renders = world.store.renders
+    claims = await asyncio.gather(*(renders.claim_poll("main", LEASE) for _ in range(6)))
+    assert sum(claims) == 1
+    await renders.end_poll("main", HOUR)
+    assert not await renders.claim_poll("main", LEASE)
+    await renders.end_poll("main", NOW)
+    assert await renders.claim_poll("main", OVER)
+    assert await renders.claim_poll("main", LEASE)
