@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fault check format proto requirements clean
+.PHONY: help demo up test test-fault test-compose check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,10 +21,13 @@ up: $(VENV)/local ## runs the whole system in the foreground, until Ctrl-C
 	@$(BIN)/framewire local up
 
 test: $(VENV)/dev ## passes all tests but the long ones
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not long" $(PYTEST_ARGS)
 
 test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
-	@$(BIN)/python -m pytest -m "fault or long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "fault or long" $(PYTEST_ARGS)
+
+test-compose: $(VENV)/dev ## builds the images, runs two replicas of each service, kills one of each, checks the books
+	@$(BIN)/python -m tests.deploy.compose_run
 
 check: $(VENV)/dev ## format, lint, types, import walls, contracts, drift of the stubs
 	@$(BIN)/ruff format --check .

@@ -37,7 +37,7 @@ CATALOGUE = Path(catalogue.__file__).parent / "providers.yaml"
 
 
 class Storage(storage_pb2_grpc.StorageServiceServicer):
-    """Fit, Get and Put as their contract has them, in memory. The whole-path tests have the real one."""
+    """Fit, Get, Stat and Put as their contract has them, in memory. The whole-path tests have the real one."""
 
     def __init__(self) -> None:
         self.assets: dict[str, tuple[storage_pb2.Asset, bytes]] = {}
@@ -57,10 +57,18 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         for start in range(0, len(content), 1000):
             yield storage_pb2.GetResponse(chunk=content[start : start + 1000])
 
+    async def Stat(self, request: Any, context: Any) -> storage_pb2.Asset:
+        if self.down:
+            raise errors.Unavailable("DEPENDENCY_UNAVAILABLE", "storage is down")
+        if request.asset_id not in self.assets:
+            raise errors.NotFound("ASSET_NOT_FOUND", "no such asset")
+        return self.assets[request.asset_id][0]
+
     async def Put(self, request_iterator: Any, context: Any) -> storage_pb2.Asset:
         self.puts += 1
         header = (await anext(request_iterator)).header
-        asset_id = ids.derived_id(header.owner, header.kind, header.variant)
+        kind = storage_pb2.AssetKind.Name(header.kind).removeprefix("ASSET_KIND_")
+        asset_id = ids.derived_id(header.account_id, header.owner, kind, header.variant)
         if asset_id in self.assets:
             return self.assets[asset_id][0]  # READY: the bytes are dropped
         if self.down:

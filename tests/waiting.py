@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -11,10 +12,10 @@ T = TypeVar("T")
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[T]],
+    condition: Callable[[], Awaitable[T] | T],
     *,
     within_seconds: float = 30.0,
-    every_seconds: float = 0.05,
+    every_seconds: float = 0.02,
     what: str = "",
 ) -> T:
     """The first true answer of `condition`; fails with the last answer or error when the time is over."""
@@ -22,7 +23,9 @@ async def eventually(
     last: object = None
     while time.monotonic() < deadline:
         try:
-            answer = await condition()
+            answer = condition()
+            if inspect.isawaitable(answer):
+                answer = await answer
         except AssertionError as error:
             last = error
         else:

@@ -78,10 +78,7 @@ async def main(settings: config.Settings) -> None:
             settings.default_requests_per_minute,
             settings.default_videos_per_hour,
         )
-        process.serve(
-            video_pb2_grpc.add_VideoServiceServicer_to_server,
-            videos.VideoApi(parts),
-        )
+        process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
         process.serve(
             upload_pb2_grpc.add_UploadServiceServicer_to_server,
             uploads.UploadApi(kept.accounts, behind),

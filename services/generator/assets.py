@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator
 
 from framewire.events.v1 import vocabulary_pb2
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
+from kit import errors, ids
 from services.generator.store import rows
 
 CHUNK_BYTES = 256 * 1024
 FIT_TIMEOUT_SECONDS = 30
+STAT_TIMEOUT_SECONDS = 5
+OUTPUT_KIND = "OUTPUT_VIDEO"
+"""The part that the kind has in an asset id; storage.proto says how ids are made."""
 PUT_TIMEOUT_SECONDS = 600
 
 
@@ -36,6 +40,15 @@ class Assets:
         parts = [part.chunk async for part in self._stub.Get(get, timeout=FIT_TIMEOUT_SECONDS)]
         return b"".join(parts)
 
+    async def stored_output(self, attempt: rows.Attempt, variant: int) -> storage_pb2.Asset | None:
+        """The output where an earlier fetch has stored it already; None where it has not."""
+        asset_id = ids.derived_id(attempt.account_id, _owner(attempt), OUTPUT_KIND, variant)
+        request = storage_pb2.StatRequest(account_id=attempt.account_id, asset_id=asset_id)
+        try:
+            return await self._stub.Stat(request, timeout=STAT_TIMEOUT_SECONDS)
+        except errors.NotFound:
+            return None
+
     async def store_output(
         self,
         attempt: rows.Attempt,
@@ -47,7 +60,7 @@ class Assets:
         """Streams a finished video into storage. Idempotent by (attempt, variant)."""
         header = storage_pb2.PutHeader(
             account_id=attempt.account_id,
-            owner=f"attempt:{attempt.attempt_id}",
+            owner=_owner(attempt),
             kind=storage_pb2.ASSET_KIND_OUTPUT_VIDEO,
             variant=variant,
             size_bytes=size_bytes or 0,
@@ -61,3 +74,7 @@ class Assets:
                     yield storage_pb2.PutRequest(chunk=chunk[start : start + CHUNK_BYTES])
 
         return await self._stub.Put(requests(), timeout=PUT_TIMEOUT_SECONDS)
+
+
+def _owner(attempt: rows.Attempt) -> str:
+    return f"attempt:{attempt.attempt_id}"

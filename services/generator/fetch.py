@@ -87,10 +87,13 @@ class Fetcher:
         account = self._pools.accounts[attempt.provider_account]
         provider = self._pools.providers[account.name]
         digest = Digest()
-        await self._quota.take(account)
         await failpoint("generator.fetch.before_put")
         try:
-            stored = await self._stream(attempt, provider, digest)
+            # A fetch that died after its Put left nothing to download again.
+            stored = await self._assets.stored_output(attempt, 0)
+            if stored is None:
+                await self._quota.take(account)
+                stored = await self._stream(attempt, provider, digest)
         except contract.ContentGone as gone:
             await self._gone(attempt, account, str(gone))
         except contract.ProviderTrouble as trouble:

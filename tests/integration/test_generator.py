@@ -342,6 +342,7 @@ KILLS = [
 
 
 @pytest.mark.fault
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("point", "fault", "kinds"), KILLS, ids=[f"{point}-{fault}" for point, fault, _ in KILLS]
 )
@@ -359,6 +360,7 @@ async def test_kill(generator: Generator, point: str, fault: str, kinds: list[st
 
 
 @pytest.mark.fault
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["after_commit", "after_post", "before_commit"])
 async def test_stopped_past_its_lease(generator: Generator, point: str) -> None:
     """A second process takes the attempts over while the first is stopped; then the first wakes up."""
@@ -395,6 +397,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 @pytest.mark.fault
+@pytest.mark.long
 async def test_two_processes_share_the_work_and_pay_once(generator: Generator) -> None:
     async with generator_process.second(generator):
         asked = [await generator.ask(lane=1 + number % 3) for number in range(24)]
@@ -404,6 +407,7 @@ async def test_two_processes_share_the_work_and_pay_once(generator: Generator) -
 
 
 @pytest.mark.fault
+@pytest.mark.long
 async def test_it_stops_when_told_and_leaves_nothing_half_done(generator: Generator) -> None:
     asked = [await generator.ask() for _ in range(6)]
     await generator.until(asked[0], "RENDERING")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pytest
 
 from services.local import environment, errors, nats, places, postgres, process, s3, stack
 from services.local.supervisor import Child, Supervisor
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 # A program that is ready when its file is there, and notes its SIGTERM.
@@ -42,17 +43,6 @@ while True:
     place.with_suffix(".beat").write_text(str(time.monotonic_ns()))
     time.sleep(0.01)
 """
-
-
-async def eventually(
-    question: Callable[[], bool | Awaitable[bool]], timeout_seconds: float = 10.0
-) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while True:
-            answer = question()
-            if answer if isinstance(answer, bool) else await answer:
-                return
-            await asyncio.sleep(0.02)
 
 
 def fake(place: Path, name: str, script: str = FAKE) -> Child:

@@ -7,7 +7,7 @@ import signal
 import struct
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from services.storage.media import confine, facts, marks, sandbox
 from services.storage.media.facts import Reason
+from tests.waiting import eventually
 
 MARK = facts.Mark("sora-2", "vid_01", "ab" * 32, datetime(2026, 7, 1, tzinfo=UTC))
 
@@ -50,12 +51,6 @@ def video_file(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
-
-
-async def eventually(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not check():  # noqa: ASYNC110 (other processes set no event)
-            await asyncio.sleep(0.005)
 
 
 def gone(pid: int) -> bool:

@@ -89,7 +89,8 @@ class StorageServiceServicer:
     """
 
     def Put(self, request_iterator, context):
-        """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant): when that asset is READY, it is
+        """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant), from which its id is derived
+        (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
         answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
         NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
         """

@@ -36,7 +36,8 @@ class StorageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StorageServiceAsyncStub: ...
     Put: _grpc.StreamUnaryMultiCallable[_storage_pb2.PutRequest, _storage_pb2.Asset]
-    """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant): when that asset is READY, it is
+    """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant), from which its id is derived
+    (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
     answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
@@ -67,7 +68,8 @@ class StorageServiceAsyncStub(StorageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Put: _aio.StreamUnaryMultiCallable[_storage_pb2.PutRequest, _storage_pb2.Asset]  # type: ignore[assignment]
-    """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant): when that asset is READY, it is
+    """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant), from which its id is derived
+    (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
     answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
@@ -101,7 +103,8 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_storage_pb2.PutRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
-        """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant): when that asset is READY, it is
+        """Stores one asset: a header first, then chunks. Idempotent by (account, owner, kind, variant), from which its id is derived
+        (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
         answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
         NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
         """
