@@ -99,14 +99,21 @@ class Bus:
         queue: str = "",
     ) -> None:
         """Hears core NATS until told to stop; the client subscribes again by itself after an outage."""
+        if await self.until_open(stopping):
+            subscription = await self.client.subscribe(subject, queue=queue, cb=heard)
+            await stopping.wait()
+            await _quietly(subscription.unsubscribe())
+
+    async def until_open(self, stopping: asyncio.Event) -> bool:
+        """Waits for the first connection; false when told to stop before."""
         opened = asyncio.ensure_future(self.opened.wait())
         stop = asyncio.ensure_future(stopping.wait())
-        await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
-        opened.cancel()
-        if self.opened.is_set():
-            subscription = await self.client.subscribe(subject, queue=queue, cb=heard)
-            await stop
-            await _quietly(subscription.unsubscribe())
+        try:
+            await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            opened.cancel()
+            stop.cancel()
+        return self.opened.is_set()
 
     def _require(self) -> None:
         if not self.client.is_connected:
@@ -191,6 +198,7 @@ class PullLoop:
                 group.create_task(self._work(stopping))
 
     async def _work(self, stopping: asyncio.Event) -> None:
+        await self._bus.until_open(stopping)
         while not stopping.is_set():
             try:
                 subscription = await self._subscribe()

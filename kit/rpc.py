@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -147,25 +148,32 @@ def _metadata(context: Any) -> dict[str, str]:
     }
 
 
+@asynccontextmanager
+async def _served(method: str, context: Any) -> AsyncIterator[None]:
+    """What surrounds a call: its trace, its time, and its failure as the caller gets it."""
+    started, code = time.monotonic(), "OK"
+    with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            known = _known(error, method)
+            code = known.code
+            await _abort(context, known)
+        finally:
+            seconds = time.monotonic() - started
+            telemetry.RPC_SECONDS.labels("server", method, code).observe(seconds)
+            log.info("rpc_served", method=method, code=code, seconds=round(seconds, 6))
+
+
 def _wrap_unary(interceptor: ServerInterceptor, method: str, handler: Any) -> Any:
     behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def served(request: Any, context: Any) -> Any:
-        started, code = time.monotonic(), "OK"
-        with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
-            try:
-                return await behavior(await interceptor.enter(method, request, context), context)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            except Exception as error:
-                known = _known(error, method)
-                code = known.code
-                await _abort(context, known)
-            finally:
-                telemetry.RPC_SECONDS.labels("server", method, code).observe(
-                    time.monotonic() - started
-                )
+        async with _served(method, context):
+            return await behavior(await interceptor.enter(method, request, context), context)
 
     return served
 
@@ -174,23 +182,10 @@ def _wrap_stream(interceptor: ServerInterceptor, method: str, handler: Any) -> A
     behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def served(request: Any, context: Any) -> AsyncIterator[Any]:
-        started, code = time.monotonic(), "OK"
-        with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
-            try:
-                entered = await interceptor.enter(method, request, context)
-                async for response in behavior(entered, context):
-                    yield response
-            except (asyncio.CancelledError, GeneratorExit):
-                code = "CANCELLED"
-                raise
-            except Exception as error:
-                known = _known(error, method)
-                code = known.code
-                await _abort(context, known)
-            finally:
-                telemetry.RPC_SECONDS.labels("server", method, code).observe(
-                    time.monotonic() - started
-                )
+        async with _served(method, context):
+            entered = await interceptor.enter(method, request, context)
+            async for response in behavior(entered, context):
+                yield response
 
     return served
 

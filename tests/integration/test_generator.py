@@ -17,6 +17,7 @@ from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
 from kit import errors, ids
 from tests import generator_process, generator_world
+from tests.fault import kills
 from tests.generator_process import Generator
 from tests.waiting import eventually
 
@@ -312,28 +313,7 @@ async def test_an_answer_that_only_the_spool_holds_is_taken_up(generator: Genera
 # With crashes
 
 KILLS = [
-    *(
-        (point, "", WHOLE)
-        for point in (
-            "generator.accept.before_commit",
-            "generator.accept.after_commit",
-            "generator.accept.before_ack",
-            "generator.pick.before_commit",
-            "generator.pick.after_commit",
-            "generator.prepare.after_fit",
-            "generator.submit.before_commit",
-            "generator.submit.after_commit",
-            "generator.submit.after_post",
-            "generator.submit.after_job_row",
-            "generator.submit.after_accepted",
-            "generator.poll.before_finished",
-            "generator.poll.after_finished",
-            "generator.fetch.before_put",
-            "generator.fetch.after_put",
-            "generator.finish.before_commit",
-            "generator.finish.after_commit",
-        )
-    ),
+    *((point, "", WHOLE) for point in kills.MATRIX["generator"]),
     ("generator.resolve.after_adopt", "lost_answer", WHOLE),
     ("generator.resolve.before_put_back", "hang_before", WHOLE),
     ("generator.finish.before_commit", "moderated_later", FAILED),
