@@ -76,6 +76,11 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
             "SIMULATOR_TIME_FACTOR": str(addresses.time_factor),
             "SIMULATOR_API_KEYS": addresses.provider_api_key,
         }
+        # The simulator speaks both dialects.
+        shared["generator"] |= {
+            "GENERATOR_AZURE_BASE_URL": f"http://{places.HOST}:{addresses.simulator_port}/openai/v1",
+            "GENERATOR_AZURE_API_KEY": addresses.provider_api_key,
+        }
     return shared
 
 
