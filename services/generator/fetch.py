@@ -130,10 +130,8 @@ class Fetcher:
             return (attempt.provider_job_id,)
         await self._quota.take(account)
         job = await provider.get(attempt.provider_job_id)
-        if job is None or (job.status is contract.Status.DONE and not job.outputs):
+        if job is None or not job.outputs:
             raise contract.ContentGone("the job shows no videos")
-        if job.status is not contract.Status.DONE:
-            raise contract.ProviderTrouble(f"the job is {job.status} now")
         return job.outputs
 
     async def _stream(

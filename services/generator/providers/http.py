@@ -41,7 +41,6 @@ class Server:
     ) -> None:
         self._account = account
         self._base_url = base_url.rstrip("/")
-        self._origin = _origin(httpx.URL(self._base_url))
         self._headers = dict(headers)
         self._parameters = dict(parameters or {})
         self._reader = httpx.AsyncClient(
@@ -58,7 +57,7 @@ class Server:
 
     async def _keep_the_key(self, request: httpx.Request) -> None:
         """Films may come by a redirect from elsewhere; httpx takes only `Authorization` off for another host."""
-        if _origin(request.url) != self._origin:
+        if not _same_server(httpx.URL(self._base_url), request.url):
             for name in self._headers:
                 request.headers.pop(name, None)
 
@@ -169,8 +168,12 @@ class Server:
             raise contract.ProviderTrouble(repr(error)) from error
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+def _same_server(ours: httpx.URL, other: httpx.URL) -> bool:
+    """The same origin, or the same host with TLS where ours is without."""
+    if ours.host != other.host:
+        return False
+    upgraded = (ours.scheme, other.scheme) == ("http", "https") and ours.port == other.port is None
+    return upgraded or (ours.scheme, ours.port) == (other.scheme, other.port)
 
 
 def multipart(
