@@ -60,7 +60,7 @@ def spec(prompt: str = "", **fields: Any) -> vocabulary_pb2.VideoSpec:
 
 
 async def create(
-    provider: openai_videos.OpenAIVideos,
+    provider: contract.Provider,
     prompt: str = "",
     image: bytes | None = None,
     **fields: Any,
@@ -70,13 +70,13 @@ async def create(
     )
 
 
-async def made(provider: openai_videos.OpenAIVideos, prompt: str = "", **fields: Any) -> str:
+async def made(provider: contract.Provider, prompt: str = "", **fields: Any) -> str:
     outcome = await create(provider, prompt, **fields)
     assert isinstance(outcome, contract.Accepted), outcome
     return outcome.provider_job_id
 
 
-async def ended(provider: openai_videos.OpenAIVideos, job_id: str) -> contract.Job:
+async def ended(provider: contract.Provider, job_id: str) -> contract.Job:
     async def check() -> contract.Job | None:
         job = await provider.get(job_id)
         assert job is not None

@@ -7,6 +7,7 @@ nothing but the provider's own word, or a proof that it never got it, lets it be
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -77,6 +78,8 @@ class ListedJob:
     provider_job_id: str
     fingerprint: str
     created_at: datetime
+    marker: str = ""
+    """The name that its sender gave it, where the list shows one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Undecided:
     """Undecided attempts at this provider account with this fingerprint, this one included."""
     absent_since: datetime | None
     """When a pass first proved that the job was not there."""
+    marker: str = ""
+    """What the list shows of ours alone; empty where nothing was sent that it would show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +141,18 @@ class Wait:
 
 
 Decision = Adopt | SendAgain | Wait
+_MARKER = re.compile(r"framewire-.+\.jpg")
 
 
 def visible_fingerprint(prompt: str, model: str, width: int, height: int, seconds: int) -> str:
     """What a provider's list shows of a job, as one value."""
     shown = "\x1f".join((" ".join(prompt.split()), model, f"{width}x{height}", str(seconds)))
     return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def marker(attempt_id: str) -> str:
+    """The name under which an attempt's image is sent: shown again by some, it says whose the job is."""
+    return f"framewire-{attempt_id}.jpg"
 
 
 def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decision:
@@ -153,8 +164,17 @@ def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decisi
         return SendAgain(same_key=True)
     if attempt.evidence is Evidence.BLIND or listed is None:
         return Wait(_slow(attempt), unresolved=now >= quiet_from)
+    ours = [job for job in listed.jobs if attempt.marker and job.marker == attempt.marker]
+    if ours:
+        # Nobody else gives this name: it is adopted whatever else looks like it, and whenever it was made.
+        return Adopt(min(ours, key=lambda job: job.created_at).provider_job_id)
     candidates = _candidates(attempt, listed.jobs)
-    if len(candidates) == 1 and attempt.claimants == 1 and _in_time(attempt, candidates[0]):
+    if (
+        not attempt.marker
+        and len(candidates) == 1
+        and attempt.claimants == 1
+        and _in_time(attempt, candidates[0])
+    ):
         return Adopt(candidates[0].provider_job_id)
     if candidates:
         # Several jobs or several claimants: whose is whose cannot be told, and a stranger's video must never go out.
@@ -172,10 +192,18 @@ def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decisi
 
 
 def _candidates(attempt: Undecided, jobs: Sequence[ListedJob]) -> list[ListedJob]:
-    """Nobody's jobs that look like it. Without an end of the window: one that was made late is no proof of absence."""
+    """Nobody's jobs that look like it. Without an end of the window: one that was made late is no proof of absence.
+
+    A name that we give tells another's; for an attempt that has a name, one without is none to adopt, but a doubt.
+    """
     earliest = attempt.submitted_at - attempt.clock_skew
     return [
-        job for job in jobs if job.fingerprint == attempt.fingerprint and earliest <= job.created_at
+        job
+        for job in jobs
+        if job.fingerprint == attempt.fingerprint
+        and earliest <= job.created_at
+        and not _MARKER.fullmatch(job.marker)
+        and (attempt.marker or not job.marker)
     ]
 
 

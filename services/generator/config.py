@@ -20,9 +20,13 @@ class Settings(config.ServiceSettings):
     providers_file: Path = Path(__file__).parent / "providers.yaml"
     """The catalogue of provider accounts."""
     provider_base_url: str = ""
-    """Base URL of the accounts whose entry names none, up to and with `/v1`."""
+    """Base URL of the openai_videos accounts whose entry names none, up to and with `/v1`."""
     provider_api_key: SecretStr = SecretStr("")
-    """Their key."""
+    """The key of the openai_videos accounts."""
+    azure_base_url: str = ""
+    """Base URL of the azure_jobs accounts whose entry names none, up to and with `/openai/v1`."""
+    azure_api_key: SecretStr = SecretStr("")
+    """The key of the azure_jobs accounts."""
     time_factor: float = 1.0
     """Divides every provider-facing duration of the catalogue; the simulator runs at the same factor."""
     post_timeout_seconds: float = 0

@@ -162,7 +162,8 @@ class Dispatcher:
     ) -> contract.CreateOutcome | None:
         """The write-ahead and the one POST. None when nothing was sent."""
         margin = self._settings.submit_lease_margin_seconds
-        model = account.models[attempt.job.spec.model]
+        spec = attempt.job.spec
+        cost_micros = account.models[spec.model].cost_micros_per_second * spec.seconds
         await failpoint("generator.submit.before_commit")
         async with self._worker.session() as (connection, key):
             # Before the commit: we may be stopped between it and the next line of ours.
@@ -175,9 +176,9 @@ class Dispatcher:
                 resolve_after=timedelta(seconds=account.resolve_seconds),
                 render_limit=timedelta(seconds=account.max_render_seconds),
                 body_sha256=_sha256(body),
-                fingerprint=provider.shown(attempt.job.spec),
+                fingerprint=provider.shown(spec),
                 key_good_for=timedelta(seconds=account.key_ttl_seconds / 2),
-                cost_micros=model.cost_micros_per_second * attempt.job.spec.seconds,
+                cost_micros=cost_micros * max(1, spec.variants),
             )
         if not begun:
             await self._put_back(attempt, TWIN_RETRY, "a twin is undecided")

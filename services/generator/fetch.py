@@ -89,11 +89,22 @@ class Fetcher:
         digest = Digest()
         await failpoint("generator.fetch.before_put")
         try:
-            # A fetch that died after its Put left nothing to download again.
-            stored = await self._assets.stored_output(attempt, 0)
-            if stored is None:
-                await self._quota.take(account)
-                stored = await self._stream(attempt, provider, digest)
+            # A fetch that died after its Puts left nothing to download again.
+            stored = [
+                await self._assets.stored_output(attempt, variant)
+                for variant in range(max(1, attempt.job.spec.variants))
+            ]
+            if None in stored:
+                outputs = await self._outputs(attempt, account, provider)
+                # Fewer may have come out than were asked for.
+                stored = stored[: len(outputs)]
+                for variant, output_id in enumerate(outputs[: len(stored)]):
+                    if stored[variant] is None:
+                        digest = Digest()
+                        await self._quota.take(account)
+                        stored[variant] = await self._stream(
+                            attempt, provider, variant, output_id, digest
+                        )
         except contract.ContentGone as gone:
             await self._gone(attempt, account, str(gone))
         except contract.ProviderTrouble as trouble:
@@ -107,18 +118,32 @@ class Fetcher:
                 await self._again(attempt, seconds, f"storage: {error.message}")
         else:
             await failpoint("generator.fetch.after_put")
-            if await self._store.videos.complete(attempt, [stored]):
+            if await self._store.videos.complete(attempt, [s for s in stored if s]):
                 log.info("video_completed", video_id=attempt.video_id)
+
+    async def _outputs(
+        self, attempt: rows.Attempt, account: catalogue.ProviderAccount, provider: contract.Provider
+    ) -> tuple[str, ...]:
+        """What there is to download, at least one; raises as the download itself does."""
+        assert attempt.provider_job_id is not None
+        if not provider.outputs_are_listed:
+            return (attempt.provider_job_id,)
+        await self._quota.take(account)
+        job = await provider.get(attempt.provider_job_id)
+        if job is None or not job.outputs:
+            raise contract.ContentGone("the job shows no videos")
+        return job.outputs
 
     async def _stream(
         self,
         attempt: rows.Attempt,
         provider: contract.Provider,
+        variant: int,
+        output_id: str,
         digest: Digest,
     ) -> storage_pb2.Asset:
-        assert attempt.provider_job_id is not None
         cut: list[contract.ProviderTrouble] = []
-        async with provider.content(attempt.provider_job_id, 0) as (size, chunks):
+        async with provider.content(output_id) as (size, chunks):
             await self._teller.stage(attempt, attempts.State.FETCHING)
 
             async def hashed() -> AsyncIterator[bytes]:
@@ -133,7 +158,9 @@ class Fetcher:
                     raise
 
             try:
-                return await self._assets.store_output(attempt, 0, size, hashed(), attempt.job.spec)
+                return await self._assets.store_output(
+                    attempt, variant, size, hashed(), attempt.job.spec
+                )
             except (errors.ServiceError, asyncio.CancelledError) as error:
                 if cut:
                     raise cut[0] from error

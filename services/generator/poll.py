@@ -136,7 +136,7 @@ class Poller:
         """The provider's verdict. A failure of theirs that is not billed gets one further attempt, on the same hold."""
         code = job.error_code.lower()
         refused = any(word in code for word in REFUSED_CODES)
-        inputs = "input" in job.error_message.lower()
+        inputs = "input" in f"{code} {job.error_message.lower()}"
         cause = ("INPUT_REFUSED" if inputs else "OUTPUT_REFUSED") if refused else "PROVIDER_ERROR"
         reason = job.error_message or job.error_code or "no reason given"
         message = f"the provider could not make it: {reason}"

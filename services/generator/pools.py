@@ -8,10 +8,13 @@ from pathlib import Path
 import yaml
 
 from framewire.events.v1 import vocabulary_pb2
+from kit import telemetry
 from services.generator import catalogue, config
-from services.generator.providers import contract, openai_videos
+from services.generator.providers import azure_jobs, contract, openai_videos
 
-DIALECTS = {"openai_videos": openai_videos.OpenAIVideos}
+log = telemetry.logger(__name__)
+
+DIALECTS = {"openai_videos": openai_videos.OpenAIVideos, "azure_jobs": azure_jobs.AzureJobs}
 LANE_WEIGHTS = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
 
 
@@ -49,21 +52,35 @@ class Pools:
 
 
 def open_pools(settings: config.Settings) -> Pools:
-    """Reads the catalogue and opens a client per account. Raises CatalogueError naming the mistake."""
+    """Reads the catalogue and opens a client per account that has an address.
+
+    Raises CatalogueError naming the mistake, and where no account has one.
+    """
     accounts = catalogue.parse(_read(settings.providers_file, settings), settings.time_factor)
     providers: dict[str, contract.Provider] = {}
     for name, account in accounts.items():
         dialect = DIALECTS.get(account.dialect)
         if dialect is None:
             raise catalogue.CatalogueError(f"{name}: no client for dialect {account.dialect}")
-        base_url = account.base_url or settings.provider_base_url
+        base_url, key = _access(account, settings)
         if not base_url:
-            raise catalogue.CatalogueError(
-                f"{name}: no base_url, and no GENERATOR_PROVIDER_BASE_URL"
-            )
-        key = settings.provider_api_key.get_secret_value()
+            log.warning("provider_account_without_base_url", provider_account=name)
+            continue
         providers[name] = dialect(account, base_url, key)
-    return Pools(accounts, providers)
+    if not providers:
+        raise catalogue.CatalogueError(
+            "no provider account has a base_url: set GENERATOR_PROVIDER_BASE_URL or GENERATOR_AZURE_BASE_URL"
+        )
+    return Pools({name: accounts[name] for name in providers}, providers)
+
+
+def _access(account: catalogue.ProviderAccount, settings: config.Settings) -> tuple[str, str]:
+    """Base URL and key of an account."""
+    if account.dialect == "azure_jobs":
+        base_url, key = settings.azure_base_url, settings.azure_api_key
+    else:
+        base_url, key = settings.provider_base_url, settings.provider_api_key
+    return account.base_url or base_url, key.get_secret_value()
 
 
 def _read(path: Path, settings: config.Settings) -> dict[str, object]:

@@ -75,7 +75,10 @@ class Resolver:
             shown = [] if seen is None else [job.provider_job_id for job in seen[0]]
             around = await self._store.submissions.surroundings(attempt, shown)
             listed = None if seen is None else _pass(*seen, around.known_job_ids, now)
-            undecided_ = _undecided(attempt, account, around, attempt.attempt_id in gone)
+            marker = self._pools.providers[account.name].shown_marker(
+                attempt.job.spec, attempt.attempt_id
+            )
+            undecided_ = _undecided(attempt, account, around, attempt.attempt_id in gone, marker)
             await self._act(attempt, attempts.decide(undecided_, listed, now))
 
     async def _act(self, attempt: rows.Attempt, decision: attempts.Decision) -> None:
@@ -120,9 +123,11 @@ def _pass(
     unknown = [job for job in jobs if job.provider_job_id not in known]
     return attempts.ListPass(
         jobs=tuple(
-            attempts.ListedJob(job.provider_job_id, job.fingerprint, job.created_at)
+            attempts.ListedJob(
+                job.provider_job_id, job.fingerprint or "", job.created_at, job.marker
+            )
             for job in unknown
-            if job.fingerprint is not None
+            if job.fingerprint is not None or job.marker
         ),
         # A job of which too little is shown could be anybody's, ours too: then the list proves nothing.
         reached_start=reached and all(job.fingerprint is not None for job in unknown),
@@ -136,6 +141,7 @@ def _undecided(
     account: catalogue.ProviderAccount,
     around: submissions.Surroundings,
     sender_gone: bool,
+    marker: str,
 ) -> attempts.Undecided:
     assert attempt.submitted_at is not None
     return attempts.Undecided(
@@ -149,4 +155,5 @@ def _undecided(
         sender_gone=sender_gone,
         claimants=around.claimants,
         absent_since=attempt.absent_since,
+        marker=marker,
     )

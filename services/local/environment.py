@@ -31,6 +31,8 @@ class Addresses:
     s3_region: str
     provider_base_url: str
     provider_api_key: str
+    azure_base_url: str  # empty: no provider account of the azure_jobs dialect
+    azure_api_key: str
     simulator_port: int | None
     listen: Mapping[str, str]  # service to host:port of its gRPC
     metrics_listen: Mapping[str, str]
@@ -61,6 +63,8 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
         "GENERATOR_SPOOL_DIR": str(addresses.data_dir / "spool"),
         "GENERATOR_PROVIDER_BASE_URL": addresses.provider_base_url,
         "GENERATOR_PROVIDER_API_KEY": addresses.provider_api_key,
+        "GENERATOR_AZURE_BASE_URL": addresses.azure_base_url,
+        "GENERATOR_AZURE_API_KEY": addresses.azure_api_key,
     }
     shared["gateway"] |= {
         "GATEWAY_CREDITS_ADDRESS": addresses.listen["credits"],

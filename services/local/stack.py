@@ -148,7 +148,9 @@ class Stack:
         }
         endpoint = self._outer("S3_ENDPOINT").removeprefix("http://") or self.s3.endpoint
         embedded_s3 = not self._outer("S3_ENDPOINT")
-        simulator_url = f"http://{places.HOST}:{ports['simulator']}/v1"
+        simulator_url = f"http://{places.HOST}:{ports['simulator']}"
+        simulator_key = places.secret(self.data_dir / "secrets" / "simulator")
+        simulated = not self._outer("PROVIDER_BASE_URL")  # it runs, and speaks both dialects
         return environments.Addresses(
             data_dir=self.data_dir,
             time_factor=self.time_factor,
@@ -159,12 +161,10 @@ class Stack:
             s3_access_key=self.s3.access_key if embedded_s3 else self._required("S3_ACCESS_KEY"),
             s3_secret_key=self.s3.secret_key if embedded_s3 else self._required("S3_SECRET_KEY"),
             s3_region=self._outer("S3_REGION") or s3.REGION,
-            provider_base_url=self._outer("PROVIDER_BASE_URL") or simulator_url,
-            provider_api_key=(
-                self._required("PROVIDER_API_KEY")
-                if self._outer("PROVIDER_BASE_URL")
-                else places.secret(self.data_dir / "secrets" / "simulator")
-            ),
+            provider_base_url=self._outer("PROVIDER_BASE_URL") or f"{simulator_url}/v1",
+            provider_api_key=simulator_key if simulated else self._required("PROVIDER_API_KEY"),
+            azure_base_url=f"{simulator_url}/openai/v1" if simulated else "",
+            azure_api_key=simulator_key if simulated else "",
             simulator_port=ports["simulator"],
             listen=listen,
             metrics_listen=metrics,

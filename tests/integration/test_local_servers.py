@@ -466,6 +466,8 @@ async def test_outer_servers_replace_the_embedded_ones(
     )
     assert variables["storage"]["STORAGE_ENDPOINT"] == "10.0.0.1:9000"
     assert variables["generator"]["GENERATOR_PROVIDER_BASE_URL"] == "http://10.0.0.2/v1"
+    # No simulator runs then: the account at it is not opened.
+    assert variables["generator"]["GENERATOR_AZURE_BASE_URL"] == ""
 
     del outer["FRAMEWIRE_S3_SECRET_KEY"]
     with pytest.raises(errors.LocalError, match="FRAMEWIRE_S3_SECRET_KEY is missing"):

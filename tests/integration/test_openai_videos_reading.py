@@ -74,7 +74,7 @@ async def test_a_job_from_its_beginning_to_its_film(provider: openai_videos.Open
 
 
 async def film(provider: openai_videos.OpenAIVideos, job_id: str) -> bytes:
-    async with provider.content(job_id, 0) as (size, chunks):
+    async with provider.content(job_id) as (size, chunks):
         content = b"".join([chunk async for chunk in chunks])
     assert size in (None, len(content))
     return content

@@ -47,6 +47,24 @@ async def test_image_to_video(system: systems.System, tmp_path: Path) -> None:
     assert stages[-1] == "DONE"
 
 
+async def test_image_to_video_by_the_other_dialect(system: systems.System, tmp_path: Path) -> None:
+    """sora-1 is made by the account of the azure_jobs dialect; nothing else is different."""
+    prompt, out = unique("the camera rises"), tmp_path / "film.mp4"
+    async with await system.account(100) as client:
+        video = await client.generate(
+            prompt, pictures.ROCKET, out=out, **{**TINY, "model": "sora-1"}
+        )
+        balance = await client.balance()
+    assert (video.state, video.credits.settlement) == ("COMPLETED", "DONE")
+    assert video.credits.captured == video.credits.reserved > 0
+    assert (balance.available_credits, balance.held_credits) == (100 - video.credits.captured, 0)
+    film = pictures.frames(out)
+    photo = ImageOps.fit(Image.open(pictures.ROCKET), (320, 180), centering=(0.5, 0.5))
+    assert pictures.difference(film[0], photo) < 12
+    (paid,) = await system.paid_jobs(prompt)
+    assert (paid["dialect"], paid["model"]) == ("azure_jobs", "sora")
+
+
 async def test_text_to_video(system: systems.System, tmp_path: Path) -> None:
     """No image: the provider makes the first frame as well."""
     prompt, out = unique("a calm sea"), tmp_path / "sea.mp4"

@@ -123,6 +123,48 @@ def test_only_a_job_of_its_time_is_adopted(after_seconds: float, adopted: bool) 
         assert decision == SendAgain(same_key=False)
 
 
+# Searchable, with a name of ours that the list shows again
+
+NAMED = replace(SEARCHABLE, marker=attempts.marker("a"))
+
+
+def named(job: ListedJob, name: str) -> ListedJob:
+    return replace(job, marker=name)
+
+
+def test_a_job_of_our_name_is_adopted_whatever_else_looks_like_it() -> None:
+    ours = named(shown(1), attempts.marker("a"))
+    unlike = replace(ours, fingerprint="")
+    late = replace(ours, created_at=LATER + TTL)
+    for attempt in (NAMED, replace(NAMED, claimants=2), replace(NAMED, sender_gone=False)):
+        for job in (ours, unlike, late):
+            seen = listed(named(shown(2), attempts.marker("b")), shown(3), job, sentinel=False)
+            assert attempts.decide(attempt, seen, SENT) == Adopt("video_1")
+
+
+def test_a_job_of_another_name_of_ours_is_neither_adopted_nor_in_the_way() -> None:
+    others = listed(named(shown(), attempts.marker("b")))
+    once = replace(NAMED, absent_since=QUIET)
+    assert attempts.decide(once, others, LATER) == SendAgain(same_key=False)
+    # Nor is it that of an attempt without a name, which sends no image.
+    text = replace(SEARCHABLE, absent_since=QUIET)
+    assert attempts.decide(text, others, LATER) == SendAgain(same_key=False)
+
+
+@pytest.mark.parametrize("name", ["", "photo.png"])
+def test_a_named_attempt_adopts_no_likeness_and_is_not_absent_beside_one(name: str) -> None:
+    """The server may have left our name out, or changed it."""
+    once = replace(NAMED, absent_since=QUIET)
+    waits = attempts.decide(once, listed(named(shown(), name)), LATER)
+    assert isinstance(waits, Wait)
+    assert (waits.absent, waits.unresolved) == (False, True)
+
+
+def test_an_attempt_without_a_name_adopts_none_with_one() -> None:
+    decision = attempts.decide(SEARCHABLE, listed(named(shown(), "photo.png")), QUIET)
+    assert not isinstance(decision, Adopt)
+
+
 # Blind
 
 

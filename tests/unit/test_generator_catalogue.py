@@ -106,12 +106,12 @@ def test_two_accounts_of_one_name_and_pools_of_unequal_accounts_are_refused() ->
     with pytest.raises(catalogue.CatalogueError, match="stands twice"):
         catalogue.parse(document, 1.0)
     second["name"] = "second"
-    assert list(catalogue.parse(document, 1.0)) == ["main", "second"]
+    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "second"]
     del second["models"]["sora-2-pro"]
     with pytest.raises(catalogue.CatalogueError, match="second: serves other models"):
         catalogue.parse(document, 1.0)
     second["pool"] = "small"
-    assert list(catalogue.parse(document, 1.0)) == ["main", "second"]
+    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "second"]
 
 
 # Answers of a create, as reference/provider-protocols.md section 1.6 documents them.
@@ -152,7 +152,7 @@ def settings(path: Path, **fields: Any) -> config.Settings:
 
 
 async def test_opening_the_pools(tmp_path: Path) -> None:
-    with pytest.raises(catalogue.CatalogueError, match="no base_url"):
+    with pytest.raises(catalogue.CatalogueError, match="has a base_url: set GENERATOR_PROVIDER"):
         pools.open_pools(settings(FILE))
     opened = pools.open_pools(
         settings(FILE, provider_base_url="http://x/v1", post_timeout_seconds=2)
@@ -161,6 +161,10 @@ async def test_opening_the_pools(tmp_path: Path) -> None:
     assert opened.pool_of("sora-2") == "sora"
     assert opened.pool_of("unheard-of") is None
     assert opened.names == ["sora"]
+    assert opened.pool_of("sora-1") is None, "an account without an address is not opened"
+    await opened.aclose()
+    opened = pools.open_pools(settings(FILE, azure_base_url="http://x/openai/v1"))
+    assert (opened.names, opened.pool_of("sora-2")) == (["sora-1"], None)
     await opened.aclose()
 
     empty = tmp_path / "empty.yaml"

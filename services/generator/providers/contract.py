@@ -79,6 +79,10 @@ class Job:
     expires_at: datetime | None
     fingerprint: str | None
     """attempts.visible_fingerprint of what is shown; None when too little is shown."""
+    outputs: tuple[str, ...] = ()
+    """What `content` takes, of a job that is DONE: one for each video that came out, in the order of the variants."""
+    marker: str = ""
+    """What is shown again of a name that its sender gave; empty where there is none."""
     error_code: str = ""
     error_message: str = ""
 
@@ -108,12 +112,21 @@ class ContentGone(ProviderTrouble):
 class Provider(Protocol):
     """One key at one server. Every method makes requests; each of them has been taken from the quota by the caller."""
 
+    @property
+    def outputs_are_listed(self) -> bool:
+        """Whether a finished job has to be asked for its outputs; otherwise it has one, under its own id."""
+        ...
+
     def build(self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, marker: str) -> Body:
         """The create's body. Deterministic: same input, same bytes."""
         ...
 
     def shown(self, spec: vocabulary_pb2.VideoSpec) -> str:
         """The fingerprint that the list will show of it."""
+        ...
+
+    def shown_marker(self, spec: vocabulary_pb2.VideoSpec, marker: str, /) -> str:
+        """What of `build`'s marker the list will show; empty where it shows nothing."""
         ...
 
     async def create(self, body: Body, idempotency_key: str | None) -> CreateOutcome:
@@ -129,9 +142,9 @@ class Provider(Protocol):
         ...
 
     def content(
-        self, provider_job_id: str, variant: int
+        self, output_id: str
     ) -> AbstractAsyncContextManager[tuple[int | None, AsyncIterator[bytes]]]:
-        """The finished video: its size where said, its bytes as they come; raises ProviderTrouble or ContentGone."""
+        """A finished video: its size where said, its bytes as they come; raises ProviderTrouble or ContentGone."""
         ...
 
     async def close(self) -> None:
