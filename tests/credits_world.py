@@ -16,7 +16,7 @@ from framewire.events.v1 import event_pb2
 from kit import errors, ids, migrate, postgres
 from services.credits import documents, holds, ledger, rules
 from services.credits.store import Store, movements
-from services.local import postgres as local_postgres
+from tests import containers
 
 HERE = Path(rules.__file__).parent
 TEN = rules.Item("sora-2", 1280, 720, 6, 1, rules.Lane.STANDARD)
@@ -73,7 +73,7 @@ class World:
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     """Postgres with a template that is migrated and has its rulebooks."""
-    running = local_postgres.Postgres(tmp_path_factory.mktemp("credits"))
+    running = containers.postgres(tmp_path_factory.mktemp("credits"))
     await running.start()
     try:
         await running.create_database("template_credits")

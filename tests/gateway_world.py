@@ -34,7 +34,8 @@ from framewire.gateway.v1 import (
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc, job_pb2
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import errors, rpc
-from services.local import environment, nats, places, postgres, probes, process
+from services.local import environment, nats, places, probes, process
+from tests import containers
 
 BOOTSTRAP = "fw_" + "b" * 40
 IMAGE = "i" * 26
@@ -269,7 +270,7 @@ class World:
 async def running(data_dir: Path) -> AsyncIterator[World]:
     """A gateway on servers of its own."""
     made = World()
-    database, made.bus = postgres.Postgres(data_dir), nats.Nats(data_dir)
+    database, made.bus = containers.postgres(data_dir), nats.Nats(data_dir)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(database.destroy)
         stack.push_async_callback(made.bus.stop)

@@ -19,7 +19,7 @@ from framewire.storage.v1 import storage_pb2
 from kit import ids, migrate, postgres
 from services.generator import attempts
 from services.generator.store import Store, rows
-from services.local import postgres as local_postgres
+from tests import containers
 
 MIGRATIONS = Path(attempts.__file__).parent / "migrations"
 LANES = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
@@ -203,7 +203,7 @@ def asset(**fields: Any) -> storage_pb2.Asset:
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     """Postgres with the generator's database."""
-    running = local_postgres.Postgres(tmp_path_factory.mktemp("generator"))
+    running = containers.postgres(tmp_path_factory.mktemp("generator"))
     await running.start()
     try:
         await running.create_database(DATABASE)

@@ -20,6 +20,7 @@ from framewire.storage.v1 import storage_pb2 as pb
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth, errors, rpc
 from services.local import stack
+from tests import containers
 from tests.waiting import eventually
 
 IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
@@ -40,9 +41,10 @@ class World:
         self.stack = running
         self.stub = stub
         self.pool = pool
+        where = running.addresses
         self.s3 = minio.Minio(
-            running.s3.endpoint, running.s3.access_key, running.s3.secret_key, secure=False,
-            region=running.s3.region,
+            where.s3_endpoint, where.s3_access_key, where.s3_secret_key, secure=False,
+            region=where.s3_region,
         )  # fmt: skip
 
     async def put(
@@ -172,18 +174,19 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
         "STORAGE_SCRATCH_DIR": str(place / "scratch"),
     }
-    whole = stack.Stack(
-        place, services=("storage",), environ={}, overrides={"storage": SETTINGS | own}
-    )
-    try:
-        await whole.start()
-        async with (
-            rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
-            asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
-        ):
-            yield World(whole, storage_pb2_grpc.StorageServiceStub(channel), pool)
-    finally:
-        await whole.destroy()
+    async with containers.outer_servers() as environ:
+        whole = stack.Stack(
+            place, services=("storage",), environ=environ, overrides={"storage": SETTINGS | own}
+        )
+        try:
+            await whole.start()
+            async with (
+                rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
+                asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
+            ):
+                yield World(whole, storage_pb2_grpc.StorageServiceStub(channel), pool)
+        finally:
+            await whole.destroy()
 
 
 def tokens(whole: stack.Stack, service: str) -> auth.ServiceTokens:

@@ -18,6 +18,7 @@ from framewire import client
 from framewire.credits.v1 import ledger_pb2
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from services.local import stack
+from tests import containers
 from tests.waiting import eventually
 
 TIME_FACTOR = 50.0
@@ -149,12 +150,13 @@ async def running(
         name: {**values, "FRAMEWIRE_FAILPOINTS": str(failpoints), **(overrides or {}).get(name, {})}
         for name, values in SETTINGS.items()
     }
-    whole = stack.Stack(data_dir, time_factor=TIME_FACTOR, overrides=settings, environ={})
-    try:
-        await whole.start()
-        system = System(whole, failpoints)
-        async with client.Client(whole.gateway_address, whole.operator_key) as operator:
-            system.operator = operator
-            yield system
-    finally:
-        await whole.destroy()
+    async with containers.outer_servers() as environ:
+        whole = stack.Stack(data_dir, time_factor=TIME_FACTOR, overrides=settings, environ=environ)
+        try:
+            await whole.start()
+            system = System(whole, failpoints)
+            async with client.Client(whole.gateway_address, whole.operator_key) as operator:
+                system.operator = operator
+                yield system
+        finally:
+            await whole.destroy()

@@ -246,3 +246,13 @@ def test_what_the_example_names_is_read() -> None:
     )
     for name, value in re.findall(r"^# ([A-Z_0-9]+)=(.*)$", example, re.MULTILINE):
         assert f"${{{name}:-{value}}}" in text, f"{name} has another default"
+
+
+def test_tests_in_docker_run_the_same_images() -> None:
+    """FRAMEWIRE_STACK=docker and docker-compose.yml name one image for each server, changed by one variable."""
+    source = (ROOT / "tests" / "containers.py").read_text()
+    for server in SERVERS:
+        named = re.fullmatch(r"\$\{(\w+):-(.+)\}", PARTS[server]["image"])
+        assert named
+        variable, image = named.groups()
+        assert f'os.environ.get("{variable}", "{image}")' in source, server

@@ -81,6 +81,7 @@ async def test_a_lost_answer_is_found_in_the_list(fragile: systems.System) -> No
     assert len(await fragile.paid_jobs(prompt)) == 1
 
 
+@pytest.mark.embedded
 async def test_the_bus_loses_its_disk_while_videos_are_queued(fragile: systems.System) -> None:
     async with await fragile.account(1000) as client:
         await fragile.supervisor.stop("generator")
@@ -92,6 +93,7 @@ async def test_the_bus_loses_its_disk_while_videos_are_queued(fragile: systems.S
         await fragile.quiet()
 
 
+@pytest.mark.embedded
 async def test_the_bus_loses_its_disk_while_events_are_unsettled(fragile: systems.System) -> None:
     async with await fragile.account(1000) as client:
         await fragile.supervisor.stop("credits")

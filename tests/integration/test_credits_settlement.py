@@ -21,7 +21,7 @@ from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2
 from kit import auth, bus, errors, ids, outbox, rpc
 from services.credits import api, config, floor, rules, settlement
-from services.local import nats as local_nats
+from tests import containers
 from tests.credits_world import HOUR, ONE, TEN, World, has_reason, server, world
 from tests.waiting import eventually
 
@@ -152,7 +152,7 @@ async def test_the_floor_settles_what_is_overdue(world: World) -> None:
 
 @pytest.fixture(scope="module")
 async def nats_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    running = local_nats.Nats(tmp_path_factory.mktemp("credits-nats"))
+    running = containers.nats(tmp_path_factory.mktemp("credits-nats"))
     await running.start()
     try:
         yield running.url

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +18,7 @@ from framewire import subjects
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
 from kit import auth, bus, errors, migrate, outbox, pages, postgres, rpc
 from services.local import nats as local_nats
-from services.local import postgres as local_postgres
+from tests import containers
 from tests.waiting import eventually
 
 OUTBOX = """
@@ -32,15 +33,15 @@ SECRET = "a secret of at least thirty-two characters"
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def server(
     tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[local_postgres.Postgres]:
-    running = local_postgres.Postgres(tmp_path_factory.mktemp("postgres"))
+) -> AsyncIterator[Any]:
+    running = containers.postgres(tmp_path_factory.mktemp("postgres"))
     await running.start()
     yield running
     await running.destroy()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def database(server: local_postgres.Postgres, request: pytest.FixtureRequest) -> str:
+async def database(server: Any, request: pytest.FixtureRequest) -> str:
     name = f"kit_{abs(hash(request.node.name)) % 10**10}"
     await server.create_database(name)
     return server.database_url(name)

@@ -384,6 +384,7 @@ async def test_a_large_put_and_get_hold_little_memory(world: World, tmp_path: Pa
     assert peak - before < 25_000_000
 
 
+@pytest.mark.embedded
 async def test_nothing_is_stored_while_s3_is_away(world: World) -> None:
     account, body = ids.new_id(), pictures.plain((5, 5, 5))
     kept = await world.put(account, body, owner="kept")

@@ -20,7 +20,7 @@ from hypothesis import stateful, strategies
 from kit import errors, ids, migrate, postgres
 from services.credits import documents, ledger, rules
 from services.credits.store import Store, movements
-from services.local import postgres as local_postgres
+from tests import containers
 
 HERE = Path(rules.__file__).parent
 ITEM = rules.Item("sora-2", 1280, 720, 6, 1, rules.Lane.STANDARD)
@@ -44,7 +44,7 @@ class Ledger:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
-    server = local_postgres.Postgres(tmp_path_factory.mktemp("model"))
+    server = containers.postgres(tmp_path_factory.mktemp("model"))
     with asyncio.Runner() as runner:
         runner.run(server.start())
         try:
