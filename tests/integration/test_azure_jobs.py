@@ -302,15 +302,17 @@ async def test_a_job_that_fails_tells_why(
 async def test_every_generation_that_came_out_is_an_output(
     provider: azure_jobs.AzureJobs, fault: str, count: int
 ) -> None:
-    job_id = await made(provider, f"A cat {uuid.uuid4()} {fault}", variants=2)
-    job = await provider.get(job_id)
-    assert job is not None
-    assert (job.status, job.outputs) == (contract.Status.RUNNING, ())
-    job = await ended(provider, job_id)
+    job = await ended(provider, await made(provider, f"A cat {uuid.uuid4()} {fault}", variants=2))
     assert (job.progress_percent, len(job.outputs)) == (100, count)
     assert job.expires_at is not None
     films = [await there(provider, output_id) for output_id in job.outputs]
     assert all(content[4:8] == b"ftyp" for content in films)
+
+
+async def test_a_job_that_runs_has_no_outputs_yet(provider: azure_jobs.AzureJobs) -> None:
+    job = await provider.get(await made(provider, f"A cat {uuid.uuid4()} [fault:stuck]"))
+    assert job is not None
+    assert (job.status, job.outputs) == (contract.Status.RUNNING, ())
 
 
 async def test_what_is_not_there(provider: azure_jobs.AzureJobs) -> None:
