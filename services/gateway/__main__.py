@@ -34,7 +34,7 @@ from services.gateway.api import accounts, operators, uploads, videos
 
 async def main(settings: config.Settings) -> None:
     """The start list."""
-    models = catalogue.parse(settings.models_file.read_text())
+    models = catalogue.parse(settings.models_file.read_text(), settings.models)
     async with service.Process("gateway", settings) as process:
         url = settings.database_url.get_secret_value()
         pool = await process.enter(postgres.pool(url, "gateway", settings.database_pool_size))

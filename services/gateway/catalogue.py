@@ -78,8 +78,10 @@ class Catalogue:
         return ", ".join(self.models)
 
 
-def parse(text: str) -> Catalogue:
-    """Reads the YAML. Raises CatalogueError that names the model."""
+def parse(text: str, offered: str = "") -> Catalogue:
+    """Reads the YAML; of its models those that are offered, all where that is empty. Raises CatalogueError that names
+    the model.
+    """
     document = yaml.safe_load(text)
     if not isinstance(document, dict) or not document.get("models"):
         raise CatalogueError("the catalogue has no models")
@@ -89,7 +91,10 @@ def parse(text: str) -> Catalogue:
         if model.name in models:
             raise CatalogueError(f"{model.name} is there twice")
         models[model.name] = model
-    return Catalogue(models)
+    names = [name.strip() for name in offered.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in models]:
+        raise CatalogueError(f"the catalogue has no {', '.join(unknown)}")
+    return Catalogue({name: models[name] for name in models if not names or name in names})
 
 
 def _model(entry: dict[str, Any]) -> Model:

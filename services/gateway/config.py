@@ -29,6 +29,8 @@ class Settings(config.ServiceSettings):
     """Signs page tokens; empty: derived from the service token secret."""
     models_file: Path = Path(__file__).parent / "models.yaml"
     """The models that can be asked for."""
+    models: str = ""
+    """Names of those that are offered here, comma between them; empty: all of the file."""
     admit_seconds: float = Field(default=10, gt=0)
     """How long an admission may take before another may take it over or undo it."""
     publish_seconds: float = Field(default=0.25, gt=0)

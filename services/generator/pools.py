@@ -25,8 +25,11 @@ class Pools:
         self,
         accounts: Mapping[str, catalogue.ProviderAccount],
         providers: Mapping[str, contract.Provider],
+        closed: frozenset[str] = frozenset(),
     ) -> None:
+        """`closed`: accounts without an address. Jobs for their models are taken, and wait until start_by."""
         self.accounts = accounts
+        self._closed = closed
         self.providers = providers
         self.names = sorted({account.pool for account in accounts.values()})
 
@@ -37,8 +40,12 @@ class Pools:
         )
 
     def of_pool(self, pool: str) -> list[catalogue.ProviderAccount]:
-        """The accounts of a pool."""
-        return [account for account in self.accounts.values() if account.pool == pool]
+        """The accounts of a pool that can be sent to."""
+        return [
+            account
+            for name, account in self.accounts.items()
+            if account.pool == pool and name not in self._closed
+        ]
 
     def fingerprint(self, spec: vocabulary_pb2.VideoSpec) -> str:
         """What a list will show of it, at whichever account of its pool."""
@@ -52,12 +59,13 @@ class Pools:
 
 
 def open_pools(settings: config.Settings) -> Pools:
-    """Reads the catalogue and opens a client per account that has an address.
+    """Reads the catalogue and opens a client per account.
 
     Raises CatalogueError naming the mistake, and where no account has one.
     """
     accounts = catalogue.parse(_read(settings.providers_file, settings), settings.time_factor)
     providers: dict[str, contract.Provider] = {}
+    closed: set[str] = set()
     for name, account in accounts.items():
         dialect = DIALECTS.get(account.dialect)
         if dialect is None:
@@ -65,13 +73,13 @@ def open_pools(settings: config.Settings) -> Pools:
         base_url, key = _access(account, settings)
         if not base_url:
             log.warning("provider_account_without_base_url", provider_account=name)
-            continue
+            closed.add(name)
         providers[name] = dialect(account, base_url, key)
-    if not providers:
+    if len(closed) == len(accounts):
         raise catalogue.CatalogueError(
             "no provider account has a base_url: set GENERATOR_PROVIDER_BASE_URL or GENERATOR_AZURE_BASE_URL"
         )
-    return Pools({name: accounts[name] for name in providers}, providers)
+    return Pools(accounts, providers, frozenset(closed))
 
 
 def _access(account: catalogue.ProviderAccount, settings: config.Settings) -> tuple[str, str]:

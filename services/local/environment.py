@@ -71,6 +71,8 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
         "GATEWAY_STORAGE_ADDRESS": addresses.listen["storage"],
         "GATEWAY_GENERATOR_ADDRESS": addresses.listen["generator"],
         "GATEWAY_BOOTSTRAP_KEY": addresses.operator_key,
+        # What nobody serves here is not offered.
+        "GATEWAY_MODELS": "" if addresses.azure_base_url else "sora-2,sora-2-pro",
     }
     if addresses.simulator_port is not None:
         shared["simulator"] = {

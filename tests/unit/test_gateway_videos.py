@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from google.protobuf import struct_pb2
@@ -260,3 +261,11 @@ def test_events_as_facts() -> None:
     assert messages.fact(event_pb2.Event.FromString(b"\x20\x63")) is None, (
         "a kind of a later version"
     )
+
+
+def test_only_what_is_offered_can_be_asked_for() -> None:
+    text = (Path(catalogue.__file__).parent / "models.yaml").read_text()
+    assert list(catalogue.parse(text, "sora-2-pro, sora-2").models) == ["sora-2", "sora-2-pro"]
+    assert "sora-1" in catalogue.parse(text).models
+    with pytest.raises(catalogue.CatalogueError, match="sora-9"):
+        catalogue.parse(text, "sora-9")
