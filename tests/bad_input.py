@@ -32,7 +32,7 @@ from tests import system as systems
 
 TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
 HERE = "tests/integration/test_bad_input.py"
-TINY: client.SpecFields = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
+TINY: dict[str, Any] = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
 NOBODY = "a" * 26
 MEGABYTE = 1024 * 1024
 
