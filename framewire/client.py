@@ -412,17 +412,22 @@ def _moved(before: types.Video, now: types.Video) -> bool:
 
 
 def _spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
-    options = {name: _option(value) for name, value in fields.get("options", {}).items()}
-    return vocabulary_pb2.VideoSpec(
-        prompt=prompt,
-        input_image_id=fields.get("image_id", ""),
-        model=fields.get("model", ""),
-        width=fields.get("width", 0),
-        height=fields.get("height", 0),
-        seconds=fields.get("seconds", 0),
-        variants=fields.get("variants", 0),
-        options=options,
-    )
+    try:
+        options = {name: _option(value) for name, value in fields.get("options", {}).items()}
+        return vocabulary_pb2.VideoSpec(
+            prompt=prompt,
+            input_image_id=fields.get("image_id", ""),
+            model=fields.get("model", ""),
+            width=fields.get("width", 0),
+            height=fields.get("height", 0),
+            seconds=fields.get("seconds", 0),
+            variants=fields.get("variants", 0),
+            options=options,
+        )
+    except UnicodeError:
+        raise _invalid("INVALID_FIELD", "spec: a text is not valid UTF-8; send it anew") from None
+    except ValueError as error:
+        raise _invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
 
 
 def _option(value: types.OptionValue) -> struct_pb2.Value:

@@ -53,6 +53,11 @@ def from_rpc(error: grpc.aio.AioRpcError) -> FramewireError:
     if not reason:
         unreachable = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         reason = "DEPENDENCY_UNAVAILABLE" if unreachable else code.name
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            message = (
+                "the deadline was over before the answer came; try again with the same request_id"
+            )
+            return FramewireError(code, reason, message, metadata, (), retry_after)
     message = error.details() or code.name.lower().replace("_", " ")
     return FramewireError(code, reason, message, metadata, tuple(violations), retry_after)
 

@@ -27,6 +27,9 @@ class Transport:
     """A channel. Calls raise FramewireError; those that are idempotent are tried again for `retry_seconds`."""
 
     def __init__(self, address: str, api_key: str, retry_seconds: float) -> None:
+        if not (api_key.isascii() and api_key.isprintable()):
+            message = "the API key has characters that no key has; check it"
+            raise failure(grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID", message)
         self.address = address
         self._retry_seconds = retry_seconds
         self._metadata = (("authorization", f"Bearer {api_key}"),)

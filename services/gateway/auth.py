@@ -128,7 +128,7 @@ class Authenticator:
         key = await self._accounts.key_by_hash(digest(secret))
         if key is None:
             raise errors.Unauthenticated(
-                "CREDENTIALS_INVALID", "the API key is not known or was revoked"
+                "CREDENTIALS_INVALID", "the API key is not known or was revoked; use another one"
             )
         role = Role(key.role)
         if role not in ROLES.get(method.removeprefix("/"), frozenset()):

@@ -52,7 +52,18 @@ def own_fields(request: message.Message) -> dict[str, Any]:
         raise _invalid(
             "request", "has a value that JSON cannot carry (NaN, or a bad time)"
         ) from None
+    for field, value in known.items():
+        if _has_nul(value):  # which Postgres does not keep
+            raise _invalid(field, "must not contain the character U+0000")
     return {"known": known, "unknown": sorted(_unknown(copy))}
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nul(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_has_nul(item) for item in value)
+    return isinstance(value, str) and "\0" in value
 
 
 def _unknown(part: message.Message, path: str = "") -> list[str]:

@@ -218,7 +218,7 @@ def check_arrived(size_bytes: int, sha256: str, arrived_bytes: int, arrived_sha2
 
 def not_found() -> errors.NotFound:
     """There is no such asset, it is another account's, or it is not READY."""
-    return errors.NotFound("ASSET_NOT_FOUND", "there is no such asset in this account")
+    return errors.NotFound("ASSET_NOT_FOUND", "there is no such asset in this account; upload it")
 
 
 def pinned() -> errors.FailedPrecondition:

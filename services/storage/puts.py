@@ -88,10 +88,11 @@ class Keeper:
     ) -> assets.Asset:
         """The READY asset: the one that is there, or the one that is made now."""
         nonce = ids.new_id()
-        begun = await self._store.making.begin(identity, nonce, source_asset_id)
-        if begun.state is assets.State.READY:
-            return begun
         try:
+            # Who hangs up while this commits would leave a row that nobody makes READY.
+            begun = await self._store.making.begin(identity, nonce, source_asset_id)
+            if begun.state is assets.State.READY:
+                return begun
             # A sweeper takes an older put for dead, so this one must be over by then.
             async with asyncio.timeout(self._most_seconds), self._slots[identity.bucket]:
                 with self._scratch.work() as place:

@@ -85,7 +85,7 @@ class RulebookStore:
                 by,
             )
         if done != "INSERT 0 1":
-            raise errors.NotFound("INVALID_FIELD", f"{kind} {version} was never loaded")
+            raise errors.InvalidArgument("INVALID_FIELD", f"{kind} {version} was never loaded")
 
     async def in_force(self, connection: postgres.Connection) -> InForce:
         """The versions in force now, by the database's clock."""

@@ -128,14 +128,14 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         if new.max_credits is not None and price > new.max_credits:
             raise errors.FailedPrecondition(
                 "PRICE_CHANGED",
-                f"the video costs {price} credits, above max_credits",
+                f"the video costs {price} credits, above max_credits {new.max_credits}: raise it",
                 credits=price,
             )
         available = (await self._parts.peers.balance(new.account_id)).available_credits
         if available < price:
             raise errors.FailedPrecondition(
                 "INSUFFICIENT_CREDITS",
-                f"the video costs {price} credits, the account has {available}",
+                f"the video costs {price} credits, the account has {available}: add credits",
                 needed=price,
                 available=available,
             )
