@@ -160,11 +160,14 @@ async def test_opening_the_pools(tmp_path: Path) -> None:
     assert opened.accounts["main"].post_timeout_seconds == 2
     assert opened.pool_of("sora-2") == "sora"
     assert opened.pool_of("unheard-of") is None
-    assert opened.names == ["sora"]
-    assert opened.pool_of("sora-1") is None, "an account without an address is not opened"
+    assert opened.names == ["sora", "sora-1"]
+    # No address, nothing to send to: its jobs are accepted and wait.
+    assert opened.pool_of("sora-1") == "sora-1"
+    assert opened.of_pool("sora-1") == []
     await opened.aclose()
     opened = pools.open_pools(settings(FILE, azure_base_url="http://x/openai/v1"))
-    assert (opened.names, opened.pool_of("sora-2")) == (["sora-1"], None)
+    assert [account.name for account in opened.of_pool("sora-1")] == ["azure"]
+    assert opened.of_pool("sora") == []
     await opened.aclose()
 
     empty = tmp_path / "empty.yaml"
