@@ -120,7 +120,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         _caller.set(await self._authenticate(method, _metadata(context)))
         left = context.time_remaining()
         if left is not None and left <= 0:
-            raise errors.DeadlineExceeded("DEADLINE_EXCEEDED", "the deadline was over on arrival")
+            raise errors.DeadlineExceeded(
+                "DEADLINE_EXCEEDED", "the deadline was over on arrival; try again with more time"
+            )
         if isinstance(request, AsyncIterator):
             return _validated(request)
         validate(request)

@@ -55,10 +55,16 @@ class Model:
     sizes: tuple[tuple[int, int], ...]
     seconds: tuple[int, ...]
     max_variants: int
+    variants_by_size: Mapping[tuple[int, int], int]
+    """Sizes that make another number of variants than max_variants."""
     text_to_video: bool
     image_to_video: bool
     options: Mapping[str, Option]
     retires_at: datetime | None
+
+    def variants_at(self, size: tuple[int, int]) -> int:
+        """Most variants of one request in this size."""
+        return self.variants_by_size.get(size, self.max_variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +106,15 @@ def parse(text: str, offered: str = "") -> Catalogue:
 def _model(entry: dict[str, Any]) -> Model:
     name = str(entry.get("name", ""))
     try:
-        width_height = [str(size).split("x") for size in entry["sizes"]]
+        by_size = dict(entry.get("variants_by_size", {}))
         retires_at = entry.get("retires_at")
         model = Model(
             name=name,
             display_name=str(entry.get("display_name", name)),
-            sizes=tuple((int(width), int(height)) for width, height in width_height),
+            sizes=tuple(_size(size) for size in entry["sizes"]),
             seconds=tuple(int(seconds) for seconds in entry["seconds"]),
             max_variants=int(entry.get("max_variants", 1)),
+            variants_by_size={_size(size): int(most) for size, most in by_size.items()},
             text_to_video=bool(entry["text_to_video"]),
             image_to_video=bool(entry["image_to_video"]),
             options={key: _option(key, item) for key, item in entry.get("options", {}).items()},
@@ -117,7 +124,14 @@ def _model(entry: dict[str, Any]) -> Model:
         raise CatalogueError(f"model {name or '?'}: {error!r}") from error
     if not (model.name and model.sizes and model.seconds and model.max_variants > 0):
         raise CatalogueError(f"model {name or '?'} needs a name, sizes, seconds and max_variants")
+    if strange := set(model.variants_by_size) - set(model.sizes):
+        raise CatalogueError(f"model {model.name}: variants_by_size has sizes it lacks: {strange}")
     return model
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = str(text).split("x")
+    return int(width), int(height)
 
 
 def _option(name: str, item: dict[str, Any]) -> Option:

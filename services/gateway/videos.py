@@ -274,7 +274,7 @@ def normalise(asked: Spec, models: catalogue.Catalogue, now: datetime) -> Spec:
         width=width,
         height=height,
         seconds=_seconds(asked, model),
-        variants=_variants(asked, model),
+        variants=_variants(asked, model, (width, height)),
         options=_options(asked, model),
     )
 
@@ -312,11 +312,12 @@ def _seconds(asked: Spec, model: catalogue.Model) -> int:
     return asked.seconds or model.seconds[0]
 
 
-def _variants(asked: Spec, model: catalogue.Model) -> int:
-    if asked.variants > model.max_variants:
+def _variants(asked: Spec, model: catalogue.Model, size: tuple[int, int]) -> int:
+    most = model.variants_at(size)
+    if asked.variants > most:
         raise errors.InvalidArgument(
             "VARIANTS_NOT_SUPPORTED",
-            f"{model.name} makes at most {model.max_variants} variants of one request",
+            f"{model.name} makes at most {most} variants of one request at {size[0]}x{size[1]}",
         )
     return asked.variants or 1
 

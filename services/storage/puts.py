@@ -74,6 +74,7 @@ class Keeper:
             bucket: asyncio.Semaphore(settings.concurrent_puts) for bucket in assets.Bucket
         }
         self._most_seconds = settings.put_leftover_seconds / 2
+        self._cleaning: set[asyncio.Task[None]] = set()
         inputs, outputs = settings.input_keep_seconds, settings.output_keep_seconds
         self._keep_seconds = {
             assets.Kind.INPUT_IMAGE: inputs,
@@ -109,7 +110,7 @@ class Keeper:
             ) from None
         finally:
             # Nothing to do for the put that made the asset READY; the rest of them leave nothing behind.
-            await self._clean_up(nonce)
+            await self._leave_nothing(nonce)
 
     async def _upload(
         self, identity: assets.Identity, nonce: str, work: Work
@@ -140,6 +141,13 @@ class Keeper:
         await self._blobs.put_file(
             identity.bucket, stored.object_key, made.path, stored.facts.media_type
         )
+
+    async def _leave_nothing(self, nonce: str) -> None:
+        """Cleans up to the end: the caller may hang up at any moment, while this runs too."""
+        task = asyncio.create_task(self._clean_up(nonce))
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+        await asyncio.shield(task)
 
     async def _clean_up(self, nonce: str) -> None:
         """Failing here is no loss: the sweeper finds the put."""

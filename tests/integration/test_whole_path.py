@@ -75,6 +75,21 @@ async def test_text_to_video(system: systems.System, tmp_path: Path) -> None:
     assert len(await system.paid_jobs(prompt)) == 1
 
 
+async def test_several_variants_are_several_films(system: systems.System, tmp_path: Path) -> None:
+    """Two variants of one request: two different films, two prices, one paid job."""
+    prompt, out = unique("twice the sea"), tmp_path / "film.mp4"
+    asked = {**TINY, "model": "sora-1"}
+    async with await system.account(100) as client:
+        one = await client.quote_video(prompt, **asked)
+        video = await client.generate(prompt, out=out, variants=2, **asked)
+    assert (video.state, len(video.outputs)) == ("COMPLETED", 2)
+    assert video.credits.captured == 2 * one.credits
+    assert video.outputs[0].sha256 != video.outputs[1].sha256
+    films = [pictures.frames(path) for path in sorted(tmp_path.glob("film*.mp4"))]
+    assert [len(film) for film in films] == [len(films[0])] * 2
+    assert len(await system.paid_jobs(prompt)) == 1
+
+
 async def test_the_output_is_marked_as_synthetic(system: systems.System, tmp_path: Path) -> None:
     """EU AI Act, article 50: a machine-readable mark that names the model and the video."""
     from services.storage.media import marks

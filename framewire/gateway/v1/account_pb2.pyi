@@ -213,7 +213,7 @@ class Model(_message.Message):
     state: Global___ModelState.ValueType
     """Whether it takes requests."""
     max_variants: _builtins.int
-    """Most variants of one request."""
+    """Most variants of one request, in the size that makes most; larger sizes may make fewer."""
     text_to_video: _builtins.bool
     """Whether it makes videos from text alone."""
     image_to_video: _builtins.bool

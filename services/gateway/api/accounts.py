@@ -71,7 +71,7 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
             state=_state(model.retires_at, paused),
             sizes=[account_pb2.Size(width=width, height=height) for width, height in model.sizes],
             seconds=model.seconds,
-            max_variants=model.max_variants,
+            max_variants=max(model.variants_at(size) for size in model.sizes),
             text_to_video=model.text_to_video,
             image_to_video=model.image_to_video,
             options=[
