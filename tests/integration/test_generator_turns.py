@@ -157,10 +157,11 @@ async def test_quota_is_never_exceeded_by_concurrent_takers(world: World) -> Non
     await asyncio.gather(*(taker() for _ in range(8)))
     span = taken[-1] - began
     assert len(taken) <= span / 0.02 + 2.5
-    assert len(taken) >= span / 0.02 * 0.5
-    assert await world.store.queue.take_request("second", 60) == 0
-    assert await world.store.queue.take_request("second", 60) == 0
-    assert 0.5 < await world.store.queue.take_request("second", 60) <= 1
+    assert len(taken) > 2, "the quota is there to be used"
+    # One a minute, and one more at once: no machine is slow enough to earn another meanwhile.
+    assert await world.store.queue.take_request("second", 1) == 0
+    assert await world.store.queue.take_request("second", 1) == 0
+    assert 30 < await world.store.queue.take_request("second", 1) <= 60
 
 
 async def test_one_replica_polls_an_account_when_it_is_due(world: World) -> None:

@@ -14,6 +14,9 @@ from services.simulator import faults
 from tests import simulators
 from tests.simulators import Client, Simulator, decoded, eventually
 
+# The stand-in's own faults; what the product makes of them is tested with the providers, in every run.
+pytestmark = pytest.mark.long
+
 simulator = simulators.simulator
 no_rules_left = simulators.no_rules_left
 
