@@ -6,6 +6,7 @@ system. A killed test run leaves some: docker rm --force --volumes $(docker ps -
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import os
 import secrets
@@ -33,7 +34,7 @@ LABEL = "framewire.tests"
 READY_SECONDS = 60.0
 
 
-class Server:
+class Server(abc.ABC):
     """One container. Subclasses say which, and how to ask whether it answers."""
 
     image: str
@@ -43,12 +44,13 @@ class Server:
         self.password = secrets.token_hex(16)
         self._container: Any = None
 
+    @abc.abstractmethod
     def describe(self, container: Any) -> None:
         """Adds to the container what this server needs."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers in its own protocol."""
 
     @property
     def address(self) -> str:
