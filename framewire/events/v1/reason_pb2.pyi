@@ -118,6 +118,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: no price for this item."""
     ERROR_REASON_KEY_NOT_FOUND: _ErrorReason.ValueType  # 47
     """NOT_FOUND: there is no such API key, or it is another account's."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 48
+    """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -220,4 +222,6 @@ ERROR_REASON_NO_PRICE: ErrorReason.ValueType  # 46
 """INVALID_ARGUMENT: no price for this item."""
 ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
 """NOT_FOUND: there is no such API key, or it is another account's."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 48
+"""UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
