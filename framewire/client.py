@@ -20,9 +20,8 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import grpc
 from google.protobuf import message as protobuf
-from google.protobuf import struct_pb2, timestamp_pb2
 
-from framewire import downloads, errors, transport, types
+from framewire import downloads, encode, errors, operations, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.events.v1 import vocabulary_pb2
@@ -165,11 +164,11 @@ class Client:
         request = video_pb2.CreateVideoRequest(
             request_id=request_id or new_request_id(),
             account_id=self.account_id,
-            spec=_spec(prompt, fields),
-            lane=_lane(fields.get("lane", "")),
+            spec=encode.spec(prompt, fields),
+            lane=encode.lane(fields.get("lane", "")),
             max_credits=fields.get("max_credits"),
             quote_id=fields.get("quote_id", ""),
-            start_by=_timestamp(fields.get("start_by")),
+            start_by=encode.timestamp(fields.get("start_by")),
             labels=fields.get("labels", {}),
             client_reference=fields.get("client_reference", ""),
         )
@@ -182,7 +181,7 @@ class Client:
 
     async def list_videos(self, *, state: str = "") -> AsyncGenerator[types.Video, None]:
         """The account's videos, newest first, fetched page by page as they are taken."""
-        wanted = _value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
+        wanted = encode.value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
         request = video_pb2.ListVideosRequest(
             account_id=self.account_id, page_size=_PAGE_SIZE, state=wanted
         )
@@ -233,7 +232,7 @@ class Client:
     ) -> types.Quote:
         """The price of a video, without making it."""
         request = video_pb2.QuoteVideoRequest(
-            account_id=self.account_id, spec=_spec(prompt, fields), lane=_lane(lane)
+            account_id=self.account_id, spec=encode.spec(prompt, fields), lane=encode.lane(lane)
         )
         return await self._call(types.Quote, self._videos.QuoteVideo, request)
 
@@ -297,12 +296,49 @@ class Client:
         request = account_pb2.GetBalanceRequest(account_id=self.account_id)
         return await self._call(types.Balance, self._accounts.GetBalance, request)
 
-    async def entries(self) -> AsyncGenerator[types.Entry, None]:
-        """The account's statement, newest first, fetched page by page as it is taken."""
-        request = account_pb2.ListEntriesRequest(account_id=self.account_id, page_size=_PAGE_SIZE)
+    async def entries(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        video_id: str = "",
+        kinds: Iterable[str] = (),
+    ) -> AsyncGenerator[types.Entry, None]:
+        """The account's statement, newest first, fetched page by page as it is taken. Kinds: "GRANT", "CAPTURE", ..."""
+        request = account_pb2.ListEntriesRequest(
+            account_id=self.account_id,
+            page_size=_PAGE_SIZE,
+            video_id=video_id,
+            kinds=[
+                encode.value(ledger_pb2.TransferKind, "TRANSFER_KIND_", kind, "kind")
+                for kind in kinds
+            ],
+            **encode.period(since, until),
+        )
         async for page in self._pages(self._accounts.ListEntries, request):
             for entry in page.entries:
                 yield decode(types.Entry, entry)
+
+    async def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        group_by: Iterable[str] = (),
+        label: str = "",
+    ) -> tuple[types.UsageLine, ...]:
+        """What the account used, by month; this month's unless told. Groups: "MODEL", "LANE", "KEY", "LABEL"."""
+        request = account_pb2.GetUsageRequest(
+            account_id=self.account_id,
+            group_by=[
+                encode.value(ledger_pb2.UsageGroup, "USAGE_GROUP_", group, "group_by")
+                for group in group_by
+            ],
+            label=label,
+            **encode.period(since, until),
+        )
+        answer = await self._transport.unary(self._accounts.GetUsage, request)
+        return tuple(decode(types.UsageLine, line) for line in answer.lines)
 
     async def models(self) -> tuple[types.Model, ...]:
         """What can be asked for, the default model first."""
@@ -325,7 +361,7 @@ class Client:
         request = account_pb2.CreateApiKeyRequest(
             request_id=request_id or new_request_id(),
             account_id=account_id or self.account_id,
-            role=_value(account_pb2.Role, "ROLE_", role, "role"),
+            role=encode.value(account_pb2.Role, "ROLE_", role, "role"),
             display_name=display_name,
         )
         made = await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
@@ -337,6 +373,11 @@ class Client:
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
 
     # Operators
+
+    @property
+    def operations(self) -> operations.Operations:
+        """What operators may do with the ledger."""
+        return operations.Operations(self._transport)
 
     async def create_account(
         self,
@@ -353,7 +394,7 @@ class Client:
         request = operator_pb2.CreateAccountRequest(
             request_id=request_id or new_request_id(),
             display_name=display_name,
-            lanes=[_lane(lane) for lane in lanes],
+            lanes=[encode.lane(lane) for lane in lanes],
             weight=weight,
             max_in_flight=max_in_flight,
             requests_per_minute=requests_per_minute,
@@ -369,6 +410,7 @@ class Client:
         source: str = "PROMOTION",
         expires_at: datetime | None = None,
         note: str = "",
+        purchase: str = "",
         why: str = "",
         request_id: str = "",
     ) -> types.Grant:
@@ -377,9 +419,10 @@ class Client:
             account_id=account_id,
             request_id=request_id or new_request_id(),
             credits=credits,
-            source=_value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
-            expires_at=_timestamp(expires_at),
+            source=encode.value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
+            expires_at=encode.timestamp(expires_at),
             note=note,
+            purchase=purchase,
         )
         request = operator_pb2.GrantRequest(grant=grant, why=why)
         return await self._call(types.Grant, self._operators.Grant, request)
@@ -411,58 +454,10 @@ def _moved(before: types.Video, now: types.Video) -> bool:
     return now.revision == before.revision and now != before
 
 
-def _spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
-    try:
-        options = {name: _option(value) for name, value in fields.get("options", {}).items()}
-        return vocabulary_pb2.VideoSpec(
-            prompt=prompt,
-            input_image_id=fields.get("image_id", ""),
-            model=fields.get("model", ""),
-            width=fields.get("width", 0),
-            height=fields.get("height", 0),
-            seconds=fields.get("seconds", 0),
-            variants=fields.get("variants", 0),
-            options=options,
-        )
-    except UnicodeError:
-        raise _invalid("INVALID_FIELD", "spec: a text is not valid UTF-8; send it anew") from None
-    except ValueError as error:
-        raise _invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
-
-
-def _option(value: types.OptionValue) -> struct_pb2.Value:
-    if isinstance(value, bool):
-        return struct_pb2.Value(bool_value=value)
-    if isinstance(value, str):
-        return struct_pb2.Value(string_value=value)
-    return struct_pb2.Value(number_value=value)
-
-
-def _lane(name: str) -> vocabulary_pb2.Lane.ValueType:
-    return _value(vocabulary_pb2.Lane, "LANE_", name, "lane")
-
-
-def _value(enum: Any, prefix: str, name: str, field: str) -> Any:
-    """The enum's number of a short name, in any case; "" is UNSPECIFIED."""
-    full = f"{prefix}{name.upper() or 'UNSPECIFIED'}"
-    if full in enum.keys():  # noqa: SIM118 (an enum wrapper is no mapping)
-        return enum.Value(full)
-    known = ", ".join(key.removeprefix(prefix) for key in enum.keys()[1:])
-    raise _invalid("INVALID_FIELD", f"{field}: there is no {name!r}; there are: {known}")
-
-
-def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(moment.astimezone())  # a naive time is the caller's local one
-    return stamp
-
-
 def _read(path: Path) -> bytes:
     """The whole file; one that is too large is refused before it is read."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise _invalid("TOO_LARGE", f"{path} has more than 10 MB; make it smaller first")
+        raise encode.invalid("TOO_LARGE", f"{path} has more than 10 MB; make it smaller first")
     return path.read_bytes()
 
 
@@ -480,7 +475,3 @@ def require_completed(video: types.Video) -> None:
         captured_credits=video.credits.captured,
         retryable=str(failure.retryable).lower(),
     )
-
-
-def _invalid(reason: str, message: str) -> errors.FramewireError:
-    return transport.failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message)

@@ -6,8 +6,8 @@ Every database that speaks has two tables of this shape (see any service's migra
            data bytea, created_at timestamptz, published_at timestamptz, stream_sequence bigint)
     outbox_stream(stream text PRIMARY KEY, created text)
 
-Rows stay RETENTION_DAYS. When the stream turns out to be new (its disk was lost), all of them are told again under
-the same ids.
+Rows stay RETENTION_DAYS; `Retention` then takes those that were told. When the stream turns out to be new (its disk was
+lost), all of them are told again under the same ids.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ log = telemetry.logger(__name__)
 SHARDS = 4
 BATCH = 200
 RETENTION_DAYS = 35
+RETENTION_BATCH = 1000
 _LOCK_CLASS = 0x6F757462
 
 
@@ -74,6 +75,36 @@ async def add_all(connection: postgres.Connection, rows: Sequence[Row]) -> None:
         [dict(row.headers) for row in rows],
         [row.data for row in rows],
     )
+
+
+class Retention:
+    """Deletes what was told RETENTION_DAYS ago: by then the stream has forgotten it, and it is not told again."""
+
+    def __init__(self, pool: postgres.Pool, seconds: float = 3600) -> None:
+        self._pool = pool
+        self._seconds = seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Deletes until told to stop."""
+        await loops.every("outbox_retention", self._seconds, self.run_once, stopping)
+
+    async def run_once(self) -> bool:
+        """One batch; true when there may be more. What was never told stays, however old: somebody waits for it."""
+        async with self._pool.acquire() as connection:
+            # Two replicas take rows apart; neither waits for the relay.
+            done = await connection.execute(
+                """
+                DELETE FROM outbox WHERE ce_id IN (
+                    SELECT ce_id FROM outbox
+                    WHERE published_at IS NOT NULL
+                      AND created_at < clock_timestamp() - make_interval(days => $1)
+                    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                )
+                """,
+                RETENTION_DAYS,
+                RETENTION_BATCH,
+            )
+        return int(done.split()[-1]) >= RETENTION_BATCH
 
 
 class Relay:

@@ -103,6 +103,15 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a movement came from: the trace of its call or event, the principal who asked, what was paid for it."""
+
+    trace_id: str = ""
+    operator: str = ""
+    purchase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """One movement. Its lines sum to zero."""
 
@@ -160,6 +169,7 @@ class Books:
     transfers: tuple[Transfer, ...] = ()
     order: tuple[str, ...] | None = field(default=None, compare=False)
     """The lots as they burn, once they were sorted; postings keep it, a new lot or a new end makes it unknown."""
+    daily_caps: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def burning_order(self) -> Iterator[Lot]:
         """The lots that have something available: by priority, then expiry, then age."""
@@ -291,8 +301,12 @@ def refund(
     note: str,
     now: datetime,
     lot_id: str,
+    taken_from: Book = Book.REVENUE,
 ) -> Books:
-    """Gives captured credits back as a correction lot, with the longest life (and its priority) that they had."""
+    """Gives captured credits back as a correction lot, with the longest life (and its priority) that they had.
+
+    Out of what was earned; or, with LOSS, that stays earned and the platform bears it.
+    """
     taken = [part for part in parts if part.captured]
     assert credits_ <= sum(part.captured for part in taken), "refund above what was captured"
     longest = max(taken, key=_lifetime)
@@ -304,7 +318,7 @@ def refund(
         created_at=now,
         granted=credits_,
     )
-    lines = (Line(Book.REVENUE, -credits_), Line(Book.AVAILABLE, credits_, lot_id))
+    lines = (Line(taken_from, -credits_), Line(Book.AVAILABLE, credits_, lot_id))
     transfer = Transfer(TransferKind.REFUND, lines, hold_id=hold_id, note=note)
     return _post(_with_lot(books, lot), transfer)
 
@@ -387,6 +401,7 @@ def _post(books: Books, transfer: Transfer) -> Books:
         lots,
         (*books.transfers, transfer),
         books.order,
+        books.daily_caps,
     )
     assert after.available >= 0, transfer
     assert after.held >= 0, transfer

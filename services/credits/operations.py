@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from kit import errors
-from services.credits import holds, ledger, quotes, rules
+from services.credits import caps, holds, ledger, quotes, rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Batch:
     unsettled: Mapping[str, rules.Verdict]
     """Verdicts that came before their holds."""
     rulebooks: Rulebooks
+    spending: caps.Spending
     balance_low_credits: int
     new_id: Callable[[], str]
     books: dict[str, ledger.Books] = field(init=False)
@@ -92,6 +93,10 @@ class Batch:
     new_requests: list[Request] = field(default_factory=list[Request])
     facts: list[Settled | RanLow] = field(default_factory=list[Settled | RanLow])
     """What is to be told on the bus."""
+    origins: dict[tuple[str, int], ledger.Origin] = field(
+        default_factory=dict[tuple[str, int], ledger.Origin]
+    )
+    """Where transfers came from, by account and number; those that no operation posted have none."""
 
     def __post_init__(self) -> None:
         self.books, self.expired = dict(self.before), {}
@@ -103,13 +108,13 @@ class Batch:
     def account(self, account_id: str) -> ledger.Books:
         """An account's books. Raises NotFound/ACCOUNT_NOT_FOUND."""
         if account_id not in self.books:
-            raise account_unknown(account_id)
+            raise holds.account_unknown(account_id)
         return self.books[account_id]
 
     def hold(self, hold_id: str) -> holds.Hold:
         """A hold. Raises NotFound/HOLD_NOT_FOUND."""
         if hold_id not in self.holds:
-            raise hold_unknown(hold_id)
+            raise holds.hold_unknown(hold_id)
         return self.holds[hold_id]
 
     def post(self, books: ledger.Books) -> None:
@@ -121,7 +126,9 @@ class Batch:
 
     def keep(self, hold: holds.Hold, parts: tuple[ledger.Part, ...] | None = None) -> None:
         """Takes over what became of a hold, and of the parts that it pins where they changed."""
-        known = hold.hold_id in self.holds and hold.hold_id not in self.new_holds
+        before = self.holds.get(hold.hold_id)
+        known = before is not None and hold.hold_id not in self.new_holds
+        self.spending.count(before, hold)
         self.holds[hold.hold_id] = hold
         (self.changed_holds if known else self.new_holds).add(hold.hold_id)
         if parts is not None:
@@ -184,6 +191,11 @@ class Operation(Protocol):
         """What it is remembered by, where that is not its hold."""
         ...
 
+    @property
+    def origin(self) -> ledger.Origin:
+        """Who asked for it and what was paid; the trace is known to whoever posts it."""
+        ...
+
     def judge(self, batch: Batch) -> Any:
         """Answers or raises a ServiceError; changes the batch only by what is to be written."""
         ...
@@ -193,6 +205,7 @@ class Operation(Protocol):
 class _Operation:
     kind: ClassVar[str] = ""
     opens_account: ClassVar[bool] = False
+    origin: ledger.Origin = field(default=ledger.Origin(), kw_only=True)
 
     @property
     def request(self) -> Request | None:
@@ -250,6 +263,7 @@ class Grant(_Operation):
                 "priority": self.priority,
                 "expires_at": expires_at,
                 "note": self.note,
+                **({"purchase": self.origin.purchase} if self.origin.purchase else {}),
             }
         )
 
@@ -291,6 +305,7 @@ class Reservation(_Operation):
     quote_id: str = ""
     max_credits: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    key_id: str = ""
     fingerprint: str = field(init=False)
     """What another Reserve of the same hold must agree with: `ledger.fingerprint` of account_id and item."""
 
@@ -314,7 +329,7 @@ class Reservation(_Operation):
         try:
             holds.check_admission(books.frozen, batch.now, self.not_after)
             version, price = self._price(batch.rulebooks, batch.now)
-            # Whatever else may forbid to spend so much (a cap by account or key) is judged here.
+            caps.check(books.daily_caps, self.account_id, self.key_id, price, batch.spending)
             books, parts = ledger.reserve(books, self.hold_id, price, batch.now)
         except errors.ServiceError as error:
             refused = error
@@ -327,6 +342,7 @@ class Reservation(_Operation):
             fingerprint=self.fingerprint,
             item=self.item.fields(),
             labels=self.labels,
+            key_id=self.key_id,
             reserved=0 if refused else price,
             price_version=version,
             policy_version=policy,
@@ -438,6 +454,7 @@ class Refund(_Operation):
     request_id: str
     credits: int
     note: str
+    taken_from: ledger.Book = ledger.Book.REVENUE
 
     @property
     def request(self) -> Request:
@@ -447,6 +464,8 @@ class Refund(_Operation):
     def judge(self, batch: Batch) -> Given:
         """The correction lot that it made, now or before, and the balance."""
         fields = {"hold_id": self.hold_id, "credits": self.credits, "note": self.note}
+        if self.taken_from is not ledger.Book.REVENUE:
+            fields["taken_from"] = self.taken_from
         hold, fingerprint = batch.hold(self.hold_id), ledger.fingerprint(fields)
         books = batch.account(self.account_id)
         lot_id = self.request.known(batch, fingerprint)
@@ -454,7 +473,8 @@ class Refund(_Operation):
             holds.check_refund(hold, self.credits)
             parts, lot_id = batch.parts.get(self.hold_id, ()), batch.new_id()
             books = ledger.refund(
-                books, self.hold_id, parts, self.credits, self.note, batch.now, lot_id
+                *(books, self.hold_id, parts, self.credits, self.note, batch.now, lot_id),
+                self.taken_from,
             )
             batch.keep(replace(hold, refunded=hold.refunded + self.credits))
             batch.post(books)
@@ -473,15 +493,3 @@ class Expiry(_Operation):
     def judge(self, batch: Batch) -> int:
         """The credits that are gone."""
         return batch.expired.get(self.account_id, 0)
-
-
-def account_unknown(account_id: str) -> errors.NotFound:
-    """What is raised where an account must be there."""
-    return errors.NotFound(
-        "ACCOUNT_NOT_FOUND", f"there is no account {account_id}: open it first with OpenAccount"
-    )
-
-
-def hold_unknown(hold_id: str) -> errors.NotFound:
-    """What is raised where a hold must be there."""
-    return errors.NotFound("HOLD_NOT_FOUND", f"there is no hold {hold_id}")

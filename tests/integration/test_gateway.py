@@ -409,7 +409,7 @@ async def test_bad_requests_say_what_to_do(world: World) -> None:
     assert (await member.refused("CreateVideo", late)).reason == "START_BY_PASSED"
     for name, request in (
         ("DeleteVideo", video_pb2.DeleteVideoRequest(video_id="v" * 26)),
-        ("GetUsage", account_pb2.GetUsageRequest()),
+        ("CompleteUpload", upload_pb2.CompleteUploadRequest(upload_id="u")),
     ):
         assert (await member.refused(name, request)).reason == "NOT_IMPLEMENTED"
 

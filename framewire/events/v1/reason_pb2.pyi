@@ -120,6 +120,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such API key, or it is another account's."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 48
     """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
+    ERROR_REASON_RULEBOOK_INVALID: _ErrorReason.ValueType  # 60
+    """INVALID_ARGUMENT: the document is no price book or refund policy; the message says what is wrong and where."""
+    ERROR_REASON_RULEBOOK_EXISTS: _ErrorReason.ValueType  # 61
+    """ALREADY_EXISTS: this version is known with other content."""
+    ERROR_REASON_RULEBOOK_NOT_FOUND: _ErrorReason.ValueType  # 62
+    """NOT_FOUND: there is no such version."""
+    ERROR_REASON_RULEBOOK_MISMATCH: _ErrorReason.ValueType  # 63
+    """FAILED_PRECONDITION: the version has other content than the hash says."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -224,4 +232,12 @@ ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
 """NOT_FOUND: there is no such API key, or it is another account's."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 48
 """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
+ERROR_REASON_RULEBOOK_INVALID: ErrorReason.ValueType  # 60
+"""INVALID_ARGUMENT: the document is no price book or refund policy; the message says what is wrong and where."""
+ERROR_REASON_RULEBOOK_EXISTS: ErrorReason.ValueType  # 61
+"""ALREADY_EXISTS: this version is known with other content."""
+ERROR_REASON_RULEBOOK_NOT_FOUND: ErrorReason.ValueType  # 62
+"""NOT_FOUND: there is no such version."""
+ERROR_REASON_RULEBOOK_MISMATCH: ErrorReason.ValueType  # 63
+"""FAILED_PRECONDITION: the version has other content than the hash says."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

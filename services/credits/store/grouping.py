@@ -13,14 +13,14 @@ import contextvars
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import asyncpg
 from prometheus_client import Counter, Histogram
 
 from kit import errors, failpoints, ids, outbox, postgres, telemetry
-from services.credits import announcements, operations
+from services.credits import announcements, ledger, operations
 from services.credits.store import posting, rulebooks
 
 log = telemetry.logger(__name__)
@@ -45,6 +45,7 @@ class _Waiting:
     operation: operations.Operation
     verdict: asyncio.Future[Any]
     context: contextvars.Context
+    origin: ledger.Origin
 
 
 @dataclass(slots=True)
@@ -83,7 +84,8 @@ class Groups:
                 retry_after_seconds=0.5,
             )
         verdict = asyncio.get_running_loop().create_future()
-        shard.queue.append(_Waiting(operation, verdict, contextvars.copy_context()))
+        origin = replace(operation.origin, trace_id=telemetry.trace_id())
+        shard.queue.append(_Waiting(operation, verdict, contextvars.copy_context(), origin))
         if shard.posting is None:
             # A task of its own: the caller who happened to come first may leave.
             shard.posting = asyncio.create_task(self._post_all(shard))
@@ -178,17 +180,20 @@ class Groups:
             requests=found.requests,
             unsettled=found.unsettled,
             rulebooks=await self._rulebooks.for_batch(connection, found.in_force, quoted, policies),
+            spending=await posting.spending(connection, found, wanted),
             balance_low_credits=self._balance_low_credits,
             new_id=ids.new_id,
         )
         verdicts: list[Any] = []
         messages = [_message(fact, open_books) for fact in open_books.facts]
         for waiting in batch:
-            first = len(open_books.facts)
+            first, posted = len(open_books.facts), _last_seq(open_books, waiting)
             try:
                 verdicts.append(waiting.operation.judge(open_books))
             except errors.ServiceError as refusal:
                 verdicts.append(refusal)
+            for seq in range(posted + 1, _last_seq(open_books, waiting) + 1):
+                open_books.origins[waiting.operation.account_id, seq] = waiting.origin
             messages += [
                 waiting.context.run(_message, fact, open_books) for fact in open_books.facts[first:]
             ]
@@ -207,6 +212,11 @@ def _is_open(connection: postgres.Connection) -> bool:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # the pool has taken it back when it broke
         return False
+
+
+def _last_seq(batch: operations.Batch, waiting: _Waiting) -> int:
+    books = batch.books.get(waiting.operation.account_id)
+    return books.last_seq if books is not None else 0
 
 
 def _next_batch(queue: deque[_Waiting]) -> list[_Waiting]:

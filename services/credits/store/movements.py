@@ -58,21 +58,39 @@ class LedgerStore:
         """Prices and holds credits. Idempotent by hold_id: the first answer, also a refusal, is repeated for ever."""
         return await self._groups.post(reservation)
 
-    async def capture(self, hold_id: str, credits_: int, cause: str) -> holds.Hold:
+    async def capture(
+        self, hold_id: str, credits_: int, cause: str, operator: str = ""
+    ) -> holds.Hold:
         """Takes so many of the held credits and gives the rest back; 0 is a release. Idempotent by hold_id."""
         account_id = await self._account_of(hold_id)
-        return await self._groups.post(operations.Capture(hold_id, account_id, credits_, cause))
+        origin = ledger.Origin(operator=operator)
+        capture = operations.Capture(hold_id, account_id, credits_, cause, origin=origin)
+        return await self._groups.post(capture)
 
-    async def release(self, hold_id: str, account_id: str, cause: str) -> holds.Hold:
+    async def release(
+        self, hold_id: str, account_id: str, cause: str, operator: str = ""
+    ) -> holds.Hold:
         """Gives a hold back. Idempotent. One that is not known becomes VOID: a Reserve that comes late is refused."""
-        return await self._groups.post(operations.Release(hold_id, account_id, cause))
+        origin = ledger.Origin(operator=operator)
+        release = operations.Release(hold_id, account_id, cause, origin=origin)
+        return await self._groups.post(release)
 
     async def refund(
-        self, hold_id: str, request_id: str, credits_: int, note: str
+        self,
+        hold_id: str,
+        request_id: str,
+        credits_: int,
+        note: str,
+        *,
+        operator: str = "",
+        taken_from: ledger.Book = ledger.Book.REVENUE,
     ) -> operations.Given:
         """Gives captured credits back as a correction lot. Idempotent by (account, request_id)."""
         account_id = await self._account_of(hold_id)
-        refund = operations.Refund(hold_id, account_id, request_id, credits_, note)
+        refund = operations.Refund(
+            *(hold_id, account_id, request_id, credits_, note, taken_from),
+            origin=ledger.Origin(operator=operator),
+        )
         return await self._groups.post(refund)
 
     async def settle(self, verdict: rules.Verdict) -> holds.Hold | None:
@@ -93,7 +111,7 @@ class LedgerStore:
                 "SELECT account_id FROM holds WHERE hold_id = $1", hold_id
             )
         if account_id is None:
-            raise operations.hold_unknown(hold_id)
+            raise holds.hold_unknown(hold_id)
         return account_id
 
     def _acquire(self) -> Any:

@@ -12,12 +12,15 @@ from datetime import datetime
 from typing import Any
 
 from kit import postgres
-from services.credits import holds, ledger, operations, rules
+from services.credits import caps, holds, ledger, operations, rules
 from services.credits.store import rulebooks
 
 BEGIN = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan"
 """A posting's transaction, in one round trip. Its statements look up rows by key, with plans that are made once,
 perhaps while the tables are still small: the planner must not count on that."""
+
+
+_NO_ORIGIN = ledger.Origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ async def lock(connection: postgres.Connection, account_ids: Collection[str]) ->
     """Locks accounts, those that there are, until the transaction ends, and answers their rows as they are then."""
     return await connection.fetch(
         """
-        SELECT account_id, available, held, last_seq, frozen FROM accounts
+        SELECT account_id, available, held, last_seq, frozen, daily_caps FROM accounts
         WHERE account_id = ANY($1::text[]) ORDER BY account_id FOR NO KEY UPDATE
         """,
         sorted(account_ids),
@@ -67,7 +70,7 @@ SELECT clock_timestamp() AS now, {rulebooks.IN_FORCE_NOW},
     (
         SELECT array_agg(ROW(hold_id, account_id, state, created_at, fingerprint, item::text,
             labels::text, reserved, captured, released, refunded, price_version, policy_version,
-            refusal::text, not_after, cause, verdict::text, settled_at))
+            refusal::text, not_after, cause, verdict::text, settled_at, key_id))
         FROM holds WHERE hold_id = ANY($2::text[])
     ) AS holds,
     (
@@ -119,6 +122,7 @@ async def read(
             account["account_id"]: ledger.Books(
                 *(account["account_id"], account["available"], account["held"]),
                 *(account["last_seq"], account["frozen"], lots[account["account_id"]]),
+                daily_caps=account["daily_caps"],
             )
             for account in accounts
         },
@@ -130,6 +134,34 @@ async def read(
         },
         unsettled={verdict.video_id: verdict for verdict in verdicts},
     )
+
+
+async def spending(
+    connection: postgres.Connection, found: Found, wanted: Sequence[operations.Operation]
+) -> caps.Spending:
+    """What was spent today of the caps that reservations meet; most meet none, and cost no statement."""
+    met = {
+        (one.account_id, name)
+        for one in wanted
+        if isinstance(one, operations.Reservation) and one.account_id in found.books
+        for name in caps.met(found.books[one.account_id].daily_caps, one.key_id)
+    }
+    spent = caps.Spending(caps.day(found.now), {})
+    if met:
+        rows = await connection.fetch(
+            """
+            SELECT w.account_id, w.key_id, (
+                SELECT coalesce(sum(h.reserved - h.released), 0)::bigint FROM holds h
+                WHERE h.account_id = w.account_id AND h.created_at >= $3
+                    AND (w.key_id = '' OR h.key_id = w.key_id)
+            ) AS credits
+            FROM unnest($1::text[], $2::text[]) AS w (account_id, key_id)
+            """,
+            *_columns(2, met),
+            spent.began,
+        )
+        spent.credits = {(row["account_id"], row["key_id"]): row["credits"] for row in rows}
+    return spent
 
 
 async def read_books(
@@ -166,7 +198,8 @@ def _lot(fields: Sequence[Any]) -> ledger.Lot:
 
 
 HOLD_COLUMNS = """hold_id, account_id, state, created_at, fingerprint, item, labels, reserved, captured,
-    released, refunded, price_version, policy_version, refusal, not_after, cause, verdict, settled_at"""
+    released, refunded, price_version, policy_version, refusal, not_after, cause, verdict, settled_at,
+    key_id"""
 
 _HOLD_NAMES = [name.strip() for name in HOLD_COLUMNS.split(",")]
 
@@ -209,16 +242,17 @@ WITH posted_accounts AS (
 ), new_holds AS (
     INSERT INTO holds (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
         captured, released, refunded, price_version, policy_version, refusal, not_after, cause, verdict,
-        settled_at)
+        settled_at, key_id)
     SELECT hold_id, account_id, state, created_at, fingerprint, item::jsonb, labels::jsonb, reserved,
         captured, released, refunded, price_version, policy_version, refusal::jsonb, not_after, cause,
-        verdict::jsonb, settled_at
+        verdict::jsonb, settled_at, key_id
     FROM unnest($17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::text[], $22::text[],
         $23::text[], $24::bigint[], $25::bigint[], $26::bigint[], $27::bigint[], $28::text[],
-        $29::text[], $30::text[], $31::timestamptz[], $32::text[], $33::text[], $34::timestamptz[])
+        $29::text[], $30::text[], $31::timestamptz[], $32::text[], $33::text[], $34::timestamptz[],
+        $74::text[])
         AS u (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
             captured, released, refunded, price_version, policy_version, refusal, not_after, cause,
-            verdict, settled_at)
+            verdict, settled_at, key_id)
 ), changed_holds AS (
     UPDATE holds h SET state = u.state, captured = u.captured, released = u.released,
         refunded = u.refunded, cause = u.cause, verdict = u.verdict::jsonb, settled_at = u.settled_at
@@ -238,9 +272,9 @@ WITH posted_accounts AS (
     WHERE p.hold_id = u.hold_id AND p.position = u.position
 ), posted_transfers AS (
     INSERT INTO transfers (account_id, seq, kind, available_change, held_change, hold_id, cause, note,
-        created_at)
+        trace_id, operator, purchase, created_at)
     SELECT *, $1 FROM unnest($54::text[], $55::bigint[], $56::text[], $57::bigint[], $58::bigint[],
-        $59::text[], $60::text[], $61::text[])
+        $59::text[], $60::text[], $61::text[], $75::text[], $76::text[], $77::text[])
 ), posted_entries AS (
     INSERT INTO entries (account_id, seq, line, book, credits, lot_id)
     SELECT * FROM unnest($62::text[], $63::bigint[], $64::smallint[], $65::text[], $66::bigint[],
@@ -281,6 +315,8 @@ async def write(connection: postgres.Connection, batch: operations.Batch) -> boo
         *_columns(6, (row for account_id in moved for row in _entry_rows(batch, account_id))),
         *_columns(5, (_request_row(batch, request) for request in batch.new_requests)),
         [fact.hold.hold_id for fact in batch.facts if isinstance(fact, operations.Settled)],
+        [batch.holds[hold_id].key_id for hold_id in new],
+        *_columns(3, (row for account_id in moved for row in _origin_rows(batch, account_id))),
     )
     assert row is not None
     assert row["accounts"] == len(moved), "an account was written without its lock"
@@ -342,6 +378,13 @@ def _transfer_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[A
     for seq, one in enumerate(batch.books[account_id].transfers, first):
         available, held = one.change(ledger.Book.AVAILABLE), one.change(ledger.Book.HELD)
         yield account_id, seq, one.kind, available, held, one.hold_id, one.cause, one.note
+
+
+def _origin_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[str, str, str]]:
+    books, before = batch.books[account_id], batch.before[account_id]
+    for seq in range(before.last_seq + 1, books.last_seq + 1):
+        origin = batch.origins.get((account_id, seq), _NO_ORIGIN)
+        yield origin.trace_id, origin.operator, origin.purchase
 
 
 def _entry_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:

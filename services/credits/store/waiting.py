@@ -18,6 +18,8 @@ class Backlog:
     open_holds: int
     oldest_hold_seconds: float
     unsettled: int
+    oldest_unsettled_seconds: float
+    parked: int
 
 
 class WaitingStore:
@@ -131,11 +133,14 @@ class WaitingStore:
                 """
                 SELECT count(*) AS open_holds, coalesce(extract(epoch FROM clock_timestamp()
                     - min(created_at)), 0)::float8 AS oldest_hold_seconds,
-                    (SELECT count(*) FROM unsettled) AS unsettled
+                    (SELECT count(*) FROM unsettled) AS unsettled,
+                    (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(first_seen_at)), 0)
+                     FROM unsettled)::float8 AS oldest_unsettled_seconds,
+                    (SELECT count(*) FROM parked_events) AS parked
                 FROM holds WHERE state = 'HELD'
                 """
             )
-        return Backlog(row["open_holds"], row["oldest_hold_seconds"], row["unsettled"])
+        return Backlog(**dict(row))
 
     def _acquire(self) -> Any:
         return self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_SECONDS)
