@@ -143,3 +143,17 @@ def soon() -> timestamp_pb2.Timestamp:
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(datetime.now(UTC) + HOUR)
     return stamp
+
+
+async def backdate(world: World, account: str, by: timedelta) -> None:
+    """Lets all that happened in an account be longer ago."""
+    await world.pool.execute(
+        f"""
+        SET session_replication_role = replica;
+        UPDATE transfers SET created_at = created_at - interval '{by.days} days'
+            WHERE account_id = '{account}';
+        UPDATE holds SET created_at = created_at - interval '{by.days} days',
+            settled_at = settled_at - interval '{by.days} days' WHERE account_id = '{account}';
+        SET session_replication_role = origin
+        """
+    )
