@@ -12,19 +12,19 @@ import contextlib
 import hashlib
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf import message as protobuf
-from google.protobuf import struct_pb2, timestamp_pb2
 
-from framewire import downloads, errors, transport, types
+from framewire import downloads, encode, errors, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
+from framewire.encode import SpecFields, VideoFields
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import (
     account_pb2,
@@ -44,29 +44,6 @@ _DOWNLOAD_TRIES = 5
 
 T = TypeVar("T")
 OnProgress = Callable[[types.Video], object]
-
-
-class SpecFields(TypedDict, total=False):
-    """What a video is to be, beside its prompt. What is left out is the model's default."""
-
-    image_id: str
-    model: str
-    width: int
-    height: int
-    seconds: int
-    variants: int
-    options: Mapping[str, types.OptionValue]
-
-
-class VideoFields(SpecFields, total=False):
-    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH"."""
-
-    lane: str
-    max_credits: int | None
-    quote_id: str
-    start_by: datetime | None
-    labels: Mapping[str, str]
-    client_reference: str
 
 
 class Client:
@@ -136,8 +113,8 @@ class Client:
         request_id: str = "",
         **fields: Unpack[VideoFields],
     ) -> types.Video:
-        """Uploads the image, makes the video, waits until it is paid for, downloads it to `out` (further variants
-        to out-1, out-2, ...).
+        """Uploads the image (or has an https:// URL fetched), makes the video, waits until it is paid for, downloads it
+        to `out` (further variants to out-1, out-2, ...).
 
         `on_progress` gets each state. A video without an output raises FramewireError, its cause as the reason. Called
         again with the same request_id it goes on where it broke off and pays once.
@@ -145,7 +122,11 @@ class Client:
         request_id = request_id or new_request_id()
         if image is not None:
             upload_id = str(uuid.uuid5(uuid.UUID(request_id), "image"))
-            fields["image_id"] = (await self.upload_image(image, request_id=upload_id)).image_id
+            if isinstance(image, str) and image.startswith("https://"):
+                stored = await self.import_image(image, request_id=upload_id)
+            else:
+                stored = await self.upload_image(image, request_id=upload_id)
+            fields["image_id"] = stored.image_id
         video = await self.create_video(prompt, request_id=request_id, **fields)
         if on_progress is not None:
             on_progress(video)
@@ -165,11 +146,11 @@ class Client:
         request = video_pb2.CreateVideoRequest(
             request_id=request_id or new_request_id(),
             account_id=self.account_id,
-            spec=_spec(prompt, fields),
-            lane=_lane(fields.get("lane", "")),
+            spec=encode.spec(prompt, fields),
+            lane=encode.lane(fields.get("lane", "")),
             max_credits=fields.get("max_credits"),
             quote_id=fields.get("quote_id", ""),
-            start_by=_timestamp(fields.get("start_by")),
+            start_by=encode.timestamp(fields.get("start_by")),
             labels=fields.get("labels", {}),
             client_reference=fields.get("client_reference", ""),
         )
@@ -182,7 +163,7 @@ class Client:
 
     async def list_videos(self, *, state: str = "") -> AsyncGenerator[types.Video, None]:
         """The account's videos, newest first, fetched page by page as they are taken."""
-        wanted = _value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
+        wanted = encode.enum_value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
         request = video_pb2.ListVideosRequest(
             account_id=self.account_id, page_size=_PAGE_SIZE, state=wanted
         )
@@ -233,7 +214,7 @@ class Client:
     ) -> types.Quote:
         """The price of a video, without making it."""
         request = video_pb2.QuoteVideoRequest(
-            account_id=self.account_id, spec=_spec(prompt, fields), lane=_lane(lane)
+            account_id=self.account_id, spec=encode.spec(prompt, fields), lane=encode.lane(lane)
         )
         return await self._call(types.Quote, self._videos.QuoteVideo, request)
 
@@ -290,6 +271,33 @@ class Client:
         stored = await self._transport.upload(self._uploads.UploadImage, requests)
         return decode(types.Image, stored)
 
+    async def import_image(self, url: str, *, request_id: str = "") -> types.Image:
+        """Has an image fetched from a public https URL, as if its bytes were uploaded."""
+        request = upload_pb2.ImportImageRequest(
+            request_id=request_id or new_request_id(), account_id=self.account_id, url=url
+        )
+        return await self._call(types.Image, self._uploads.ImportImage, request)
+
+    async def create_upload(
+        self, size_bytes: int, media_type: str, *, request_id: str = ""
+    ) -> types.Upload:
+        """A URL that someone else, a browser say, can PUT exactly such an image to, with the headers that it names.
+
+        complete_upload makes it an image; what is not completed within an hour is removed.
+        """
+        request = upload_pb2.CreateUploadRequest(
+            request_id=request_id or new_request_id(),
+            account_id=self.account_id,
+            size_bytes=size_bytes,
+            media_type=media_type,
+        )
+        return await self._call(types.Upload, self._uploads.CreateUpload, request)
+
+    async def complete_upload(self, upload_id: str) -> types.Image:
+        """Makes what was PUT an image for create_video. Idempotent."""
+        request = upload_pb2.CompleteUploadRequest(upload_id=upload_id, account_id=self.account_id)
+        return await self._call(types.Image, self._uploads.CompleteUpload, request)
+
     # The account
 
     async def balance(self) -> types.Balance:
@@ -325,7 +333,7 @@ class Client:
         request = account_pb2.CreateApiKeyRequest(
             request_id=request_id or new_request_id(),
             account_id=account_id or self.account_id,
-            role=_value(account_pb2.Role, "ROLE_", role, "role"),
+            role=encode.enum_value(account_pb2.Role, "ROLE_", role, "role"),
             display_name=display_name,
         )
         made = await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
@@ -353,7 +361,7 @@ class Client:
         request = operator_pb2.CreateAccountRequest(
             request_id=request_id or new_request_id(),
             display_name=display_name,
-            lanes=[_lane(lane) for lane in lanes],
+            lanes=[encode.lane(lane) for lane in lanes],
             weight=weight,
             max_in_flight=max_in_flight,
             requests_per_minute=requests_per_minute,
@@ -377,8 +385,8 @@ class Client:
             account_id=account_id,
             request_id=request_id or new_request_id(),
             credits=credits,
-            source=_value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
-            expires_at=_timestamp(expires_at),
+            source=encode.enum_value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
+            expires_at=encode.timestamp(expires_at),
             note=note,
         )
         request = operator_pb2.GrantRequest(grant=grant, why=why)
@@ -411,58 +419,10 @@ def _moved(before: types.Video, now: types.Video) -> bool:
     return now.revision == before.revision and now != before
 
 
-def _spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
-    try:
-        options = {name: _option(value) for name, value in fields.get("options", {}).items()}
-        return vocabulary_pb2.VideoSpec(
-            prompt=prompt,
-            input_image_id=fields.get("image_id", ""),
-            model=fields.get("model", ""),
-            width=fields.get("width", 0),
-            height=fields.get("height", 0),
-            seconds=fields.get("seconds", 0),
-            variants=fields.get("variants", 0),
-            options=options,
-        )
-    except UnicodeError:
-        raise _invalid("INVALID_FIELD", "spec: a text is not valid UTF-8; send it anew") from None
-    except ValueError as error:
-        raise _invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
-
-
-def _option(value: types.OptionValue) -> struct_pb2.Value:
-    if isinstance(value, bool):
-        return struct_pb2.Value(bool_value=value)
-    if isinstance(value, str):
-        return struct_pb2.Value(string_value=value)
-    return struct_pb2.Value(number_value=value)
-
-
-def _lane(name: str) -> vocabulary_pb2.Lane.ValueType:
-    return _value(vocabulary_pb2.Lane, "LANE_", name, "lane")
-
-
-def _value(enum: Any, prefix: str, name: str, field: str) -> Any:
-    """The enum's number of a short name, in any case; "" is UNSPECIFIED."""
-    full = f"{prefix}{name.upper() or 'UNSPECIFIED'}"
-    if full in enum.keys():  # noqa: SIM118 (an enum wrapper is no mapping)
-        return enum.Value(full)
-    known = ", ".join(key.removeprefix(prefix) for key in enum.keys()[1:])
-    raise _invalid("INVALID_FIELD", f"{field}: there is no {name!r}; there are: {known}")
-
-
-def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(moment.astimezone())  # a naive time is the caller's local one
-    return stamp
-
-
 def _read(path: Path) -> bytes:
     """The whole file; one that is too large is refused before it is read."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise _invalid("TOO_LARGE", f"{path} has more than 10 MB; make it smaller first")
+        raise encode.invalid("TOO_LARGE", f"{path} has more than 10 MB; make it smaller first")
     return path.read_bytes()
 
 
@@ -480,7 +440,3 @@ def require_completed(video: types.Video) -> None:
         captured_credits=video.credits.captured,
         retryable=str(failure.retryable).lower(),
     )
-
-
-def _invalid(reason: str, message: str) -> errors.FramewireError:
-    return transport.failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message)

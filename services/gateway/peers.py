@@ -29,7 +29,18 @@ RETRIED = {
             "ListEntries",
         )
     ),
-    "storage": tuple(f"{_STORAGE}/{method}" for method in ("Stat", "Pin", "Unpin", "SignUrl")),
+    "storage": tuple(
+        f"{_STORAGE}/{method}"
+        for method in (
+            "Stat",
+            "Pin",
+            "Unpin",
+            "SignUrl",
+            "CreateUpload",
+            "CompleteUpload",
+            "Import",
+        )
+    ),
     "generator": tuple(f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt")),
 }
 """Methods that are idempotent by contract: tried again while UNAVAILABLE."""

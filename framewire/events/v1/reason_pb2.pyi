@@ -118,6 +118,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: no price for this item."""
     ERROR_REASON_KEY_NOT_FOUND: _ErrorReason.ValueType  # 47
     """NOT_FOUND: there is no such API key, or it is another account's."""
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
+    ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION: nothing was PUT to the upload's URL yet."""
+    ERROR_REASON_URL_NOT_ALLOWED: _ErrorReason.ValueType  # 62
+    """INVALID_ARGUMENT: the URL is not https, or leads to an address that is not public."""
+    ERROR_REASON_IMPORT_FAILED: _ErrorReason.ValueType  # 63
+    """FAILED_PRECONDITION: the server of the URL did not give the image."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -220,4 +228,12 @@ ERROR_REASON_NO_PRICE: ErrorReason.ValueType  # 46
 """INVALID_ARGUMENT: no price for this item."""
 ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
 """NOT_FOUND: there is no such API key, or it is another account's."""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 60
+"""NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
+ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION: nothing was PUT to the upload's URL yet."""
+ERROR_REASON_URL_NOT_ALLOWED: ErrorReason.ValueType  # 62
+"""INVALID_ARGUMENT: the URL is not https, or leads to an address that is not public."""
+ERROR_REASON_IMPORT_FAILED: ErrorReason.ValueType  # 63
+"""FAILED_PRECONDITION: the server of the URL did not give the image."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

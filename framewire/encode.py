@@ -1,0 +1,92 @@
+"""What callers say, as messages of the contracts. What cannot be said is refused here, as a server would refuse it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypedDict
+
+import grpc
+from google.protobuf import struct_pb2, timestamp_pb2
+
+from framewire import errors, transport, types
+from framewire.events.v1 import vocabulary_pb2
+
+
+class SpecFields(TypedDict, total=False):
+    """What a video is to be, beside its prompt. What is left out is the model's default."""
+
+    image_id: str
+    model: str
+    width: int
+    height: int
+    seconds: int
+    variants: int
+    options: Mapping[str, types.OptionValue]
+
+
+class VideoFields(SpecFields, total=False):
+    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH"."""
+
+    lane: str
+    max_credits: int | None
+    quote_id: str
+    start_by: datetime | None
+    labels: Mapping[str, str]
+    client_reference: str
+
+
+def spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
+    """What a video is to be. Raises FramewireError/INVALID_FIELD for what a message cannot carry."""
+    try:
+        options = {name: _option(value) for name, value in fields.get("options", {}).items()}
+        return vocabulary_pb2.VideoSpec(
+            prompt=prompt,
+            input_image_id=fields.get("image_id", ""),
+            model=fields.get("model", ""),
+            width=fields.get("width", 0),
+            height=fields.get("height", 0),
+            seconds=fields.get("seconds", 0),
+            variants=fields.get("variants", 0),
+            options=options,
+        )
+    except UnicodeError:
+        raise invalid("INVALID_FIELD", "spec: a text is not valid UTF-8; send it anew") from None
+    except ValueError as error:
+        raise invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
+
+
+def _option(value: types.OptionValue) -> struct_pb2.Value:
+    if isinstance(value, bool):
+        return struct_pb2.Value(bool_value=value)
+    if isinstance(value, str):
+        return struct_pb2.Value(string_value=value)
+    return struct_pb2.Value(number_value=value)
+
+
+def lane(name: str) -> vocabulary_pb2.Lane.ValueType:
+    """The lane of a short name, in any case; "" is UNSPECIFIED."""
+    return enum_value(vocabulary_pb2.Lane, "LANE_", name, "lane")
+
+
+def enum_value(enum: Any, prefix: str, name: str, field: str) -> Any:
+    """The enum's number of a short name, in any case; "" is UNSPECIFIED."""
+    full = f"{prefix}{name.upper() or 'UNSPECIFIED'}"
+    if full in enum.keys():  # noqa: SIM118 (an enum wrapper is no mapping)
+        return enum.Value(full)
+    known = ", ".join(key.removeprefix(prefix) for key in enum.keys()[1:])
+    raise invalid("INVALID_FIELD", f"{field}: there is no {name!r}; there are: {known}")
+
+
+def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+    """A point in time; a naive one is the caller's local time."""
+    if moment is None:
+        return None
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(moment.astimezone())
+    return stamp
+
+
+def invalid(reason: str, message: str) -> errors.FramewireError:
+    """A refusal as a server would give it."""
+    return transport.failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message)
