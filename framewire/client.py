@@ -12,11 +12,11 @@ import contextlib
 import hashlib
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf import message as protobuf
@@ -24,6 +24,7 @@ from google.protobuf import message as protobuf
 from framewire import downloads, encode, errors, operations, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
+from framewire.encode import SpecFields, VideoFields
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import (
     account_pb2,
@@ -43,29 +44,6 @@ _DOWNLOAD_TRIES = 5
 
 T = TypeVar("T")
 OnProgress = Callable[[types.Video], object]
-
-
-class SpecFields(TypedDict, total=False):
-    """What a video is to be, beside its prompt. What is left out is the model's default."""
-
-    image_id: str
-    model: str
-    width: int
-    height: int
-    seconds: int
-    variants: int
-    options: Mapping[str, types.OptionValue]
-
-
-class VideoFields(SpecFields, total=False):
-    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH"."""
-
-    lane: str
-    max_credits: int | None
-    quote_id: str
-    start_by: datetime | None
-    labels: Mapping[str, str]
-    client_reference: str
 
 
 class Client:
@@ -135,8 +113,8 @@ class Client:
         request_id: str = "",
         **fields: Unpack[VideoFields],
     ) -> types.Video:
-        """Uploads the image, makes the video, waits until it is paid for, downloads it to `out` (further variants
-        to out-1, out-2, ...).
+        """Uploads the image (or has an https:// URL fetched), makes the video, waits until it is paid for, downloads it
+        to `out` (further variants to out-1, out-2, ...).
 
         `on_progress` gets each state. A video without an output raises FramewireError, its cause as the reason. Called
         again with the same request_id it goes on where it broke off and pays once.
@@ -144,7 +122,11 @@ class Client:
         request_id = request_id or new_request_id()
         if image is not None:
             upload_id = str(uuid.uuid5(uuid.UUID(request_id), "image"))
-            fields["image_id"] = (await self.upload_image(image, request_id=upload_id)).image_id
+            if isinstance(image, str) and image.startswith("https://"):
+                stored = await self.import_image(image, request_id=upload_id)
+            else:
+                stored = await self.upload_image(image, request_id=upload_id)
+            fields["image_id"] = stored.image_id
         video = await self.create_video(prompt, request_id=request_id, **fields)
         if on_progress is not None:
             on_progress(video)
@@ -181,7 +163,7 @@ class Client:
 
     async def list_videos(self, *, state: str = "") -> AsyncGenerator[types.Video, None]:
         """The account's videos, newest first, fetched page by page as they are taken."""
-        wanted = encode.value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
+        wanted = encode.enum_value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
         request = video_pb2.ListVideosRequest(
             account_id=self.account_id, page_size=_PAGE_SIZE, state=wanted
         )
@@ -289,6 +271,33 @@ class Client:
         stored = await self._transport.upload(self._uploads.UploadImage, requests)
         return decode(types.Image, stored)
 
+    async def import_image(self, url: str, *, request_id: str = "") -> types.Image:
+        """Has an image fetched from a public https URL, as if its bytes were uploaded."""
+        request = upload_pb2.ImportImageRequest(
+            request_id=request_id or new_request_id(), account_id=self.account_id, url=url
+        )
+        return await self._call(types.Image, self._uploads.ImportImage, request)
+
+    async def create_upload(
+        self, size_bytes: int, media_type: str, *, request_id: str = ""
+    ) -> types.Upload:
+        """A URL that someone else, a browser say, can PUT exactly such an image to, with the headers that it names.
+
+        complete_upload makes it an image; what is not completed within an hour is removed.
+        """
+        request = upload_pb2.CreateUploadRequest(
+            request_id=request_id or new_request_id(),
+            account_id=self.account_id,
+            size_bytes=size_bytes,
+            media_type=media_type,
+        )
+        return await self._call(types.Upload, self._uploads.CreateUpload, request)
+
+    async def complete_upload(self, upload_id: str) -> types.Image:
+        """Makes what was PUT an image for create_video. Idempotent."""
+        request = upload_pb2.CompleteUploadRequest(upload_id=upload_id, account_id=self.account_id)
+        return await self._call(types.Image, self._uploads.CompleteUpload, request)
+
     # The account
 
     async def balance(self) -> types.Balance:
@@ -310,7 +319,7 @@ class Client:
             page_size=_PAGE_SIZE,
             video_id=video_id,
             kinds=[
-                encode.value(ledger_pb2.TransferKind, "TRANSFER_KIND_", kind, "kind")
+                encode.enum_value(ledger_pb2.TransferKind, "TRANSFER_KIND_", kind, "kind")
                 for kind in kinds
             ],
             **encode.period(since, until),
@@ -331,7 +340,7 @@ class Client:
         request = account_pb2.GetUsageRequest(
             account_id=self.account_id,
             group_by=[
-                encode.value(ledger_pb2.UsageGroup, "USAGE_GROUP_", group, "group_by")
+                encode.enum_value(ledger_pb2.UsageGroup, "USAGE_GROUP_", group, "group_by")
                 for group in group_by
             ],
             label=label,
@@ -361,7 +370,7 @@ class Client:
         request = account_pb2.CreateApiKeyRequest(
             request_id=request_id or new_request_id(),
             account_id=account_id or self.account_id,
-            role=encode.value(account_pb2.Role, "ROLE_", role, "role"),
+            role=encode.enum_value(account_pb2.Role, "ROLE_", role, "role"),
             display_name=display_name,
         )
         made = await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
@@ -419,7 +428,7 @@ class Client:
             account_id=account_id,
             request_id=request_id or new_request_id(),
             credits=credits,
-            source=encode.value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
+            source=encode.enum_value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
             expires_at=encode.timestamp(expires_at),
             note=note,
             purchase=purchase,

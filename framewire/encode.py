@@ -1,10 +1,10 @@
-"""Plain values as the contracts carry them; the counterpart of `decode`."""
+"""What callers say, as messages of the contracts. What cannot be said is refused here, as a server would refuse it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import grpc
 from google.protobuf import struct_pb2, timestamp_pb2
@@ -13,10 +13,33 @@ from framewire import errors, transport, types
 from framewire.events.v1 import vocabulary_pb2
 
 
-def spec(prompt: str, fields: Mapping[str, Any]) -> vocabulary_pb2.VideoSpec:
-    """What a video is to be."""
+class SpecFields(TypedDict, total=False):
+    """What a video is to be, beside its prompt. What is left out is the model's default."""
+
+    image_id: str
+    model: str
+    width: int
+    height: int
+    seconds: int
+    variants: int
+    options: Mapping[str, types.OptionValue]
+
+
+class VideoFields(SpecFields, total=False):
+    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH"."""
+
+    lane: str
+    max_credits: int | None
+    quote_id: str
+    start_by: datetime | None
+    labels: Mapping[str, str]
+    client_reference: str
+
+
+def spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
+    """What a video is to be. Raises FramewireError/INVALID_FIELD for what a message cannot carry."""
     try:
-        options = {name: option(value) for name, value in fields.get("options", {}).items()}
+        options = {name: _option(value) for name, value in fields.get("options", {}).items()}
         return vocabulary_pb2.VideoSpec(
             prompt=prompt,
             input_image_id=fields.get("image_id", ""),
@@ -33,8 +56,7 @@ def spec(prompt: str, fields: Mapping[str, Any]) -> vocabulary_pb2.VideoSpec:
         raise invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
 
 
-def option(value: types.OptionValue) -> struct_pb2.Value:
-    """A parameter of a model."""
+def _option(value: types.OptionValue) -> struct_pb2.Value:
     if isinstance(value, bool):
         return struct_pb2.Value(bool_value=value)
     if isinstance(value, str):
@@ -43,11 +65,11 @@ def option(value: types.OptionValue) -> struct_pb2.Value:
 
 
 def lane(name: str) -> vocabulary_pb2.Lane.ValueType:
-    """The contract's value of a lane's name."""
-    return value(vocabulary_pb2.Lane, "LANE_", name, "lane")
+    """The lane of a short name, in any case; "" is UNSPECIFIED."""
+    return enum_value(vocabulary_pb2.Lane, "LANE_", name, "lane")
 
 
-def value(enum: Any, prefix: str, name: str, field: str) -> Any:
+def enum_value(enum: Any, prefix: str, name: str, field: str) -> Any:
     """The enum's number of a short name, in any case; "" is UNSPECIFIED."""
     full = f"{prefix}{name.upper() or 'UNSPECIFIED'}"
     if full in enum.keys():  # noqa: SIM118 (an enum wrapper is no mapping)
@@ -57,16 +79,16 @@ def value(enum: Any, prefix: str, name: str, field: str) -> Any:
 
 
 def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    """As the contract carries it."""
+    """A point in time; a naive one is the caller's local time."""
     if moment is None:
         return None
     stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(moment.astimezone())  # a naive time is the caller's local one
+    stamp.FromDatetime(moment.astimezone())
     return stamp
 
 
 def invalid(reason: str, message: str) -> errors.FramewireError:
-    """What is wrong in a call that was not sent."""
+    """A refusal as a server would give it."""
     return transport.failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message)
 
 

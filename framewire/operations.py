@@ -108,4 +108,4 @@ class Operations:
 
 
 def _kind(name: str) -> Any:
-    return encode.value(ledger_pb2.RulebookKind, "RULEBOOK_KIND_", name, "kind")
+    return encode.enum_value(ledger_pb2.RulebookKind, "RULEBOOK_KIND_", name, "kind")

@@ -26,6 +26,16 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """Where to PUT an image's bytes, with exactly these headers, and until when."""
+
+    upload_id: str
+    url: str
+    headers: dict[str, str]
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class VideoSpec:
     """What a video was asked to be, with every default filled in."""
 

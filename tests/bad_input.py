@@ -228,6 +228,19 @@ def image(*parts: bytes, **header: Any) -> Call:
     return lambda world: world.upload(*parts, **header)
 
 
+def fetched(url: str) -> Call:
+    return lambda world: world.rich.import_image(url)
+
+
+def completed(upload_id: str) -> Call:
+    return lambda world: world.rich.complete_upload(upload_id)
+
+
+async def completed_too_early(world: World) -> Any:
+    upload = await world.rich.create_upload(999, "image/png")
+    return await world.rich.complete_upload(upload.upload_id)
+
+
 def option(name: str, **value: Any) -> Call:
     return spec(options={name: struct_pb2.Value(**value)})
 
@@ -327,6 +340,20 @@ CASES = [
         "set account_id",
         lambda world: world.system.operator.balance(),
     ),
+    # Uploads that do not come through us
+    *(
+        Case("URL that is not https, or not public", says, fetched(url))
+        for url, says in (
+            ("http://example.com/a.png", "only https"),
+            ("https://127.0.0.1/a.png", "not public"),
+            ("https://2130706433/a.png", "not public"),
+            ("https://[::ffff:10.0.0.1]/a.png", "not public"),
+            ("https://169.254.169.254/latest/meta-data", "not public"),
+        )
+    ),
+    Case("URL whose server does not give the image", "not known", fetched("https://no.invalid/")),
+    Case("upload that there is not, or is over", "create a new one", completed(NOBODY)),
+    Case("upload completed before its bytes came", "PUT the bytes", completed_too_early),
     # Images
     Case("not an image", "Send a JPEG, PNG, WebP or AVIF", image(b"hello, I am a text")),
     Case("not an image", "Send a JPEG, PNG, WebP or AVIF", image()),

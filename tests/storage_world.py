@@ -20,7 +20,7 @@ from framewire.storage.v1 import storage_pb2 as pb
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth, errors, rpc
 from services.local import stack
-from tests import containers
+from tests import containers, picture_server
 from tests.waiting import eventually
 
 IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
@@ -31,6 +31,8 @@ SETTINGS = {
     "STORAGE_SWEEP_SECONDS": "0.1",
     "STORAGE_RENDITION_KEEP_SECONDS": "3600",
     "STORAGE_MAX_IMAGE_BYTES": "200000",
+    "STORAGE_IMPORT_NETWORKS": "127.0.0.0/8",
+    "STORAGE_IMPORT_SECONDS": "2",
 }
 
 
@@ -41,6 +43,7 @@ class World:
         self.stack = running
         self.stub = stub
         self.pool = pool
+        self.data_dir = running.data_dir
         where = running.addresses
         self.s3 = minio.Minio(
             where.s3_endpoint, where.s3_access_key, where.s3_secret_key, secure=False,
@@ -171,6 +174,7 @@ def opened(body: bytes) -> Image.Image:
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     place = tmp_path_factory.mktemp("storage")
     own = {
+        "STORAGE_IMPORT_CA_FILE": str(picture_server.certificate(place)),
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
         "STORAGE_SCRATCH_DIR": str(place / "scratch"),
     }

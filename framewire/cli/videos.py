@@ -19,7 +19,8 @@ def generate(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE", help="The first frame: an image file, or - for text-to-video."
+            metavar="IMAGE",
+            help="The first frame: an image file, a public https:// URL, or - for text-to-video.",
         ),
     ],
     prompt: Prompt,
@@ -203,9 +204,11 @@ def cancel(
     running.with_client(work, address, api_key, for_account=False)
 
 
-def _image(image: str) -> Path | None:
+def _image(image: str) -> Path | str | None:
     if image == "-":
         return None
+    if image.startswith("https://"):
+        return image
     if not Path(image).is_file():
         raise output.usage(f"there is no image file {image}; - makes a video from text")
     return Path(image)

@@ -36,7 +36,18 @@ RETRIED = {
             "ListRulebooks",
         )
     ),
-    "storage": tuple(f"{_STORAGE}/{method}" for method in ("Stat", "Pin", "Unpin", "SignUrl")),
+    "storage": tuple(
+        f"{_STORAGE}/{method}"
+        for method in (
+            "Stat",
+            "Pin",
+            "Unpin",
+            "SignUrl",
+            "CreateUpload",
+            "CompleteUpload",
+            "Import",
+        )
+    ),
     "generator": tuple(f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt")),
 }
 """Methods that are idempotent by contract: tried again while UNAVAILABLE."""

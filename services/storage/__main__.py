@@ -6,7 +6,18 @@ from pathlib import Path
 
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth, postgres, service
-from services.storage import api, blobs, config, fits, puts, scratch, store, sweeper
+from services.storage import (
+    api,
+    blobs,
+    config,
+    fits,
+    imports,
+    puts,
+    scratch,
+    store,
+    sweeper,
+    uploads,
+)
 from services.storage.media import confine, sandbox
 
 MARK_BYTES = 1024 * 1024
@@ -24,6 +35,7 @@ async def main(settings: config.Settings) -> None:
 
         database = store.Store(pool)
         keeper = puts.Keeper(settings, database, bytes_, place)
+        taking = puts.Puts(settings, keeper, workers)
         sweeping = sweeper.Sweeper(settings, database, bytes_)
         process.loop(sweeping)
         process.serve(
@@ -31,9 +43,11 @@ async def main(settings: config.Settings) -> None:
             api.StorageApi(
                 database,
                 bytes_,
-                puts.Puts(settings, keeper, workers),
+                taking,
                 fits.Fits(database, bytes_, keeper, workers),
                 sweeping,
+                uploads.Uploads(settings, database, bytes_, taking),
+                imports.Imports(settings, database, taking),
             ),
         )
         await process.run(api.authenticate(tokens))

@@ -10,7 +10,7 @@ from google.protobuf import timestamp_pb2
 
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import auth, errors, pages, rpc
-from services.storage import assets, blobs, fits, puts, store, sweeper
+from services.storage import assets, blobs, fits, imports, puts, store, sweeper, uploads
 
 SIGNED_SECONDS = 900
 DELETE_BATCH = 1000
@@ -19,6 +19,9 @@ _BOTH = frozenset({"gateway", "generator"})
 _GATEWAY = frozenset({"gateway"})
 _CALLERS: Mapping[str, frozenset[str]] = {
     "Put": _BOTH,
+    "CreateUpload": _GATEWAY,
+    "CompleteUpload": _GATEWAY,
+    "Import": _GATEWAY,
     "Get": _BOTH,
     "Stat": _BOTH,
     "Fit": _BOTH,
@@ -50,12 +53,16 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         puts_: puts.Puts,
         fits_: fits.Fits,
         sweeper_: sweeper.Sweeper,
+        uploads_: uploads.Uploads,
+        imports_: imports.Imports,
     ) -> None:
         self._store = store_
         self._blobs = blobs_
         self._puts = puts_
         self._fits = fits_
         self._sweeper = sweeper_
+        self._uploads = uploads_
+        self._imports = imports_
 
     async def Put(self, request_iterator: Any, context: Any) -> storage_pb2.Asset:
         """Stores one asset."""
@@ -73,6 +80,30 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
             identity, header.size_bytes, header.sha256, header.mark.model, header.mark.video_id
         )
         return _asset(await self._puts.put(wanted, _chunks(request_iterator)))
+
+    async def CreateUpload(
+        self, request: storage_pb2.CreateUploadRequest, context: Any
+    ) -> storage_pb2.CreateUploadResponse:
+        """A URL to PUT to."""
+        identity = assets.Identity(request.account_id, request.owner, assets.Kind.INPUT_IMAGE)
+        signed = await self._uploads.create(identity, request.size_bytes, request.media_type)
+        return storage_pb2.CreateUploadResponse(
+            upload_id=signed.upload_id,
+            url=signed.url,
+            headers=signed.headers,
+            expires_at=_timestamp(signed.expires_at),
+        )
+
+    async def CompleteUpload(
+        self, request: storage_pb2.CompleteUploadRequest, context: Any
+    ) -> storage_pb2.Asset:
+        """Takes what was PUT."""
+        return _asset(await self._uploads.complete(request.account_id, request.upload_id))
+
+    async def Import(self, request: storage_pb2.ImportRequest, context: Any) -> storage_pb2.Asset:
+        """Fetches an image."""
+        identity = assets.Identity(request.account_id, request.owner, assets.Kind.INPUT_IMAGE)
+        return _asset(await self._imports.fetch(identity, request.url))
 
     async def Get(
         self, request: storage_pb2.GetRequest, context: Any

@@ -51,6 +51,7 @@ EXTENSIONS: Mapping[str, str] = {
     "image/jpeg": "jpg",
     "image/png": "png",
     "image/webp": "webp",
+    "image/avif": "avif",
     "video/mp4": "mp4",
     "video/quicktime": "mov",
     "video/webm": "webm",
@@ -146,6 +147,12 @@ class Fit:
 def object_key(account_id: str, asset_id: str, nonce: str, media_type: str) -> str:
     """Where one put's bytes of an asset lie. S3 servers tell the type by the extension."""
     return f"{account_id}/{asset_id}-{nonce}.{EXTENSIONS.get(media_type, 'bin')}"
+
+
+def incoming_key(identity: Identity, nonce: str, media_type: str) -> str:
+    """Where a client puts the bytes of an upload itself. Nothing is ever served from there."""
+    extension = EXTENSIONS.get(media_type, "bin")
+    return f"incoming/{identity.account_id}/{identity.asset_id}-{nonce}.{extension}"
 
 
 def file_name(asset_id: str, media_type: str) -> str:

@@ -15,7 +15,7 @@ import urllib3
 from minio import error as minio_error
 
 from kit import errors, telemetry
-from services.storage import assets, config, threads
+from services.storage import assets, config, presign, threads
 
 log = telemetry.logger(__name__)
 
@@ -27,6 +27,7 @@ READERS = 8
 READ_BYTES = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 5.0
+_ABSENT = frozenset({"NoSuchKey", "NoSuchBucket"})
 READ_TIMEOUT_SECONDS = 30.0
 
 
@@ -53,6 +54,13 @@ class Blobs:
         # It only signs: the host is part of the signature, and ours is not the one that clients reach.
         self._public = self._connect(
             settings, settings.public_endpoint or settings.endpoint, public_secure
+        )
+        self._signer = presign.Signer(
+            settings.access_key,
+            settings.secret_key.get_secret_value(),
+            settings.region,
+            settings.public_endpoint or settings.endpoint,
+            public_secure,
         )
         self._writers = ThreadPoolExecutor(WRITERS, "s3-write")
         self._readers = ThreadPoolExecutor(READERS, "s3-read")
@@ -159,10 +167,31 @@ class Blobs:
         try:
             self._client.stat_object(self._names[bucket], key)
         except minio_error.S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchBucket"):
+            if error.code in _ABSENT:
                 return False
             raise
         return True
+
+    async def size(self, bucket: assets.Bucket, key: str) -> int | None:
+        """How many bytes an object has; None: there is none."""
+
+        def size() -> int | None:
+            try:
+                return self._client.stat_object(self._names[bucket], key).size
+            except minio_error.S3Error as error:
+                if error.code in _ABSENT:
+                    return None
+                raise
+
+        return await self._run(self._readers, size)
+
+    def sign_put(
+        self, bucket: assets.Bucket, key: str, headers: Mapping[str, str], seconds: int
+    ) -> tuple[str, datetime]:
+        """A URL at the public endpoint, good for one PUT with exactly these headers, and until when. Calls nobody."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        url = self._signer.url("PUT", f"/{self._names[bucket]}/{key}", headers, seconds, now)
+        return url, now + timedelta(seconds=seconds)
 
     def sign(
         self, bucket: assets.Bucket, key: str, file_name: str, seconds: int

@@ -50,6 +50,18 @@ class Settings(config.ServiceSettings):
     """Largest image on arrival."""
     max_video_bytes: int = Field(default=2_000_000_000, gt=0)
     """Largest video on arrival."""
+    upload_url_seconds: int = Field(default=900, ge=1, le=3600)
+    """How long a URL to PUT to is good for."""
+    upload_keep_seconds: float = Field(default=3600, gt=0)
+    """How long what was PUT waits for its completion; then it is removed."""
+    import_seconds: float = Field(default=30, gt=0)
+    """Longest that fetching an image may take, redirects and all."""
+    import_keep_seconds: float = Field(default=30 * 86_400, gt=0)
+    """How long a request_id stands for the URL that was imported under it."""
+    import_networks: str = ""
+    """Networks (CIDR, separated by commas) that images may be fetched from though they are not public."""
+    import_ca_file: Path | None = None
+    """Certificates (PEM) that images' servers are trusted by; not set: those that browsers trust."""
     put_leftover_seconds: float = Field(default=7200, gt=0)
     """A put that is older has died, and what it left is removed. A living one is cut off at half of that."""
     sweep_seconds: float = Field(default=30, gt=0)

@@ -175,14 +175,15 @@ class Puts:
     async def put(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
         """Stores one upload or output. Idempotent. InvalidArgument: the bytes; DeadlineExceeded: the sender stalls."""
         try:
-            answer = await self._put(header, chunks)
+            answer = await self.take(header, chunks)
         except errors.ServiceError:
             await self._drop(chunks)
             raise
         await self._drop(chunks)
         return answer
 
-    async def _put(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
+    async def take(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
+        """Stores what we read ourselves, from where clients put it; `chunks` is left alone when nothing is wanted."""
         limit_bytes = self._limit_bytes(header.identity.kind)
         assets.check_limit(header.size_bytes, limit_bytes)
 

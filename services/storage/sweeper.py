@@ -39,8 +39,13 @@ class Sweeper:
         for left in over:
             await self._blobs.remove(left.bucket, left.object_keys)
             await self._store.making.end_put(left.nonce)
+        uploads = await self._store.announced.over(BATCH)
+        for upload in uploads:
+            if upload.object_key is not None:
+                await self._blobs.remove(assets.Bucket.INPUT, [upload.object_key])
+            await self._store.announced.forget(upload.upload_id)
         deleting = await self.remove(await self._store.library.deleting(None, BATCH))
-        return BATCH in (len(given_up), len(over), deleting)
+        return BATCH in (len(given_up), len(over), len(uploads), deleting)
 
     async def remove(self, deleting: Sequence[assets.Asset]) -> int:
         """Removes the bytes of assets that are DELETING, then says so."""

@@ -10,8 +10,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Runs a call in the pool. When cancelled it still waits for the call's end.
+async def run(
+    pool: ThreadPoolExecutor, call: Callable[[], T], cut: Callable[[], None] | None = None
+) -> T:
+    """Runs a call in the pool. When cancelled it still waits for the call's end, which `cut` may hasten.
 
     A thread cannot be stopped, and what it does must be over before anybody cleans up behind it.
     """
@@ -21,6 +23,8 @@ async def run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.shield(waited)
     except asyncio.CancelledError:
         if not future.cancel():
+            if cut is not None:
+                cut()
             await asyncio.wait({waited})
             if not waited.cancelled():
                 waited.exception()  # seen, so that asyncio does not report it

@@ -56,6 +56,22 @@ async def test_another_request_under_the_same_id_is_refused(world: World) -> Non
     assert (await (await world.member()).create(request_id)).video_id != made.video_id
 
 
+async def test_who_cannot_wait_for_the_same_request_is_told_so(world: World) -> None:
+    member, request_id = await world.member(), new_id()
+    gate = world.behind.hold_up[member.account_id] = asyncio.Event()
+    first = asyncio.ensure_future(member.create(request_id))
+    await eventually(lambda: world.behind.calls["Reserve", member.account_id] == 1)
+    with pytest.raises(public_errors.FramewireError) as told:
+        await member.create(request_id, timeout=1.5)
+    assert (told.value.code, told.value.reason) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "REQUEST_IN_PROGRESS",
+    )
+    assert told.value.retry_after_seconds
+    gate.set()
+    assert (await member.create(request_id)).video_id == (await first).video_id
+
+
 async def test_a_refusal_frees_its_id_and_lets_go_of_the_image(world: World) -> None:
     member, request_id = await world.member(), new_id()
     gate = world.behind.hold_up[member.account_id] = asyncio.Event()
@@ -407,11 +423,8 @@ async def test_bad_requests_say_what_to_do(world: World) -> None:
     late = wanted()
     late.start_by.seconds = 1
     assert (await member.refused("CreateVideo", late)).reason == "START_BY_PASSED"
-    for name, request in (
-        ("DeleteVideo", video_pb2.DeleteVideoRequest(video_id="v" * 26)),
-        ("CompleteUpload", upload_pb2.CompleteUploadRequest(upload_id="u")),
-    ):
-        assert (await member.refused(name, request)).reason == "NOT_IMPLEMENTED"
+    delete = video_pb2.DeleteVideoRequest(video_id="v" * 26)
+    assert (await member.refused("DeleteVideo", delete)).reason == "NOT_IMPLEMENTED"
 
 
 async def test_keys(world: World) -> None:

@@ -209,8 +209,9 @@ async def test_operators_page_through_attempts(generator: Generator) -> None:
             if not token:
                 break
         unheard = attempt_pb2.GetVideoOutcomeRequest(video_id=ids.new_id())
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound) as refused:
             await stub.GetVideoOutcome(unheard, timeout=5)
+    assert refused.value.reason == "ATTEMPT_NOT_FOUND"
     assert seen == [row["video_id"] for row in newest]
     assert {made.video_id for made in asked} == set(seen[:3])
     async with grpc.aio.insecure_channel(generator.address) as channel:

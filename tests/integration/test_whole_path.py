@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -63,6 +64,24 @@ async def test_image_to_video_by_the_other_dialect(system: systems.System, tmp_p
     assert pictures.difference(film[0], photo) < 12
     (paid,) = await system.paid_jobs(prompt)
     assert (paid["dialect"], paid["model"]) == ("azure_jobs", "sora")
+
+
+async def test_a_video_from_an_image_that_came_past_us(system: systems.System) -> None:
+    """A browser, say, PUTs the bytes into S3 itself, at the address and with the headers that it was given."""
+    body = pictures.ROCKET.read_bytes()
+    async with await system.account(100) as client:
+        upload = await client.create_upload(len(body), "image/jpeg")
+
+        def put() -> int:
+            sent = urllib.request.Request(upload.url, body, upload.headers, method="PUT")
+            with urllib.request.urlopen(sent, timeout=10) as answer:
+                return answer.status
+
+        assert await asyncio.to_thread(put) == 200
+        image = await client.complete_upload(upload.upload_id)
+        assert await client.complete_upload(upload.upload_id) == image
+        video = await client.generate(unique("past us"), image_id=image.image_id, **TINY)
+    assert video.state == "COMPLETED"
 
 
 async def test_text_to_video(system: systems.System, tmp_path: Path) -> None:

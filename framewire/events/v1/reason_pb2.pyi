@@ -120,14 +120,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such API key, or it is another account's."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 48
     """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
-    ERROR_REASON_RULEBOOK_INVALID: _ErrorReason.ValueType  # 60
+    ERROR_REASON_RULEBOOK_INVALID: _ErrorReason.ValueType  # 90
     """INVALID_ARGUMENT: the document is no price book or refund policy; the message says what is wrong and where."""
-    ERROR_REASON_RULEBOOK_EXISTS: _ErrorReason.ValueType  # 61
+    ERROR_REASON_RULEBOOK_EXISTS: _ErrorReason.ValueType  # 91
     """ALREADY_EXISTS: this version is known with other content."""
-    ERROR_REASON_RULEBOOK_NOT_FOUND: _ErrorReason.ValueType  # 62
+    ERROR_REASON_RULEBOOK_NOT_FOUND: _ErrorReason.ValueType  # 92
     """NOT_FOUND: there is no such version."""
-    ERROR_REASON_RULEBOOK_MISMATCH: _ErrorReason.ValueType  # 63
+    ERROR_REASON_RULEBOOK_MISMATCH: _ErrorReason.ValueType  # 93
     """FAILED_PRECONDITION: the version has other content than the hash says."""
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
+    ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION: nothing was PUT to the upload's URL yet."""
+    ERROR_REASON_URL_NOT_ALLOWED: _ErrorReason.ValueType  # 62
+    """INVALID_ARGUMENT: the URL is not https, or leads to an address that is not public."""
+    ERROR_REASON_IMPORT_FAILED: _ErrorReason.ValueType  # 63
+    """FAILED_PRECONDITION: the server of the URL did not give the image."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -232,12 +240,20 @@ ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
 """NOT_FOUND: there is no such API key, or it is another account's."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 48
 """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
-ERROR_REASON_RULEBOOK_INVALID: ErrorReason.ValueType  # 60
+ERROR_REASON_RULEBOOK_INVALID: ErrorReason.ValueType  # 90
 """INVALID_ARGUMENT: the document is no price book or refund policy; the message says what is wrong and where."""
-ERROR_REASON_RULEBOOK_EXISTS: ErrorReason.ValueType  # 61
+ERROR_REASON_RULEBOOK_EXISTS: ErrorReason.ValueType  # 91
 """ALREADY_EXISTS: this version is known with other content."""
-ERROR_REASON_RULEBOOK_NOT_FOUND: ErrorReason.ValueType  # 62
+ERROR_REASON_RULEBOOK_NOT_FOUND: ErrorReason.ValueType  # 92
 """NOT_FOUND: there is no such version."""
-ERROR_REASON_RULEBOOK_MISMATCH: ErrorReason.ValueType  # 63
+ERROR_REASON_RULEBOOK_MISMATCH: ErrorReason.ValueType  # 93
 """FAILED_PRECONDITION: the version has other content than the hash says."""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 60
+"""NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
+ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION: nothing was PUT to the upload's URL yet."""
+ERROR_REASON_URL_NOT_ALLOWED: ErrorReason.ValueType  # 62
+"""INVALID_ARGUMENT: the URL is not https, or leads to an address that is not public."""
+ERROR_REASON_IMPORT_FAILED: ErrorReason.ValueType  # 63
+"""FAILED_PRECONDITION: the server of the URL did not give the image."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -70,21 +70,24 @@ class UploadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateUpload(self, request, context):
-        """A URL to which the caller sends the bytes itself, by PUT.
+        """A URL to which the caller sends the bytes itself, by PUT, with the headers that are answered. Idempotent by request_id: asked
+        again, the same upload with a new signature.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteUpload(self, request, context):
-        """Checks what was sent to that URL and makes it an image. Idempotent.
+        """Checks what was sent to that URL and makes it an image. Idempotent, up to an hour after CreateUpload. NOT_FOUND/UPLOAD_NOT_FOUND;
+        FAILED_PRECONDITION/UPLOAD_INCOMPLETE before the bytes are there; INVALID_ARGUMENT as for UploadImage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportImage(self, request, context):
-        """Fetches an image from a public URL. Idempotent by request_id.
+        """Fetches an image from a public URL. Idempotent by request_id. INVALID_ARGUMENT/URL_NOT_ALLOWED,
+        FAILED_PRECONDITION/IMPORT_FAILED; INVALID_ARGUMENT as for UploadImage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

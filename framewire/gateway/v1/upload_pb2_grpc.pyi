@@ -38,11 +38,17 @@ class UploadServiceStub:
     TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then.
     """
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_upload_pb2.CreateUploadRequest, _upload_pb2.CreateUploadResponse]
-    """A URL to which the caller sends the bytes itself, by PUT."""
+    """A URL to which the caller sends the bytes itself, by PUT, with the headers that are answered. Idempotent by request_id: asked
+    again, the same upload with a new signature.
+    """
     CompleteUpload: _grpc.UnaryUnaryMultiCallable[_upload_pb2.CompleteUploadRequest, _upload_pb2.Image]
-    """Checks what was sent to that URL and makes it an image. Idempotent."""
+    """Checks what was sent to that URL and makes it an image. Idempotent, up to an hour after CreateUpload. NOT_FOUND/UPLOAD_NOT_FOUND;
+    FAILED_PRECONDITION/UPLOAD_INCOMPLETE before the bytes are there; INVALID_ARGUMENT as for UploadImage.
+    """
     ImportImage: _grpc.UnaryUnaryMultiCallable[_upload_pb2.ImportImageRequest, _upload_pb2.Image]
-    """Fetches an image from a public URL. Idempotent by request_id."""
+    """Fetches an image from a public URL. Idempotent by request_id. INVALID_ARGUMENT/URL_NOT_ALLOWED,
+    FAILED_PRECONDITION/IMPORT_FAILED; INVALID_ARGUMENT as for UploadImage.
+    """
 
 @_typing.type_check_only
 class UploadServiceAsyncStub(UploadServiceStub):
@@ -54,11 +60,17 @@ class UploadServiceAsyncStub(UploadServiceStub):
     TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then.
     """
     CreateUpload: _aio.UnaryUnaryMultiCallable[_upload_pb2.CreateUploadRequest, _upload_pb2.CreateUploadResponse]  # type: ignore[assignment]
-    """A URL to which the caller sends the bytes itself, by PUT."""
+    """A URL to which the caller sends the bytes itself, by PUT, with the headers that are answered. Idempotent by request_id: asked
+    again, the same upload with a new signature.
+    """
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_upload_pb2.CompleteUploadRequest, _upload_pb2.Image]  # type: ignore[assignment]
-    """Checks what was sent to that URL and makes it an image. Idempotent."""
+    """Checks what was sent to that URL and makes it an image. Idempotent, up to an hour after CreateUpload. NOT_FOUND/UPLOAD_NOT_FOUND;
+    FAILED_PRECONDITION/UPLOAD_INCOMPLETE before the bytes are there; INVALID_ARGUMENT as for UploadImage.
+    """
     ImportImage: _aio.UnaryUnaryMultiCallable[_upload_pb2.ImportImageRequest, _upload_pb2.Image]  # type: ignore[assignment]
-    """Fetches an image from a public URL. Idempotent by request_id."""
+    """Fetches an image from a public URL. Idempotent by request_id. INVALID_ARGUMENT/URL_NOT_ALLOWED,
+    FAILED_PRECONDITION/IMPORT_FAILED; INVALID_ARGUMENT as for UploadImage.
+    """
 
 class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame. Metadata is removed."""
@@ -79,7 +91,9 @@ class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _upload_pb2.CreateUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_upload_pb2.CreateUploadResponse, _abc.Awaitable[_upload_pb2.CreateUploadResponse]]:
-        """A URL to which the caller sends the bytes itself, by PUT."""
+        """A URL to which the caller sends the bytes itself, by PUT, with the headers that are answered. Idempotent by request_id: asked
+        again, the same upload with a new signature.
+        """
 
     @_abc_1.abstractmethod
     def CompleteUpload(
@@ -87,7 +101,9 @@ class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _upload_pb2.CompleteUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_upload_pb2.Image, _abc.Awaitable[_upload_pb2.Image]]:
-        """Checks what was sent to that URL and makes it an image. Idempotent."""
+        """Checks what was sent to that URL and makes it an image. Idempotent, up to an hour after CreateUpload. NOT_FOUND/UPLOAD_NOT_FOUND;
+        FAILED_PRECONDITION/UPLOAD_INCOMPLETE before the bytes are there; INVALID_ARGUMENT as for UploadImage.
+        """
 
     @_abc_1.abstractmethod
     def ImportImage(
@@ -95,6 +111,8 @@ class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _upload_pb2.ImportImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_upload_pb2.Image, _abc.Awaitable[_upload_pb2.Image]]:
-        """Fetches an image from a public URL. Idempotent by request_id."""
+        """Fetches an image from a public URL. Idempotent by request_id. INVALID_ARGUMENT/URL_NOT_ALLOWED,
+        FAILED_PRECONDITION/IMPORT_FAILED; INVALID_ARGUMENT as for UploadImage.
+        """
 
 def add_UploadServiceServicer_to_server(servicer: UploadServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

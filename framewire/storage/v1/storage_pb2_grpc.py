@@ -41,6 +41,21 @@ class StorageServiceStub:
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.PutRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
                 _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/CreateUpload',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.CreateUploadResponse.FromString,
+                _registered_method=True)
+        self.CompleteUpload = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/CompleteUpload',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.CompleteUploadRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+                _registered_method=True)
+        self.Import = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/Import',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.ImportRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+                _registered_method=True)
         self.Get = channel.unary_stream(
                 '/framewire.storage.v1.StorageService/Get',
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetRequest.SerializeToString,
@@ -93,6 +108,31 @@ class StorageServiceServicer:
         (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
         answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
         NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUpload(self, request, context):
+        """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+        object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteUpload(self, request, context):
+        """Takes what was PUT there as Put would, and removes it there. Idempotent. NOT_FOUND/UPLOAD_NOT_FOUND: there is no such upload,
+        or it is over. FAILED_PRECONDITION/UPLOAD_INCOMPLETE: nothing was PUT yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request, context):
+        """Fetches an image from a public https URL, as Put would have stored it. Idempotent by (account, owner); with another URL
+        ALREADY_EXISTS/REQUEST_ID_REUSED. INVALID_ARGUMENT/URL_NOT_ALLOWED: not https, or not only public addresses.
+        FAILED_PRECONDITION/IMPORT_FAILED: its server did not give it. As for Put: NOT_AN_IMAGE, TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +201,21 @@ def add_StorageServiceServicer_to_server(servicer, server):
             'Put': grpc.stream_unary_rpc_method_handler(
                     servicer.Put,
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.PutRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.CreateUploadRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.CreateUploadResponse.SerializeToString,
+            ),
+            'CompleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteUpload,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.CompleteUploadRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
+            'Import': grpc.unary_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.ImportRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
             ),
             'Get': grpc.unary_stream_rpc_method_handler(
@@ -232,6 +287,87 @@ class StorageService:
             target,
             '/framewire.storage.v1.StorageService/Put',
             framewire_dot_storage_dot_v1_dot_storage__pb2.PutRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/CreateUpload',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.CreateUploadRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.CreateUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/CompleteUpload',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.CompleteUploadRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/Import',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.ImportRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
             options,
             channel_credentials,

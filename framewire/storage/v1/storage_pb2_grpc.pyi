@@ -41,6 +41,19 @@ class StorageServiceStub:
     answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
+    CreateUpload: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CreateUploadRequest, _storage_pb2.CreateUploadResponse]
+    """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+    object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
+    """
+    CompleteUpload: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CompleteUploadRequest, _storage_pb2.Asset]
+    """Takes what was PUT there as Put would, and removes it there. Idempotent. NOT_FOUND/UPLOAD_NOT_FOUND: there is no such upload,
+    or it is over. FAILED_PRECONDITION/UPLOAD_INCOMPLETE: nothing was PUT yet.
+    """
+    Import: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ImportRequest, _storage_pb2.Asset]
+    """Fetches an image from a public https URL, as Put would have stored it. Idempotent by (account, owner); with another URL
+    ALREADY_EXISTS/REQUEST_ID_REUSED. INVALID_ARGUMENT/URL_NOT_ALLOWED: not https, or not only public addresses.
+    FAILED_PRECONDITION/IMPORT_FAILED: its server did not give it. As for Put: NOT_AN_IMAGE, TOO_LARGE.
+    """
     Get: _grpc.UnaryStreamMultiCallable[_storage_pb2.GetRequest, _storage_pb2.GetResponse]
     """Streams an asset's bytes, or a range of them."""
     Stat: _grpc.UnaryUnaryMultiCallable[_storage_pb2.StatRequest, _storage_pb2.Asset]
@@ -72,6 +85,19 @@ class StorageServiceAsyncStub(StorageServiceStub):
     (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
     answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
+    """
+    CreateUpload: _aio.UnaryUnaryMultiCallable[_storage_pb2.CreateUploadRequest, _storage_pb2.CreateUploadResponse]  # type: ignore[assignment]
+    """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+    object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
+    """
+    CompleteUpload: _aio.UnaryUnaryMultiCallable[_storage_pb2.CompleteUploadRequest, _storage_pb2.Asset]  # type: ignore[assignment]
+    """Takes what was PUT there as Put would, and removes it there. Idempotent. NOT_FOUND/UPLOAD_NOT_FOUND: there is no such upload,
+    or it is over. FAILED_PRECONDITION/UPLOAD_INCOMPLETE: nothing was PUT yet.
+    """
+    Import: _aio.UnaryUnaryMultiCallable[_storage_pb2.ImportRequest, _storage_pb2.Asset]  # type: ignore[assignment]
+    """Fetches an image from a public https URL, as Put would have stored it. Idempotent by (account, owner); with another URL
+    ALREADY_EXISTS/REQUEST_ID_REUSED. INVALID_ARGUMENT/URL_NOT_ALLOWED: not https, or not only public addresses.
+    FAILED_PRECONDITION/IMPORT_FAILED: its server did not give it. As for Put: NOT_AN_IMAGE, TOO_LARGE.
     """
     Get: _aio.UnaryStreamMultiCallable[_storage_pb2.GetRequest, _storage_pb2.GetResponse]  # type: ignore[assignment]
     """Streams an asset's bytes, or a range of them."""
@@ -107,6 +133,37 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         (kit.ids.derived_id of the four, the kind without its prefix), so that Stat can be asked first. When that asset is READY, it is
         answered and the bytes are dropped. Inspects the bytes before the asset becomes visible. INVALID_ARGUMENT: NOT_AN_IMAGE,
         NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateUpload(
+        self,
+        request: _storage_pb2.CreateUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.CreateUploadResponse, _abc.Awaitable[_storage_pb2.CreateUploadResponse]]:
+        """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+        object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteUpload(
+        self,
+        request: _storage_pb2.CompleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
+        """Takes what was PUT there as Put would, and removes it there. Idempotent. NOT_FOUND/UPLOAD_NOT_FOUND: there is no such upload,
+        or it is over. FAILED_PRECONDITION/UPLOAD_INCOMPLETE: nothing was PUT yet.
+        """
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request: _storage_pb2.ImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
+        """Fetches an image from a public https URL, as Put would have stored it. Idempotent by (account, owner); with another URL
+        ALREADY_EXISTS/REQUEST_ID_REUSED. INVALID_ARGUMENT/URL_NOT_ALLOWED: not https, or not only public addresses.
+        FAILED_PRECONDITION/IMPORT_FAILED: its server did not give it. As for Put: NOT_AN_IMAGE, TOO_LARGE.
         """
 
     @_abc_1.abstractmethod

@@ -29,10 +29,8 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
         """Sends an image through."""
         caller = common.caller()
         header = await _header(request_iterator)
-        account_id = caller.account(header.account_id)
-        if await self._accounts.get(account_id) is None:
-            raise auth.account_not_found()
-        owner = ":".join(filter(None, ("upload", caller.scope, header.request_id)))
+        account_id = await self._account(caller, header.account_id)
+        owner = _owner("upload", caller, header.request_id)
         passing = _Passing(request_iterator)
         sent = storage_pb2.PutHeader(
             account_id=account_id,
@@ -56,17 +54,63 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
             common.check_reuse(asset.source_sha256.encode(), header.sha256.encode())
         return _image(asset)
 
-    async def CreateUpload(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("CreateUpload")
+    async def CreateUpload(self, request: Any, context: Any) -> upload_pb2.CreateUploadResponse:
+        """A URL to PUT to."""
+        caller = common.caller()
+        signed = await self._storage(
+            self._peers.stubs.storage.CreateUpload,
+            storage_pb2.CreateUploadRequest(
+                account_id=await self._account(caller, request.account_id),
+                owner=_owner("put", caller, request.request_id),
+                size_bytes=request.size_bytes,
+                media_type=request.media_type,
+            ),
+            peers.TIMEOUT_SECONDS,
+        )
+        return upload_pb2.CreateUploadResponse(
+            upload_id=signed.upload_id,
+            url=signed.url,
+            headers=signed.headers,
+            expires_at=signed.expires_at,
+        )
 
-    async def CompleteUpload(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("CompleteUpload")
+    async def CompleteUpload(self, request: Any, context: Any) -> upload_pb2.Image:
+        """Takes what was PUT."""
+        asset = await self._storage(
+            self._peers.stubs.storage.CompleteUpload,
+            storage_pb2.CompleteUploadRequest(
+                account_id=await self._account(common.caller(), request.account_id),
+                upload_id=request.upload_id,
+            ),
+            UPLOAD_SECONDS,
+        )
+        return _image(asset)
 
-    async def ImportImage(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("ImportImage")
+    async def ImportImage(self, request: Any, context: Any) -> upload_pb2.Image:
+        """Fetches an image."""
+        caller = common.caller()
+        asset = await self._storage(
+            self._peers.stubs.storage.Import,
+            storage_pb2.ImportRequest(
+                account_id=await self._account(caller, request.account_id),
+                owner=_owner("import", caller, request.request_id),
+                url=request.url,
+            ),
+            UPLOAD_SECONDS,
+        )
+        return _image(asset)
+
+    async def _account(self, caller: auth.Caller, named: str) -> str:
+        account_id = caller.account(named)
+        if await self._accounts.get(account_id) is None:
+            raise auth.account_not_found()
+        return account_id
+
+    async def _storage(self, method: Any, request: Any, seconds: float) -> Any:
+        try:
+            return await method(request, timeout=seconds)
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
 
 
 class _Passing:
@@ -117,6 +161,11 @@ async def _header(
             raise too_large()
         return part.header
     raise _out_of_order("the first message is the header")
+
+
+def _owner(way: str, caller: auth.Caller, request_id: str) -> str:
+    """Whose request_id it is: each way in has ids of its own."""
+    return ":".join(filter(None, (way, caller.scope, request_id)))
 
 
 def _image(asset: storage_pb2.Asset) -> upload_pb2.Image:

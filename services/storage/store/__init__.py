@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kit import postgres
+from services.storage.store.announced import AnnouncedStore
 from services.storage.store.library import LibraryStore
 from services.storage.store.making import MakingStore
 
@@ -12,4 +13,5 @@ class Store:
 
     def __init__(self, pool: postgres.Pool) -> None:
         self.making = MakingStore(pool)
+        self.announced = AnnouncedStore(pool)
         self.library = LibraryStore(pool)

@@ -27,6 +27,13 @@ class LibraryStore:
             raise assets.not_found()
         return rows.asset(row)
 
+    async def ready(self, asset_id: str) -> assets.Asset | None:
+        """This asset, if it is READY. For callers who know whose it is."""
+        row = await self._pool.fetchrow(
+            f"SELECT {rows.COLUMNS} FROM assets WHERE asset_id = $1 AND state = 'READY'", asset_id
+        )
+        return rows.asset(row) if row is not None else None
+
     async def list_assets(
         self,
         account_id: str,
