@@ -70,6 +70,12 @@ LEDGER = (
     "credits.capture.before_commit",
     "credits.refund.before_commit",
 )
+RULES = (
+    "credits.account_rules.before_commit",
+    "credits.rulebook.before_commit",
+    "credits.activation.before_commit",
+)
+"""Where the ledger can be killed while an operator sets what it goes by."""
 
 
 def cases(*services: str) -> list[tuple[str, str]]:

@@ -74,6 +74,27 @@ async def test_kill_in_an_operators_call(fragile: systems.System, point: str) ->
     assert (balance.available_credits, balance.held_credits) == (10 + 5 - reserved + 1, 0)
 
 
+@pytest.mark.parametrize("point", kills.RULES)
+async def test_kill_while_an_operator_sets_a_rule(fragile: systems.System, point: str) -> None:
+    """Called again after the crash, each act is done once and wholly."""
+    operations, version = fragile.operator.operations, f"killed-{uuid.uuid4().hex[:8]}"
+    text = (ROOT / "services" / "credits" / "prices.yaml").read_text()
+    text = text.replace('"2026-11-1"', f'"{version}"')
+    async with await fragile.account(0) as client:
+
+        async def operate() -> None:
+            await operations.set_frozen(client.account_id, True)
+            added = await operations.add_rulebook("PRICE_BOOK", text)
+            await operations.activate_rulebook("PRICE_BOOK", version, added.content_hash)
+
+        fragile.arm(point)
+        await asyncio.wait_for(asyncio.gather(operate(), fragile.revive("credits")), 60)
+        rules = await operations.set_daily_cap(client.account_id, 7)
+    assert (rules.frozen, rules.daily_cap_credits) == (True, 7)
+    found = await operations.rulebooks("PRICE_BOOK")
+    assert [one.in_force for one in found if one.version == version] == [True]
+
+
 async def _until_done(call) -> None:
     """Calls again, with the same ids, while the service is away."""
     while True:
@@ -99,6 +120,6 @@ def test_every_crash_point_is_in_the_matrix() -> None:
     }
     tested = (
         {point for _, point in kills.cases(*kills.MATRIX)} | kills.ELSEWHERE | set(kills.LEDGER)
-    )
+    ) | set(kills.RULES)
     assert marked - tested == set(), "crash points that no test kills at"
     assert tested - marked == set(), "crash points that are not in the code any more"

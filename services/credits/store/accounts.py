@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kit import postgres
+from kit import failpoints, postgres
 from services.credits import caps, holds
 
 
@@ -61,4 +61,5 @@ async def _write(connection: postgres.Connection, changed: AccountRules) -> Acco
         changed.frozen,
         dict(changed.daily_caps),
     )
+    await failpoints.failpoint("credits.account_rules.before_commit")
     return changed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kit import errors, postgres
+from kit import errors, failpoints, postgres
 from services.credits import operations, quotes, rules
 
 _LOAD_LOCK = 0x72756C65
@@ -99,6 +99,7 @@ class RulebookStore:
                 kind,
                 version,
             )
+            await failpoints.failpoint("credits.rulebook.before_commit")
         return True
 
     async def versions(self, kind: rules.Kind, version: str | None = None) -> Sequence[Rulebook]:
@@ -159,6 +160,7 @@ class RulebookStore:
                 effective_from,
                 by,
             )
+            await failpoints.failpoint("credits.activation.before_commit")
 
     async def in_force(self, connection: postgres.Connection) -> InForce:
         """The versions in force now, by the database's clock."""
