@@ -203,7 +203,7 @@ class World:
 
     def __init__(self) -> None:
         self.behind = Behind()
-        self.bus: nats.Nats
+        self.bus: containers.Nats | nats.Nats
         self.pool: asyncpg.Pool
         self.channel: grpc.aio.Channel
 
@@ -256,7 +256,8 @@ class World:
             jetstream = client.jetstream()
             info = (await jetstream.stream_info(subjects.JOBS_STREAM)).state
             found = []
-            for sequence in range(info.first_seq, info.last_seq + 1):
+            # A stream that was killed while empty says that it begins at 0; nothing is there.
+            for sequence in range(max(1, info.first_seq), info.last_seq + 1):
                 message = await jetstream.get_msg(subjects.JOBS_STREAM, sequence)
                 assert message.headers is not None
                 if message.headers[subjects.VIDEO_HEADER].startswith(video_id):
@@ -270,7 +271,8 @@ class World:
 async def running(data_dir: Path) -> AsyncIterator[World]:
     """A gateway on servers of its own."""
     made = World()
-    database, made.bus = containers.postgres(data_dir), nats.Nats(data_dir)
+    places.prepare(data_dir)
+    database, made.bus = containers.postgres(data_dir), containers.nats(data_dir)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(database.destroy)
         stack.push_async_callback(made.bus.stop)

@@ -168,7 +168,7 @@ async def test_a_retry_takes_an_undecided_admission_over(world: World) -> None:
 
 async def test_nats_away_costs_the_caller_nothing(world: World) -> None:
     member = await world.member()
-    await world.bus.stop()
+    await world.bus.kill()
     try:
         video = await member.create(timeout=3)
         assert video.state == vocabulary_pb2.VIDEO_STATE_PENDING
