@@ -132,7 +132,7 @@ def test_s3_has_an_inner_and_a_public_address() -> None:
 def test_the_way_out_is_for_those_who_need_it() -> None:
     assert COMPOSE["networks"]["inner"]["internal"] is True
     outside = {name for name, part in PARTS.items() if "outer" in part.get("networks", [])}
-    assert outside == {"gateway", "generator", "nats", "s3"}
+    assert outside == {"gateway", "generator", "storage", "nats", "s3"}
 
 
 def test_no_secret_is_in_the_environment_or_in_git() -> None:
