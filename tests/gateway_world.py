@@ -36,6 +36,7 @@ from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import errors, rpc
 from services.local import environment, nats, places, probes, process
 from tests import containers
+from tests.waiting import eventually
 
 BOOTSTRAP = "fw_" + "b" * 40
 IMAGE = "i" * 26
@@ -177,6 +178,19 @@ class Caller:
         with pytest.raises(public_errors.FramewireError) as caught:
             await self.call(name, request)
         return caught.value
+
+    async def insist(self, request_id: str, **fields: Any) -> Any:
+        """The verdict on a video, as callers get it: the same request again while the answer is "not now"."""
+
+        async def verdict() -> Any:
+            try:
+                return await self.create(request_id, **fields)
+            except public_errors.FramewireError as error:
+                if error.code is grpc.StatusCode.UNAVAILABLE:
+                    raise AssertionError(f"not now: {error}") from error
+                raise
+
+        return await eventually(verdict, every_seconds=0.2)
 
     async def create(self, request_id: str = "", timeout: float = 10, **fields: Any) -> Any:
         return await self.call("CreateVideo", wanted(request_id, **fields), timeout)

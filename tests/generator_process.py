@@ -111,7 +111,7 @@ class Generator:
         await self.publish(made)
         return made
 
-    async def ended(self, made: job_pb2.Job, within_seconds: float = 30) -> list[str]:
+    async def ended(self, made: job_pb2.Job, within_seconds: float = 90) -> list[str]:
         """The kinds of a video's events, once it has ended."""
 
         async def check() -> bool:

@@ -193,7 +193,10 @@ async def first_video(
     out = place / f"{model}.mp4"
     prompt = f"first {uuid.uuid4().hex}"
     photo = ROOT / "examples" / "rocket.jpg"
-    video = await caller.generate(prompt, photo, out=out, model=model, **TINY)
+    # A character that only databases in UTF-8 take as jsonb.
+    labels = {"naughty": "\x80"}
+    video = await caller.generate(prompt, photo, out=out, model=model, labels=labels, **TINY)
+    require(video.labels == labels, f"the labels came back as {video.labels}")
     require(video.state == "COMPLETED", f"the first video of {model} is {video.state}")
     require(out.read_bytes()[4:8] == b"ftyp", "what was downloaded is no MP4")
     url = (await caller.get_download_url(video.video_id)).url

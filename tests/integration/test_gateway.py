@@ -32,7 +32,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 async def test_one_request_id_is_one_video_and_one_hold(world: World) -> None:
     member, request_id = await world.member(), new_id()
-    answers = await asyncio.gather(*(member.create(request_id) for _ in range(50)))
+    answers = await asyncio.gather(*(member.insist(request_id) for _ in range(50)))
     assert len({video.video_id for video in answers}) == 1
     assert {video.state for video in answers} == {vocabulary_pb2.VIDEO_STATE_PENDING}
     assert world.behind.calls["Reserve", member.account_id] == 1
@@ -78,12 +78,9 @@ async def test_a_refusal_frees_its_id_and_lets_go_of_the_image(world: World) -> 
     world.behind.refuse[f"Reserve {member.account_id}"] = errors.FailedPrecondition(
         "INSUFFICIENT_CREDITS", "too few", needed=10, available=5
     )
-    calls = [
-        asyncio.ensure_future(member.refused("CreateVideo", wanted(request_id, image=IMAGE)))
-        for _ in range(3)
-    ]
+    calls = [asyncio.ensure_future(member.insist(request_id, image=IMAGE)) for _ in range(3)]
     gate.set()
-    for refused in await asyncio.gather(*calls):
+    for refused in await asyncio.gather(*calls, return_exceptions=True):
         assert (refused.reason, refused.metadata["needed"]) == ("INSUFFICIENT_CREDITS", "10")
     refused_id = await world.pool.fetchval(
         "SELECT video_id FROM videos WHERE account_id = $1 AND state = 'REJECTED' LIMIT 1",
