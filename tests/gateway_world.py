@@ -64,6 +64,10 @@ class Behind:
     outcomes: dict[str, event_pb2.Event] = field(default_factory=dict)
     requests: dict[str, ledger_pb2.ReserveRequest] = field(default_factory=dict)
 
+    def holds(self, account_id: str) -> list[str]:
+        """Which holds were asked for."""
+        return [key for key, asked in self.requests.items() if asked.account_id == account_id]
+
     async def enter(self, method: str, key: str) -> None:
         self.calls[method, key] += 1
         if key in self.hold_up:
