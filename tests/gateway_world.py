@@ -63,6 +63,7 @@ class Behind:
     hold_up: dict[str, asyncio.Event] = field(default_factory=dict)
     outcomes: dict[str, event_pb2.Event] = field(default_factory=dict)
     requests: dict[str, ledger_pb2.ReserveRequest] = field(default_factory=dict)
+    sent: dict[str, Any] = field(default_factory=dict)
 
     def holds(self, account_id: str) -> list[str]:
         """Which holds were asked for."""
@@ -102,11 +103,50 @@ class Credits(ledger_pb2_grpc.LedgerServiceServicer):
         return ledger_pb2.Balance(account_id=request.account_id, available_credits=100)
 
     async def Grant(self, request: Any, context: Any) -> Any:
-        await self.behind.enter("Grant", request.account_id)
+        await self.enter("Grant", request, request.account_id)
         return ledger_pb2.GrantResponse(lot_id="l")
 
     async def CheckBooks(self, request: Any, context: Any) -> Any:
         return ledger_pb2.CheckBooksResponse(balanced=True)
+
+    async def ListEntries(self, request: Any, context: Any) -> Any:
+        await self.enter("ListEntries", request, request.account_id)
+        return ledger_pb2.ListEntriesResponse(next_page_token="more")
+
+    async def GetUsage(self, request: Any, context: Any) -> Any:
+        await self.enter("GetUsage", request, request.account_id)
+        line = ledger_pb2.UsageLine(
+            month="2026-11", key_id="k", label_value="red", captured_credits=7, refunded_credits=2
+        )
+        return ledger_pb2.GetUsageResponse(lines=[line])
+
+    async def Refund(self, request: Any, context: Any) -> Any:
+        await self.enter("Refund", request, request.hold_id)
+        return ledger_pb2.RefundResponse(lot_id="l")
+
+    async def SetFrozen(self, request: Any, context: Any) -> Any:
+        await self.enter("SetFrozen", request, request.account_id)
+        return ledger_pb2.AccountRules(account_id=request.account_id, frozen=request.frozen)
+
+    async def SetDailyCap(self, request: Any, context: Any) -> Any:
+        await self.enter("SetDailyCap", request, request.account_id)
+        return ledger_pb2.AccountRules(account_id=request.account_id)
+
+    async def AddRulebook(self, request: Any, context: Any) -> Any:
+        await self.enter("AddRulebook", request, "")
+        return ledger_pb2.Rulebook(version="2")
+
+    async def ListRulebooks(self, request: Any, context: Any) -> Any:
+        return ledger_pb2.ListRulebooksResponse(rulebooks=[ledger_pb2.Rulebook(version="2")])
+
+    async def ActivateRulebook(self, request: Any, context: Any) -> Any:
+        await self.enter("ActivateRulebook", request, request.version)
+        return ledger_pb2.Rulebook(version=request.version, in_force=True)
+
+    async def enter(self, method: str, request: Any, key: str) -> None:
+        """Remembers what the gateway sent last."""
+        self.behind.sent[method] = request
+        await self.behind.enter(method, key)
 
 
 class Storage(storage_pb2_grpc.StorageServiceServicer):

@@ -88,6 +88,11 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/Refund": _OPERATORS,
     "framewire.gateway.v1.OperatorService/SetAdmission": _OPERATORS,
     "framewire.gateway.v1.OperatorService/CheckBooks": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/SetFrozen": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/SetDailyCap": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/AddRulebook": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/ListRulebooks": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/ActivateRulebook": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ListAttempts": _OPERATORS,
 }
 

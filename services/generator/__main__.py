@@ -59,6 +59,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(fetcher)
         process.loop(sweep.Sweeper(settings, database))
         process.loop(relay)
+        process.loop(outbox.Retention(pool))
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
             api.AttemptApi(database, opened),

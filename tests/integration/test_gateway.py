@@ -420,11 +420,8 @@ async def test_bad_requests_say_what_to_do(world: World) -> None:
     late = wanted()
     late.start_by.seconds = 1
     assert (await member.refused("CreateVideo", late)).reason == "START_BY_PASSED"
-    for name, request in (
-        ("DeleteVideo", video_pb2.DeleteVideoRequest(video_id="v" * 26)),
-        ("GetUsage", account_pb2.GetUsageRequest()),
-    ):
-        assert (await member.refused(name, request)).reason == "NOT_IMPLEMENTED"
+    delete = video_pb2.DeleteVideoRequest(video_id="v" * 26)
+    assert (await member.refused("DeleteVideo", delete)).reason == "NOT_IMPLEMENTED"
 
 
 async def test_keys(world: World) -> None:
