@@ -23,6 +23,8 @@ class Rule:
     body: re.Pattern[str] | None
     outcome: str
     cause: str
+    limit: str = "requests"
+    """Of `not_accepted`: which limit was met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class ProviderAccount:
     rules: tuple[Rule, ...]
 
 
+LIMITS = ("requests", "jobs", "day")
+CANCEL = ("none", "delete_aborts")
 OUTCOMES = ("refused_request", "refused_us", "not_accepted")
 _SCALED = (
     "poll_interval_seconds",
@@ -116,7 +120,8 @@ def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for line in data.get("create_outcomes") or ():
         first, _, last = str(line.get("status", "")).partition("-")
-        if not first.isdigit() or line.get("outcome") not in OUTCOMES:
+        limit = line.get("limit", "requests")
+        if not first.isdigit() or line.get("outcome") not in OUTCOMES or limit not in LIMITS:
             raise CatalogueError(f"dialect {dialect}: outcome rule {line} is not usable")
         cause = line.get("cause", "REQUEST_INVALID")
         try:
@@ -125,7 +130,7 @@ def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
             vocabulary_pb2.Cause.Value(f"CAUSE_{cause}")
         except (re.error, TypeError, ValueError) as error:
             raise CatalogueError(f"dialect {dialect}: outcome rule {line}: {error}") from error
-        rules.append(Rule(statuses, body, line["outcome"], cause))
+        rules.append(Rule(statuses, body, line["outcome"], cause, limit))
     return tuple(rules)
 
 
@@ -148,6 +153,8 @@ def _account(
             values[field] = float(values[field]) / time_factor
         values["requests_per_minute"] = float(values["requests_per_minute"]) * time_factor
         values["evidence"] = attempts.Evidence(values["evidence"])
+        if values["cancel"] not in CANCEL:
+            raise CatalogueError(f"provider account {name}: cancel is none of {CANCEL}")
         values["models"] = {
             model: Model(model, data["upstream"], int(data["cost_micros_per_second"]))
             for model, data in values["models"].items()

@@ -83,6 +83,7 @@ class Poller:
             if job is None:
                 await self._missing(account, attempt, sibling)
             else:
+                sibling = True
                 await self._seen(account, attempt, job)
 
     async def _listed(
@@ -90,6 +91,8 @@ class Poller:
     ) -> AsyncIterator[contract.Job]:
         """The list, newest first, back to the oldest that we wait for. Where it fails single questions are left."""
         provider = self._pools.providers[account.name]
+        if not provider.has_list:
+            return
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             await self._quota.take(account)
@@ -140,8 +143,8 @@ class Poller:
         cause = ("INPUT_REFUSED" if inputs else "OUTPUT_REFUSED") if refused else "PROVIDER_ERROR"
         reason = job.error_message or job.error_code or "no reason given"
         message = f"the provider could not make it: {reason}"
-        another = not refused and attempt.number < account.max_attempts
-        verdict = videos.Verdict(cause, message[:300], retryable=not refused)
+        another = not refused and not job.billed and attempt.number < account.max_attempts
+        verdict = videos.Verdict(cause, message[:300], retryable=not refused, billed=job.billed)
         if await self._store.videos.fail(attempt, verdict, another_try=another):
             log.info(
                 "render_failed", attempt_id=attempt.attempt_id, cause=cause, another_try=another

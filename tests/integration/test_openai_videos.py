@@ -14,7 +14,7 @@ import httpx
 import pytest
 from google.protobuf import struct_pb2
 
-from services.generator.providers import contract, http, openai_videos
+from services.generator.providers import contract, limits, openai_videos
 from tests import pictures, simulated
 from tests.openai_world import (
     answer,
@@ -259,12 +259,12 @@ async def test_a_create_is_over_at_its_timeout_though_bytes_trickle() -> None:
     ],
 )
 def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert http.retry_after(httpx.Headers(headers, encoding="latin-1")) == seconds
+    assert limits.retry_after(httpx.Headers(headers, encoding="latin-1")) == seconds
 
 
 def test_retry_after_as_a_date() -> None:
     def of(moment: datetime) -> float | None:
-        return http.retry_after(httpx.Headers({"retry-after": format_datetime(moment)}))
+        return limits.retry_after(httpx.Headers({"retry-after": format_datetime(moment)}))
 
     now = datetime.now(UTC)
     assert of(now + timedelta(seconds=90)) == pytest.approx(90, abs=3)

@@ -26,6 +26,7 @@ _FAILED = {"failed", "error", "cancelled", "canceled", "expired", "deleted"}
 class OpenAIVideos:
     """One key at one server of this dialect."""
 
+    has_list = True
     outputs_are_listed = False
 
     def __init__(self, account: catalogue.ProviderAccount, base_url: str, api_key: str) -> None:
@@ -82,11 +83,20 @@ class OpenAIVideos:
         item = await self._server.job(f"/videos/{quote(provider_job_id, safe='')}", _FAILED)
         return None if item is None else _job(item)
 
+    async def cancel(self, provider_job_id: str) -> bool:
+        """Stops it where a DELETE does."""
+        path = f"/videos/{quote(provider_job_id, safe='')}"
+        return await self._server.cancel(path, await self.get(provider_job_id))
+
+    def heard(self) -> contract.Limits:
+        """What its answers said of the quota."""
+        return self._server.heard()
+
     def content(
-        self, output_id: str
+        self, output_id: str, start: int = 0
     ) -> AbstractAsyncContextManager[tuple[int | None, AsyncIterator[bytes]]]:
         """The MP4; the id is the job's."""
-        return self._server.content(f"/videos/{quote(output_id, safe='')}/content")
+        return self._server.content(f"/videos/{quote(output_id, safe='')}/content", start)
 
 
 def _job(item: Mapping[str, Any]) -> contract.Job:
