@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from framewire.events.v1 import vocabulary_pb2
-from services.generator import attempts
+from services.generator import attempts, variants
 
 
 class CatalogueError(ValueError):
@@ -61,6 +61,16 @@ class ProviderAccount:
     closed_seconds: float
     models: Mapping[str, Model]
     rules: tuple[Rule, ...]
+    variant: variants.Variant = field(default_factory=variants.Variant)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What all servers of a protocol have in common, and the kinds of them."""
+
+    rules: tuple[Rule, ...]
+    variants: Mapping[str, tuple[variants.Variant, tuple[Rule, ...]]]
+    """By name, each with rules that come before the dialect's."""
 
 
 LIMITS = ("requests", "jobs", "day")
@@ -90,7 +100,7 @@ def parse(document: Mapping[str, Any], time_factor: float) -> dict[str, Provider
     if not isinstance(document, Mapping):
         raise CatalogueError("the catalogue is not a mapping")
     dialects = {
-        name: _rules(name, data) for name, data in dict(document.get("dialects") or {}).items()
+        name: _dialect(name, data) for name, data in dict(document.get("dialects") or {}).items()
     }
     accounts: dict[str, ProviderAccount] = {}
     for entry in document.get("provider_accounts") or ():
@@ -116,6 +126,20 @@ def _check_pools(accounts: Mapping[str, ProviderAccount]) -> None:
             )
 
 
+def _dialect(name: str, data: Mapping[str, Any]) -> Dialect:
+    found: dict[str, tuple[variants.Variant, tuple[Rule, ...]]] = {}
+    for variant, entry in dict(data.get("variants") or {}).items():
+        try:
+            values = dict(entry or {})
+            rules = _rules(name, {"create_outcomes": values.pop("create_outcomes", ())})
+            found[variant] = (variants.parse(values), rules)
+        except CatalogueError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise CatalogueError(f"dialect {name}: variant {variant}: {error}") from error
+    return Dialect(_rules(name, data), found)
+
+
 def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for line in data.get("create_outcomes") or ():
@@ -135,7 +159,7 @@ def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 
 def _account(
-    entry: Mapping[str, Any], dialects: Mapping[str, tuple[Rule, ...]], time_factor: float
+    entry: Mapping[str, Any], dialects: Mapping[str, Dialect], time_factor: float
 ) -> ProviderAccount:
     values = dict(entry)
     name = values.get("name", "?")
@@ -161,7 +185,12 @@ def _account(
         }
         if not values["models"]:
             raise CatalogueError(f"provider account {name}: no models")
-        return ProviderAccount(rules=dialects[values["dialect"]], **values)
+        dialect, rules = dialects[values["dialect"]], ()
+        if (variant := values.pop("variant", None)) is not None:
+            if variant not in dialect.variants:
+                raise CatalogueError(f"provider account {name}: no variant {variant}")
+            values["variant"], rules = dialect.variants[variant]
+        return ProviderAccount(rules=(*rules, *dialect.rules), **values)
     except CatalogueError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:

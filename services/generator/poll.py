@@ -16,7 +16,7 @@ log = telemetry.logger(__name__)
 
 MAX_PAGES = 200
 LOST_COUNT = 5
-REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety")
+REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety", "asset.invalid")
 
 
 class Poller:

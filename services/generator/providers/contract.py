@@ -18,6 +18,8 @@ class Body:
 
     content_type: str
     data: bytes
+    path: str = ""
+    """Where it goes, in a dialect that has more than one place to send creates to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
 import hashlib
 import json
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -32,6 +35,13 @@ MAX_CREATE_ANSWER_BYTES = 1024 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of 100 jobs, each with a prompt of a stranger's length
 SLOWEST_BYTES_PER_SECOND = 1024.0
 PATIENCE_SECONDS = 30.0
+_GIVEN = "framewire.given"
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all clients: to read the authorities takes longer than a request on loopback."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,7 @@ class Server:
         self._reader = httpx.AsyncClient(
             timeout=READ_TIMEOUT,
             trust_env=False,
+            verify=_tls(),
             follow_redirects=True,
             headers=self._headers,
             event_hooks={"request": [self._keep_the_key]},
@@ -79,8 +90,12 @@ class Server:
         await self._reader.aclose()
 
     async def _keep_the_key(self, request: httpx.Request) -> None:
-        """Films may come by a redirect from elsewhere; httpx takes only `Authorization` off for another host."""
-        if not _same_server(httpx.URL(self._base_url), request.url):
+        """Films may come by a redirect from elsewhere; httpx takes only `Authorization` off for another host.
+
+        An address that the server gave holds what lets us in, and no key is to be shown there.
+        """
+        given = request.extensions.get(_GIVEN, False)
+        if given or not _same_server(httpx.URL(self._base_url), request.url):
             for name in self._secrets:
                 request.headers.pop(name, None)
 
@@ -95,14 +110,18 @@ class Server:
         headers = {**self._headers, "Content-Type": body.content_type, "Connection": "close"}
         if idempotency_key:
             headers["Idempotency-Key"] = idempotency_key
-        transport = httpx.AsyncHTTPTransport(retries=0, http1=True, http2=False)
+        transport = httpx.AsyncHTTPTransport(verify=_tls(), retries=0, http1=True, http2=False)
         timeout = httpx.Timeout(self._account.post_timeout_seconds, connect=5)
         try:
             # httpx bounds each read and write; what others conclude from silence needs a bound of the whole.
             async with (
                 asyncio.timeout(self._account.post_timeout_seconds),
                 httpx.AsyncClient(
-                    transport=transport, timeout=timeout, follow_redirects=False, trust_env=False
+                    transport=transport,
+                    verify=_tls(),
+                    timeout=timeout,
+                    follow_redirects=False,
+                    trust_env=False,
                 ) as client,
             ):
                 request = client.stream(
@@ -187,16 +206,17 @@ class Server:
         """A film, streamed in bounded memory; of a path, or from an address that the server gave."""
         path = address.startswith("/")
         url = httpx.URL(f"{self._base_url}{address}" if path else address)
-        if not path and url.scheme != "https" and not _same_server(httpx.URL(self._base_url), url):
+        schemes = ("https",) if self._base_url.startswith("https:") else ("https", "http")
+        if url.scheme not in schemes or not url.host:
             raise contract.ProviderTrouble("the address of the film is not one to fetch from")
         headers = {"Range": f"bytes={start}-"} if start else {}
         parameters = self._parameters if path else None
         try:
             async with self._reader.stream(
-                "GET", url, params=parameters, headers=headers
+                "GET", url, params=parameters, headers=headers, extensions={_GIVEN: not path}
             ) as response:
                 self._hear(response)
-                if response.status_code in (404, 409, 425):
+                if response.status_code in self._account.variant.not_ready_statuses:
                     raise contract.ContentGone(f"HTTP {response.status_code}")
                 if response.status_code not in (200, 206):
                     raise trouble(await self._read(response, MAX_CREATE_ANSWER_BYTES))
@@ -295,6 +315,11 @@ def multipart(
         parts += [content, b"\r\n"]
     parts.append(f"--{boundary}--\r\n".encode())
     return contract.Body(f"multipart/form-data; boundary={boundary}", b"".join(parts))
+
+
+def data_url(image: bytes) -> str:
+    """A JPEG as an address that holds it."""
+    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
 
 
 def option(value: object) -> str:
