@@ -61,6 +61,8 @@ class ProviderAccount:
     closed_seconds: float
     models: Mapping[str, Model]
     rules: tuple[Rule, ...]
+    poll_interval_with_webhooks_seconds: float = 0.0
+    """How often it is polled while its webhooks come; 0: as ever. A webhook that is lost costs that much."""
     variant: variants.Variant = field(default_factory=variants.Variant)
 
 
@@ -78,6 +80,7 @@ CANCEL = ("none", "delete_aborts")
 OUTCOMES = ("refused_request", "refused_us", "not_accepted")
 _SCALED = (
     "poll_interval_seconds",
+    "poll_interval_with_webhooks_seconds",
     "settle_seconds",
     "key_ttl_seconds",
     "max_render_seconds",
@@ -166,6 +169,7 @@ def _account(
     try:
         if values["dialect"] not in dialects:
             raise CatalogueError(f"provider account {name}: no dialect {values['dialect']}")
+        values.setdefault("poll_interval_with_webhooks_seconds", 0)
         shared, may_retry = values.pop("shared", False), values.pop("upstream_may_retry", False)
         if shared or may_retry:
             # A key that others use, or a server that sends again by itself, can prove nothing.

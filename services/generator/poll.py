@@ -54,7 +54,8 @@ class Poller:
                 log.warning("poll_failed", provider_account=account.name, error=str(trouble))
                 interval = max(interval, timedelta(seconds=trouble.retry_after_seconds or 0))
             finally:
-                await self._store.renders.end_poll(account.name, interval)
+                rare = timedelta(seconds=account.poll_interval_with_webhooks_seconds)
+                await self._store.renders.end_poll(account.name, interval, rare)
 
     async def _pass(self, account: catalogue.ProviderAccount) -> None:
         waiting = {

@@ -8,7 +8,7 @@ from typing import Any, cast
 from starlette import requests as http
 from starlette import responses, routing
 
-from services.simulator import faults, oplog, provider
+from services.simulator import billing, faults, oplog, provider
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Framewire simulator</title>
 <style>body{{font:15px system-ui;margin:2em auto;max-width:70em;padding:0 1em}}
@@ -97,7 +97,11 @@ class AdminApi:
 
     async def billing(self, _request: http.Request) -> responses.Response:
         """What each accepted job costs, the oldest first."""
-        return responses.JSONResponse({"billing": await asyncio.to_thread(self._service.billing)})
+        log = self._service.log
+        lines = await asyncio.to_thread(
+            lambda: billing.account(log.read(lambda entry: entry["kind"] in billing.KINDS))
+        )
+        return responses.JSONResponse({"billing": lines})
 
     async def faults(self, _request: http.Request) -> responses.Response:
         """The armed rules."""

@@ -60,7 +60,6 @@ class Provider:
         self.untold: dict[
             str, None
         ] = {}  # jobs whose end no webhook has told yet, the oldest first
-        self._unbilled: dict[str, int] = {}  # of deleted jobs, what they do not cost any more
         self._accepted = 0
         self._origin = self.now()
         self._replay()
@@ -219,7 +218,6 @@ class Provider:
         saved = 0 if state.ended or not aborts else job.billed_micros
         entry = {"id": job.id, "key_name": job.key_name, "was": state.status}
         self.note("deleted", {**entry, "unbilled_micros": saved}, durable=True)
-        self._unbilled[job.id] = saved
         self._forget(job.id)
         self.films.drop(job)
 
@@ -271,18 +269,6 @@ class Provider:
         """Every job there is, the oldest first."""
         alive = (self._alive(job_id) for job_id in tuple(self._jobs))
         return [job for job in alive if job is not None]
-
-    def billing(self) -> list[dict[str, object]]:
-        """What each accepted job costs, deleted ones too; of one that still runs, what it will cost."""
-        account = []
-        for untyped in self.log.read(lambda entry: entry["kind"] == "accepted"):
-            entry = cast("dict[str, Any]", untyped)
-            billed = entry["billed_micros"] - self._unbilled.get(entry["id"], 0)
-            names = ("id", "key_name", "dialect", "model", "prompt")
-            failed = entry["error"] is not None
-            shown = {name: entry.get(name, jobs.OPENAI_VIDEOS) for name in names}
-            account.append({**shown, "billed_micros": billed, "failed": failed})
-        return account
 
     def state(self) -> dict[str, object]:
         """Counts for tests and people."""
@@ -483,7 +469,6 @@ class Provider:
                     job = jobs.from_entry(entry)
                     self._remember(job, entry["idempotency_key"], entry["fingerprint"])
                 case "deleted":
-                    self._unbilled[entry["id"]] = entry.get("unbilled_micros", 0)
                     self._forget(entry["id"])
                 case "told":
                     self.untold.pop(entry["job"], None)

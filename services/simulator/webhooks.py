@@ -12,7 +12,7 @@ import urllib.request
 
 from services.simulator import jobs, provider
 
-_TRIES = 6
+_TRIES = 10
 _FIRST_RETRY_SECONDS = 5.0  # provider time; doubled each time
 _LOOK_SECONDS = 0.02
 _TIMEOUT_SECONDS = 5.0
