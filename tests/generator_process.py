@@ -227,6 +227,8 @@ def _variables(
         "PROVIDER_API_KEY": simulated.KEY,
         "AZURE_BASE_URL": f"{simulator.url}/openai/v1",
         "AZURE_API_KEY": simulated.KEY,
+        "RUNWAY_BASE_URL": f"{simulator.url}/v1",
+        "RUNWAY_API_KEY": simulated.KEY,
         "TIME_FACTOR": str(FACTOR),
         "POST_TIMEOUT_SECONDS": "0.7",
         "SUBMIT_LEASE_MARGIN_SECONDS": "0.3",
