@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import uuid
@@ -31,6 +32,8 @@ from tests import containers, generator_world, pictures, simulated
 from tests.waiting import eventually
 
 SECRET = "s" * 32
+OLD_WEBHOOK_SECRET = "an-older-secret-in-plain-text"
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
 FACTOR = 100.0
 CATALOGUE = Path(catalogue.__file__).parent / "providers.yaml"
 
@@ -98,6 +101,7 @@ class Generator:
     client: Client
     program: process.Service
     address: str
+    webhook_url: str
     told: dict[str, list[event_pb2.Event]] = field(default_factory=dict)
 
     async def publish(self, made: job_pb2.Job) -> None:
@@ -210,6 +214,7 @@ def _variables(
     storage_address: str,
     simulator: simulated.Simulator,
     account: Mapping[str, Any],
+    webhooks_listen: str,
 ) -> dict[str, str]:
     settings = {
         "DATABASE_URL": url,
@@ -222,6 +227,8 @@ def _variables(
         "PROVIDER_API_KEY": simulated.KEY,
         "AZURE_BASE_URL": f"{simulator.url}/openai/v1",
         "AZURE_API_KEY": simulated.KEY,
+        "RUNWAY_BASE_URL": f"{simulator.url}/v1",
+        "RUNWAY_API_KEY": simulated.KEY,
         "TIME_FACTOR": str(FACTOR),
         "POST_TIMEOUT_SECONDS": "0.7",
         "SUBMIT_LEASE_MARGIN_SECONDS": "0.3",
@@ -231,29 +238,39 @@ def _variables(
         "LOOP_SECONDS": "0.05",
         "SPOOL_DIR": str(folder / "spool"),
     }
+    settings["WEBHOOKS_LISTEN"] = webhooks_listen
+    settings["WEBHOOK_SECRETS"] = f"main:{OLD_WEBHOOK_SECRET},main:{WEBHOOK_SECRET}"
     variables = {f"GENERATOR_{name}": value for name, value in settings.items()}
     variables["FRAMEWIRE_FAILPOINTS"] = str(folder / "failpoints")
     return variables
 
 
 @asynccontextmanager
-async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
-    """The generator and its peers; `account` changes its provider account."""
+async def running(
+    folder: Path, *, webhooks: bool = False, **account: Any
+) -> AsyncIterator[Generator]:
+    """The generator and its peers; `account` changes its provider account, `webhooks` has the simulator send them."""
     places.prepare(folder)
     database, broker = containers.postgres(folder), containers.nats(folder)
     try:
         await asyncio.gather(database.start(), broker.start())
         await database.create_database("framewire_generator")
+        hooks = f"{places.HOST}:{places.choose_port(folder, 'webhooks')}"
+        webhook_url = f"http://{hooks}/webhooks/main"
+        told = {"webhook_url": webhook_url, "webhook_secret": WEBHOOK_SECRET}
         async with (
             simulated.running(
-                folder / "simulator", time_factor=FACTOR, draw_prompt=False
+                folder / "simulator",
+                time_factor=FACTOR,
+                draw_prompt=False,
+                **(told if webhooks else {}),
             ) as simulator,
             storage_peer(folder) as (stored, storage_address),
         ):
             url = database.database_url("framewire_generator")
             address = f"{places.HOST}:{places.choose_port(folder, 'generator')}"
             variables = _variables(
-                folder, url, broker.url, address, storage_address, simulator, account
+                folder, url, broker.url, address, storage_address, simulator, account, hooks
             )
             child = process.Child(
                 "generator",
@@ -265,7 +282,9 @@ async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
             await process.run_to_end(migrate, folder)
             program = process.Service(child, folder)
             client = await nats.connect(broker.url)
-            made = Generator(folder, url, broker.url, simulator, stored, client, program, address)
+            made = Generator(
+                folder, url, broker.url, simulator, stored, client, program, address, webhook_url
+            )
             await bus.Bus(client).ensure_streams()
             await _subscribe(made)
             await program.start()
@@ -285,6 +304,7 @@ async def second(generator: Generator) -> AsyncIterator[process.Service]:
     address = f"{places.HOST}:{places.choose_port(generator.folder, 'second')}"
     first = generator.program.child
     env = {**first.env, "GENERATOR_LISTEN": address, "FRAMEWIRE_FAILPOINTS": ""}
+    env["GENERATOR_WEBHOOKS_LISTEN"] = f"{places.HOST}:0"
     child = process.Child("second", first.argv, env, lambda: probes.grpc_serving(address))
     program = process.Service(child, generator.folder)
     await program.start()

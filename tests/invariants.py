@@ -91,23 +91,22 @@ async def _provider(system: systems.System, blind: bool) -> list[str]:
             system,
             "generator",
             """
-            SELECT j.provider_job_id, a.video_id, a.number FROM provider_jobs j
-            JOIN attempts a USING (attempt_id)
+            SELECT j.provider_job_id, a.video_id, a.state, coalesce(a.cost_micros, 0) AS cost_micros, a.cost_known
+            FROM provider_jobs j JOIN attempts a USING (attempt_id)
             """,
         )
     }
-    answer = await system.simulated("/_sim/log?kind=accepted")
-    entries = answer["entries"] if isinstance(answer, dict) else answer
-    billed = [entry for entry in entries if entry.get("billed_micros", 0) > 0]
     found: list[str] = []
     paid: collections.Counter[str] = collections.Counter()
-    for entry in billed:
-        job = jobs.get(entry["id"])
+    for line in (await system.simulated("/_sim/billing"))["billing"]:
+        job, billed = jobs.get(line["id"]), line["billed_micros"]
         if job is None:
-            if not blind:
-                found.append(f"P3: the provider bills {entry['id']}, which no attempt knows")
-        else:
-            paid[job["video_id"]] += 1
+            if billed and not blind:
+                found.append(f"P3: the provider bills {line['id']}, which no attempt knows")
+            continue
+        paid[job["video_id"]] += billed > 0
+        if job["state"] in TERMINAL and job["cost_known"] and job["cost_micros"] != billed:
+            found.append(f"P5: {line['id']} is billed {billed}, we have {job['cost_micros']}")
     found += [
         f"P1: video {video} was paid {count} times" for video, count in paid.items() if count > 1
     ]

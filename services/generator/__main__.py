@@ -20,9 +20,11 @@ from services.generator import (
     poll,
     pools,
     progress,
+    receiver,
     resolve,
     store,
     sweep,
+    webhooks,
     worker,
 )
 
@@ -60,6 +62,9 @@ async def main(settings: config.Settings) -> None:
         process.loop(sweep.Sweeper(settings, database))
         process.loop(relay)
         process.loop(outbox.Retention(pool))
+        keys = webhooks.secrets(settings.webhook_secrets.get_secret_value())
+        if settings.webhooks_listen and keys:
+            process.loop(receiver.Receiver(settings.webhooks_listen, keys, database.hints))
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
             api.AttemptApi(database, opened),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from framewire.events.v1 import vocabulary_pb2
-from services.generator import attempts
+from services.generator import attempts, variants
 
 
 class CatalogueError(ValueError):
@@ -23,6 +23,8 @@ class Rule:
     body: re.Pattern[str] | None
     outcome: str
     cause: str
+    limit: str = "requests"
+    """Of `not_accepted`: which limit was met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,26 @@ class ProviderAccount:
     closed_seconds: float
     models: Mapping[str, Model]
     rules: tuple[Rule, ...]
+    poll_interval_with_webhooks_seconds: float = 0.0
+    """How often it is polled while its webhooks come; 0: as ever. A webhook that is lost costs that much."""
+    variant: variants.Variant = field(default_factory=variants.Variant)
 
 
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What all servers of a protocol have in common, and the kinds of them."""
+
+    rules: tuple[Rule, ...]
+    variants: Mapping[str, tuple[variants.Variant, tuple[Rule, ...]]]
+    """By name, each with rules that come before the dialect's."""
+
+
+LIMITS = ("requests", "jobs", "day")
+CANCEL = ("none", "delete_aborts")
 OUTCOMES = ("refused_request", "refused_us", "not_accepted")
 _SCALED = (
     "poll_interval_seconds",
+    "poll_interval_with_webhooks_seconds",
     "settle_seconds",
     "key_ttl_seconds",
     "max_render_seconds",
@@ -86,7 +103,7 @@ def parse(document: Mapping[str, Any], time_factor: float) -> dict[str, Provider
     if not isinstance(document, Mapping):
         raise CatalogueError("the catalogue is not a mapping")
     dialects = {
-        name: _rules(name, data) for name, data in dict(document.get("dialects") or {}).items()
+        name: _dialect(name, data) for name, data in dict(document.get("dialects") or {}).items()
     }
     accounts: dict[str, ProviderAccount] = {}
     for entry in document.get("provider_accounts") or ():
@@ -112,11 +129,26 @@ def _check_pools(accounts: Mapping[str, ProviderAccount]) -> None:
             )
 
 
+def _dialect(name: str, data: Mapping[str, Any]) -> Dialect:
+    found: dict[str, tuple[variants.Variant, tuple[Rule, ...]]] = {}
+    for variant, entry in dict(data.get("variants") or {}).items():
+        try:
+            values = dict(entry or {})
+            rules = _rules(name, {"create_outcomes": values.pop("create_outcomes", ())})
+            found[variant] = (variants.parse(values), rules)
+        except CatalogueError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise CatalogueError(f"dialect {name}: variant {variant}: {error}") from error
+    return Dialect(_rules(name, data), found)
+
+
 def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for line in data.get("create_outcomes") or ():
         first, _, last = str(line.get("status", "")).partition("-")
-        if not first.isdigit() or line.get("outcome") not in OUTCOMES:
+        limit = line.get("limit", "requests")
+        if not first.isdigit() or line.get("outcome") not in OUTCOMES or limit not in LIMITS:
             raise CatalogueError(f"dialect {dialect}: outcome rule {line} is not usable")
         cause = line.get("cause", "REQUEST_INVALID")
         try:
@@ -125,18 +157,19 @@ def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
             vocabulary_pb2.Cause.Value(f"CAUSE_{cause}")
         except (re.error, TypeError, ValueError) as error:
             raise CatalogueError(f"dialect {dialect}: outcome rule {line}: {error}") from error
-        rules.append(Rule(statuses, body, line["outcome"], cause))
+        rules.append(Rule(statuses, body, line["outcome"], cause, limit))
     return tuple(rules)
 
 
 def _account(
-    entry: Mapping[str, Any], dialects: Mapping[str, tuple[Rule, ...]], time_factor: float
+    entry: Mapping[str, Any], dialects: Mapping[str, Dialect], time_factor: float
 ) -> ProviderAccount:
     values = dict(entry)
     name = values.get("name", "?")
     try:
         if values["dialect"] not in dialects:
             raise CatalogueError(f"provider account {name}: no dialect {values['dialect']}")
+        values.setdefault("poll_interval_with_webhooks_seconds", 0)
         shared, may_retry = values.pop("shared", False), values.pop("upstream_may_retry", False)
         if shared or may_retry:
             # A key that others use, or a server that sends again by itself, can prove nothing.
@@ -148,13 +181,20 @@ def _account(
             values[field] = float(values[field]) / time_factor
         values["requests_per_minute"] = float(values["requests_per_minute"]) * time_factor
         values["evidence"] = attempts.Evidence(values["evidence"])
+        if values["cancel"] not in CANCEL:
+            raise CatalogueError(f"provider account {name}: cancel is none of {CANCEL}")
         values["models"] = {
             model: Model(model, data["upstream"], int(data["cost_micros_per_second"]))
             for model, data in values["models"].items()
         }
         if not values["models"]:
             raise CatalogueError(f"provider account {name}: no models")
-        return ProviderAccount(rules=dialects[values["dialect"]], **values)
+        dialect, rules = dialects[values["dialect"]], ()
+        if (variant := values.pop("variant", None)) is not None:
+            if variant not in dialect.variants:
+                raise CatalogueError(f"provider account {name}: no variant {variant}")
+            values["variant"], rules = dialect.variants[variant]
+        return ProviderAccount(rules=(*rules, *dialect.rules), **values)
     except CatalogueError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -27,6 +27,14 @@ class Settings(config.ServiceSettings):
     """Base URL of the azure_jobs accounts whose entry names none, up to and with `/openai/v1`."""
     azure_api_key: SecretStr = SecretStr("")
     """The key of the azure_jobs accounts."""
+    runway_base_url: str = ""
+    """Base URL of the runway accounts whose entry names none, up to and with `/v1`."""
+    runway_api_key: SecretStr = SecretStr("")
+    """The key of the runway accounts."""
+    webhooks_listen: str = ""
+    """host:port where `POST /webhooks/PROVIDER_ACCOUNT` of providers comes in; empty: nowhere. TLS ends before it."""
+    webhook_secrets: SecretStr = SecretStr("")
+    """`PROVIDER_ACCOUNT:SECRET` with commas between, several of one account while its secret is changed."""
     time_factor: float = 1.0
     """Divides every provider-facing duration of the catalogue; the simulator runs at the same factor."""
     post_timeout_seconds: float = 0

@@ -16,7 +16,7 @@ log = telemetry.logger(__name__)
 
 MAX_PAGES = 200
 LOST_COUNT = 5
-REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety")
+REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety", "asset.invalid")
 
 
 class Poller:
@@ -54,7 +54,8 @@ class Poller:
                 log.warning("poll_failed", provider_account=account.name, error=str(trouble))
                 interval = max(interval, timedelta(seconds=trouble.retry_after_seconds or 0))
             finally:
-                await self._store.renders.end_poll(account.name, interval)
+                rare = timedelta(seconds=account.poll_interval_with_webhooks_seconds)
+                await self._store.renders.end_poll(account.name, interval, rare)
 
     async def _pass(self, account: catalogue.ProviderAccount) -> None:
         waiting = {
@@ -83,6 +84,7 @@ class Poller:
             if job is None:
                 await self._missing(account, attempt, sibling)
             else:
+                sibling = True
                 await self._seen(account, attempt, job)
 
     async def _listed(
@@ -90,6 +92,8 @@ class Poller:
     ) -> AsyncIterator[contract.Job]:
         """The list, newest first, back to the oldest that we wait for. Where it fails single questions are left."""
         provider = self._pools.providers[account.name]
+        if not provider.has_list:
+            return
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             await self._quota.take(account)
@@ -140,8 +144,8 @@ class Poller:
         cause = ("INPUT_REFUSED" if inputs else "OUTPUT_REFUSED") if refused else "PROVIDER_ERROR"
         reason = job.error_message or job.error_code or "no reason given"
         message = f"the provider could not make it: {reason}"
-        another = not refused and attempt.number < account.max_attempts
-        verdict = videos.Verdict(cause, message[:300], retryable=not refused)
+        another = not refused and not job.billed and attempt.number < account.max_attempts
+        verdict = videos.Verdict(cause, message[:300], retryable=not refused, billed=job.billed)
         if await self._store.videos.fail(attempt, verdict, another_try=another):
             log.info(
                 "render_failed", attempt_id=attempt.attempt_id, cause=cause, another_try=another

@@ -10,11 +10,15 @@ import yaml
 from framewire.events.v1 import vocabulary_pb2
 from kit import telemetry
 from services.generator import catalogue, config
-from services.generator.providers import azure_jobs, contract, openai_videos
+from services.generator.providers import azure_jobs, contract, openai_videos, runway
 
 log = telemetry.logger(__name__)
 
-DIALECTS = {"openai_videos": openai_videos.OpenAIVideos, "azure_jobs": azure_jobs.AzureJobs}
+DIALECTS = {
+    "openai_videos": openai_videos.OpenAIVideos,
+    "azure_jobs": azure_jobs.AzureJobs,
+    "runway": runway.Runway,
+}
 LANE_WEIGHTS = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
 
 
@@ -77,17 +81,19 @@ def open_pools(settings: config.Settings) -> Pools:
         providers[name] = dialect(account, base_url, key)
     if len(closed) == len(accounts):
         raise catalogue.CatalogueError(
-            "no provider account has a base_url: set GENERATOR_PROVIDER_BASE_URL or GENERATOR_AZURE_BASE_URL"
+            "no provider account has a base_url: set GENERATOR_PROVIDER_BASE_URL,"
+            " GENERATOR_AZURE_BASE_URL or GENERATOR_RUNWAY_BASE_URL"
         )
     return Pools(accounts, providers, frozenset(closed))
 
 
 def _access(account: catalogue.ProviderAccount, settings: config.Settings) -> tuple[str, str]:
     """Base URL and key of an account."""
-    if account.dialect == "azure_jobs":
-        base_url, key = settings.azure_base_url, settings.azure_api_key
-    else:
-        base_url, key = settings.provider_base_url, settings.provider_api_key
+    base_url, key = {
+        "openai_videos": (settings.provider_base_url, settings.provider_api_key),
+        "azure_jobs": (settings.azure_base_url, settings.azure_api_key),
+        "runway": (settings.runway_base_url, settings.runway_api_key),
+    }[account.dialect]
     return account.base_url or base_url, key.get_secret_value()
 
 

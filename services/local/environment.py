@@ -33,6 +33,8 @@ class Addresses:
     provider_api_key: str
     azure_base_url: str  # empty: none of the azure_jobs dialect
     azure_api_key: str
+    runway_base_url: str  # the same of the runway dialect
+    runway_api_key: str
     simulator_port: int | None
     listen: Mapping[str, str]  # service to host:port of its gRPC
     metrics_listen: Mapping[str, str]
@@ -49,6 +51,7 @@ def served(addresses: Addresses) -> dict[str, str]:
         "sora-2": addresses.provider_base_url,
         "sora-2-pro": addresses.provider_base_url,
         "sora-1": addresses.azure_base_url,
+        "runway-gen4-turbo": addresses.runway_base_url,
     }
     return {model: base_url for model, base_url in makers.items() if base_url}
 
@@ -75,6 +78,8 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
         "GENERATOR_PROVIDER_API_KEY": addresses.provider_api_key,
         "GENERATOR_AZURE_BASE_URL": addresses.azure_base_url,
         "GENERATOR_AZURE_API_KEY": addresses.azure_api_key,
+        "GENERATOR_RUNWAY_BASE_URL": addresses.runway_base_url,
+        "GENERATOR_RUNWAY_API_KEY": addresses.runway_api_key,
     }
     shared["gateway"] |= {
         "GATEWAY_CREDITS_ADDRESS": addresses.listen["credits"],

@@ -151,6 +151,7 @@ class Stack:
         simulator_url = f"http://{places.HOST}:{ports['simulator']}"
         provider_base_url, provider_api_key = self._provider("PROVIDER", f"{simulator_url}/v1")
         azure_base_url, azure_api_key = self._provider("AZURE", f"{simulator_url}/openai/v1")
+        runway_base_url, runway_api_key = self._provider("RUNWAY", f"{simulator_url}/v1")
         return environments.Addresses(
             data_dir=self.data_dir,
             time_factor=self.time_factor,
@@ -165,6 +166,8 @@ class Stack:
             provider_api_key=provider_api_key,
             azure_base_url=azure_base_url,
             azure_api_key=azure_api_key,
+            runway_base_url=runway_base_url,
+            runway_api_key=runway_api_key,
             simulator_port=ports["simulator"],
             listen=listen,
             metrics_listen=metrics,

@@ -3,10 +3,12 @@
 The first line on standard output is one JSON object with the address that it listens on.
 """
 
+import asyncio
 import contextlib
 import json
 import socket
 import sys
+from collections.abc import AsyncIterator
 
 import pydantic
 import uvicorn
@@ -14,7 +16,18 @@ from starlette import applications, responses
 from starlette import requests as http
 from starlette.exceptions import HTTPException
 
-from services.simulator import admin, answers, api_azure, api_openai, config, errors, provider
+from services.simulator import (
+    admin,
+    answers,
+    api_azure,
+    api_openai,
+    api_runway,
+    config,
+    errors,
+    provider,
+    quirks,
+    webhooks,
+)
 
 
 def application(service: provider.Provider) -> applications.Starlette:
@@ -27,10 +40,24 @@ def application(service: provider.Provider) -> applications.Starlette:
         message = f"Invalid URL ({request.method} {request.url.path})"
         return errors.ApiError(error.status_code, message).response()
 
+    @contextlib.asynccontextmanager
+    async def telling(_: applications.Starlette) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(webhooks.Webhooks(service).run())
+            yield
+            task.cancel()
+
+    servers = [
+        api_openai.VideosApi(service, names, f"/servers/{name}")
+        for name, names in quirks.PERSONALITIES.items()
+    ]
     return applications.Starlette(
+        lifespan=telling,
         routes=[
             *api_openai.VideosApi(service).routes(),
+            *(route for server in servers for route in server.routes()),
             *api_azure.JobsApi(service).routes(),
+            *api_runway.TasksApi(service).routes(),
             *admin.AdminApi(service).routes(),
         ],
         exception_handlers={HTTPException: no_route, Exception: _broken},
@@ -53,7 +80,7 @@ def main() -> None:
             application(service),
             http=answers.Protocol,
             ws="none",
-            lifespan="off",
+            lifespan="on",
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=1,

@@ -8,7 +8,7 @@ from typing import Any, cast
 from starlette import requests as http
 from starlette import responses, routing
 
-from services.simulator import faults, oplog, provider
+from services.simulator import billing, faults, oplog, provider
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Framewire simulator</title>
 <style>body{{font:15px system-ui;margin:2em auto;max-width:70em;padding:0 1em}}
@@ -17,9 +17,10 @@ border-bottom:1px solid #ccc}}code{{font-size:90%}}</style>
 <h1>Framewire simulator</h1>
 <p><strong>This is a simulator. It runs no model:</strong> its films are camera moves over the
 given image, or drawn scenes. It speaks the OpenAI Videos protocol at <code>/v1/videos</code>
-(<code>openai_videos</code>) and the Azure OpenAI jobs protocol at
-<code>/openai/v1/video/generations/jobs</code> (<code>azure_jobs</code>), {factor:g} times as fast
-as the real thing.</p>
+(<code>openai_videos</code>; as other servers speak it at <code>/servers/NAME/v1/videos</code>), the
+Azure OpenAI jobs protocol at <code>/openai/v1/video/generations/jobs</code> (<code>azure_jobs</code>)
+and Runway's at <code>/v1/tasks</code> (<code>runway</code>), {factor:g} times as fast as the real
+thing.</p>
 <p>{total} jobs; the newest first. <a href="/_sim/state">state</a>, <a href="/_sim/log">log</a>,
 <a href="/_sim/faults">faults</a></p>
 <table><tr><th>id<th>dialect<th>status<th>progress<th>model<th>size<th>seconds<th>films<th>prompt</tr>
@@ -41,6 +42,7 @@ class AdminApi:
             routing.Route("/", self.page),
             routing.Route("/_sim/log", self.log),
             routing.Route("/_sim/state", self.state),
+            routing.Route("/_sim/billing", self.billing),
             routing.Route("/_sim/faults", self.faults),
             routing.Route("/_sim/faults", self.arm, methods=["POST"]),
             routing.Route("/_sim/faults", self.clear, methods=["DELETE"]),
@@ -92,6 +94,14 @@ class AdminApi:
     async def state(self, _request: http.Request) -> responses.Response:
         """Counts, the clock, the fault plan."""
         return responses.JSONResponse(self._service.state())
+
+    async def billing(self, _request: http.Request) -> responses.Response:
+        """What each accepted job costs, the oldest first."""
+        log = self._service.log
+        lines = await asyncio.to_thread(
+            lambda: billing.account(log.read(lambda entry: entry["kind"] in billing.KINDS))
+        )
+        return responses.JSONResponse({"billing": lines})
 
     async def faults(self, _request: http.Request) -> responses.Response:
         """The armed rules."""

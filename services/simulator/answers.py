@@ -1,6 +1,7 @@
 """Answers that go wrong on the wire, and the server protocol that makes them possible."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import uvicorn
@@ -54,6 +55,54 @@ class CutBody(responses.Response):
         transport: asyncio.Transport = scope[TRANSPORT]
         transport.close()  # sends what is buffered first
         await _gone(receive)
+
+
+class Stall(responses.Response):
+    """The headers of an answer, and nothing more."""
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b" ", "more_body": True})
+        await _gone(receive)
+
+
+class CutChunks(responses.Response):
+    """Sends half of the body in chunks and closes the connection without the last one."""
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        content = bytes(self.body)
+        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        half = content[: len(content) // 2]
+        await send({"type": "http.response.body", "body": half, "more_body": True})
+        transport: asyncio.Transport = scope[TRANSPORT]
+        transport.close()
+        await _gone(receive)
+
+
+def flood(megabytes: float) -> responses.Response:
+    """That much JSON, made as it goes out."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b'{"id": "a", "status": "completed", "data": ["'
+        for _ in range(int(megabytes) * 16):
+            yield b"a" * 65536
+        yield b'"]}'
+
+    return responses.StreamingResponse(parts(), media_type="application/json")
+
+
+def drip(content: bytes) -> responses.Response:
+    """A byte a second."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for position in range(len(content)):
+            yield content[position : position + 1]
+            await asyncio.sleep(1)
+
+    headers = {"content-length": str(len(content))}
+    return responses.StreamingResponse(parts(), media_type="video/mp4", headers=headers)
 
 
 async def _gone(receive: types.Receive) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import functools
 import pathlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 from starlette import requests as http
@@ -21,10 +21,16 @@ class DialectApi(abc.ABC):
 
     request_id_header: ClassVar[str]
     dialect: ClassVar[str]
+    noun: ClassVar[str]
 
-    def __init__(self, service: provider.Provider) -> None:
+    def __init__(
+        self, service: provider.Provider, quirks: Collection[str] | None = None, prefix: str = ""
+    ) -> None:
+        """`quirks`: in place of the setting's; `prefix`: of every path."""
         self._service = service
         self._settings = service.settings
+        self._quirks = service.settings.quirks if quirks is None else quirks
+        self._prefix = prefix
         self._key_names = service.settings.key_names()
 
     @abc.abstractmethod
@@ -40,8 +46,8 @@ class DialectApi(abc.ABC):
         """The creation, checked. Not for the event loop."""
 
     @abc.abstractmethod
-    def _shown(self, job: jobs.Job) -> responses.Response:
-        """The job as it stands."""
+    def _created(self, job: jobs.Job) -> responses.Response:
+        """The answer to a creation."""
 
     @abc.abstractmethod
     def _refusal(self, request: http.Request, error: errors.ApiError) -> responses.Response:
@@ -63,34 +69,54 @@ class DialectApi(abc.ABC):
         for sha256, content in creation.contents.items():
             # On disk before the log names it.
             await asyncio.to_thread(self._service.films.keep_reference, sha256, content)
-        job = self._service.accept(key_name, creation, request.headers.get("idempotency-key"))
+        job = self._service.accept(
+            key_name, creation, request.headers.get("idempotency-key"), self._quirks
+        )
         if hit := self._service.strike("error_after", key_name, prompt):
             raise errors.server_error(int(hit.value))
         if self._service.strike("lost_answer", key_name, prompt):
             return answers.NoAnswer()
         if self._service.strike("hang", key_name, prompt):
             return answers.Hang()
-        response = self._shown(job)
-        if "create_202" in self._settings.quirks:
+        if self._service.strike("stall", key_name, prompt):
+            return answers.Stall()
+        if self._service.strike("garbled", key_name, prompt):
+            return responses.HTMLResponse("<h1>Upstream connect error</h1>")
+        if hit := self._service.strike("flood", key_name, prompt):
+            return answers.flood(hit.value)
+        response = self._created(job)
+        if "create_202" in self._quirks:
             response.status_code = 202
         return response
 
     def _routes(self, table: Sequence[tuple[str, str, Handler]]) -> list[routing.BaseRoute]:
         """By path, method, handler; what answers GET answers HEAD."""
         return [
-            routing.Route(path, functools.partial(self._serve, handler), methods=[method])
+            routing.Route(
+                self._prefix + path, functools.partial(self._serve, handler), methods=[method]
+            )
             for path, method, handler in table
         ]
 
-    def _polled(self, job: jobs.Job, key_name: str) -> responses.Response:
+    def _polled(
+        self, job: jobs.Job, key_name: str, shown: Callable[[jobs.Job], responses.Response]
+    ) -> responses.Response:
         """The answer to a poll, with what the faults do to it."""
         if self._service.strike("poll_404", key_name, job=job):
-            raise errors.no_such("Video" if self.dialect == jobs.OPENAI_VIDEOS else "Job", job.id)
+            raise errors.no_such(self.noun, job.id)
         if hit := self._service.strike("poll_error", key_name, job=job):
             raise errors.server_error(int(hit.value))
-        response = self._shown(job)
+        if hit := self._service.strike("poll_rate_limited", key_name, job=job):
+            raise errors.rate_limited(provider.retry_after(self._settings.real(hit.value)))
+        if self._service.strike("poll_garbled", key_name, job=job):
+            return responses.Response(b'{"id": "', media_type="application/json")
+        if hit := self._service.strike("poll_flood", key_name, job=job):
+            return answers.flood(hit.value)
+        if self._service.strike("poll_word", key_name, job=job):
+            return responses.JSONResponse({"id": job.id, "status": "pondering"})
+        response = shown(job)
         failed = self._service.state_of(job).status == jobs.FAILED
-        if failed and "failed_as_500" in self._settings.quirks:
+        if failed and "failed_as_500" in self._quirks:
             response.status_code = 500
         return response
 
@@ -105,7 +131,7 @@ class DialectApi(abc.ABC):
     ) -> responses.Response:
         """A film, or its first frame in the format `picture`; the faults are for whole films."""
         self._check_available(job)
-        if "redirect_content" in self._settings.quirks and "followed" not in request.query_params:
+        if "redirect_content" in self._quirks and "followed" not in request.query_params:
             return responses.RedirectResponse(
                 request.url.include_query_params(followed=1), status_code=302
             )
@@ -140,6 +166,13 @@ class DialectApi(abc.ABC):
         if strike("content_cut"):
             whole = await asyncio.to_thread(film.read_bytes)
             return answers.CutBody(whole, media_type="video/mp4")
+        if strike("content_cut_chunks"):
+            whole = await asyncio.to_thread(film.read_bytes)
+            return answers.CutChunks(whole, media_type="video/mp4")
+        if strike("content_type"):
+            return responses.FileResponse(film, media_type="text/plain")
+        if strike("content_drip"):
+            return answers.drip(await asyncio.to_thread(film.read_bytes))
         if strike("content_corrupt"):
             return responses.Response(b"\x55" * film.stat().st_size, media_type="video/mp4")
         return None
@@ -147,6 +180,10 @@ class DialectApi(abc.ABC):
     def _check_available(self, job: jobs.Job) -> None:
         state, now = self._service.state_of(job), self._service.now()
         if state.completed_at is None or state.expires_at is None:
+            failed = state.status == jobs.FAILED and "failed_as_422" in self._quirks
+            if failed or "unready_as_400" in self._quirks:
+                message = f"Video '{job.id}' is not ready (status: {state.status})."
+                raise errors.ApiError(422 if failed else 400, message)
             raise errors.ApiError(404, f"Video '{job.id}' is not ready ({state.status}).")
         if now >= state.expires_at:
             self._service.films.drop(job)
@@ -182,6 +219,8 @@ class DialectApi(abc.ABC):
     def _authenticate(self, request: http.Request) -> str:
         key = self._key(request)
         key_name = self._key_names.get(key)
+        if "any_key" in self._quirks:
+            key_name = key_name or next(iter(self._key_names.values()))
         if key_name is None or self._service.strike("unauthorized", key_name):
             raise errors.wrong_key(key)
         return key_name

@@ -26,6 +26,7 @@ class JobsApi(api.DialectApi):
 
     request_id_header = "apim-request-id"
     dialect = jobs.AZURE_JOBS
+    noun = "Job"
 
     def routes(self) -> list[routing.BaseRoute]:
         """What the application mounts; the jobs first, or `jobs` would be a generation."""
@@ -77,14 +78,14 @@ class JobsApi(api.DialectApi):
 
     async def retrieve(self, request: http.Request, key_name: str) -> responses.Response:
         """One job as it stands."""
-        return self._polled(self._find(request, key_name), key_name)
+        return self._polled(self._find(request, key_name), key_name, self._created)
 
     async def delete(self, request: http.Request, key_name: str) -> responses.Response:
         """Deletes a job in any state, and its films."""
         job = self._find(request, key_name)
         shown = self._object(job)
         self._service.delete(job)
-        if "delete_shows_object" in self._settings.quirks:
+        if "delete_shows_object" in self._quirks:
             return responses.JSONResponse(shown)
         return responses.Response(status_code=204)
 
@@ -121,8 +122,8 @@ class JobsApi(api.DialectApi):
         if error.code == "model_not_found":
             error = errors.no_deployment(str(request.state.model))
         return error.azure_response(
-            flat="flat_errors" in self._settings.quirks,
-            as_detail="detail_errors" in self._settings.quirks,
+            flat="flat_errors" in self._quirks,
+            as_detail="detail_errors" in self._quirks,
         )
 
     def _find(self, request: http.Request, key_name: str) -> jobs.Job:
@@ -144,7 +145,7 @@ class JobsApi(api.DialectApi):
             raise errors.no_such("Generation", generation_id)
         return job, job.film_ids.index(generation_id)
 
-    def _shown(self, job: jobs.Job) -> responses.Response:
+    def _created(self, job: jobs.Job) -> responses.Response:
         return responses.JSONResponse(self._object(job))
 
     def _object(self, job: jobs.Job) -> dict[str, object]:
@@ -153,16 +154,16 @@ class JobsApi(api.DialectApi):
         listed = 0
         if state.status == jobs.COMPLETED:
             listed = len(job.film_ids)
-        elif state.status == jobs.FAILED and "failed_generations" in settings.quirks:
+        elif state.status == jobs.FAILED and "failed_generations" in self._quirks:
             listed = job.n_variants
         echoed = None
-        if job.inputs and "no_inpaint_echo" not in settings.quirks:
+        if job.inputs and "no_inpaint_echo" not in self._quirks:
             echoed = [_inpaint_item(item) for item in job.inputs]
         shown: dict[str, object] = {
             "object": "video.generation.job",
             "id": job.id,
             "status": state.azure_status,
-            "created_at": int(job.created_at),
+            "created_at": int(job.created_at - job.faults.get("clock_skew", 0)),
             "finished_at": None if state.ended_at is None else int(state.ended_at),
             "expires_at": None if state.expires_at is None else int(state.expires_at),
             "generations": [self._generation(job, variant) for variant in range(listed)],
@@ -175,7 +176,7 @@ class JobsApi(api.DialectApi):
             "inpaint_items": echoed,
             "failure_reason": None if state.error is None else state.error["reason"],
         }
-        return quirks.without_nulls(shown, settings.quirks)
+        return quirks.without_nulls(shown, self._quirks)
 
     def _generation(self, job: jobs.Job, variant: int) -> dict[str, object]:
         """The protocol's Generation object."""

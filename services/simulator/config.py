@@ -79,6 +79,19 @@ class Settings(pydantic_settings.BaseSettings):
     # From creation on; then the job itself is gone.
     azure_retention_seconds: float = pydantic.Field(default=86400.0, gt=0)
 
+    # The runway dialect; its queue, failure and retention are those of the first.
+    runway_max_concurrent_tasks: int = pydantic.Field(
+        default=2, ge=0
+    )  # more of them wait, THROTTLED
+    runway_max_daily_generations: int = pydantic.Field(default=0, ge=0)  # documented: 50 and more
+    runway_url_seconds: float = pydantic.Field(
+        default=86400.0, gt=0
+    )  # a film's signed address is good
+
+    # Where what became of jobs is told (Standard Webhooks), and with which secret; none: nowhere.
+    webhook_url: str = pydantic.Field(default="", pattern=r"^(https?://.+)?$")
+    webhook_secret: pydantic.SecretStr = pydantic.SecretStr("")
+
     models: dict[str, tuple[str, ...]] = DEFAULT_MODELS
     seconds: CommaList = ("4", "8", "12", "16", "20")
     # What the real service never took, and tests and demos want: allowed for every model.
@@ -94,7 +107,12 @@ class Settings(pydantic_settings.BaseSettings):
         "64x64",
     )
     # USD micros per second of video; a model not named here costs `price_micros_default`.
-    price_micros: dict[str, int] = {"sora-2": 100_000, "sora-2-pro": 300_000}
+    price_micros: dict[str, int] = {
+        "sora-2": 100_000,
+        "sora-2-pro": 300_000,
+        "gen4_turbo": 50_000,
+        "gen4.5": 120_000,
+    }
     price_micros_default: int = pydantic.Field(default=100_000, ge=0)
 
     frames_per_second: int = pydantic.Field(default=24, ge=1, le=60)
@@ -151,6 +169,8 @@ class Settings(pydantic_settings.BaseSettings):
         """Requests per minute and jobs at once, of one key in one dialect; 0 is no limit."""
         if dialect == jobs.AZURE_JOBS:
             return self.azure_requests_per_minute, self.azure_max_concurrent_jobs
+        if dialect == jobs.RUNWAY:
+            return 0, self.runway_max_concurrent_tasks  # it has no limit per minute
         return self.requests_per_minute, self.max_concurrent_jobs
 
     def render_times(self, dialect: str, size: str, n_variants: int) -> tuple[float, float]:
@@ -159,12 +179,16 @@ class Settings(pydantic_settings.BaseSettings):
             width, height = (int(side) for side in size.split("x"))
             factor = (width * height / 480**2) ** 0.5 * n_variants
             return 0.0, self.azure_render_seconds_per_second * factor
+        if dialect == jobs.RUNWAY:
+            return 10.0, 4.0
         return self.render_seconds_base, self.render_seconds_per_second
 
     def example_of(self, dialect: str) -> tuple[str, str, str]:
         """A model, size and length that the dialect takes."""
         if dialect == jobs.AZURE_JOBS:
             return self.azure_deployments[0], (self.extra_sizes or ("480x480",))[-1], "1"
+        if dialect == jobs.RUNWAY:
+            return "gen4_turbo", "1280x720", "5"
         model = next(iter(self.models))
         return model, self.sizes_of(model)[-1], self.all_seconds()[0]
 

@@ -140,6 +140,22 @@ def rate_limited(headers: Mapping[str, str] | None = None) -> ApiError:
     )
 
 
+def out_of_money() -> ApiError:
+    """The account's money is used up."""
+    message = "You exceeded your current quota, please check your plan and billing details."
+    return ApiError(429, message, type_="insufficient_quota", code="insufficient_quota")
+
+
+def redirected() -> ApiError:
+    """A service that has moved."""
+    return ApiError(307, "Moved.", headers={"location": "/elsewhere"})
+
+
+def daily_cap() -> ApiError:
+    """Too many creations in a day."""
+    return ApiError(429, "You have reached your daily limit of generations for this model.")
+
+
 def too_many_tasks() -> ApiError:
     """Too many jobs at once; seen word for word on the live service."""
     return ApiError(429, "Too many running tasks", type_=AZURE_TYPE)

@@ -1,6 +1,6 @@
 """The fault plan: which misbehaviour strikes which request.
 
-Every fault works in both dialects, by the same name. It is chosen by a token in the prompt,
+Every fault works in every dialect that has what it is about, by the same name. It is chosen by a token in the prompt,
 `[fault:NAME]`, `[fault:NAME=VALUE]` or `[fault:NAME=VALUE*TIMES]`, or by a rule:
 `POST /_sim/faults` with `{"name", "times", "probability", "match", "value", "seconds", "key"}`.
 `times` is 1 unless told (0: until cleared), `seconds` ends the rule after that long, `key` narrows
@@ -12,7 +12,10 @@ afterwards. Where VALUE means times, `=3` and `*3` are the same. Durations are p
 |-----------------------|----------------|-----------------------------------------------------------------|
 | unauthorized          | seconds (none) | 401; with a value, for every request of the key that long       |
 | rate_limited          | seconds (20)   | 429 with Retry-After of VALUE, no job                           |
+| rate_limited_date     | seconds (20)   | the same, the Retry-After an HTTP date                          |
 | rate_limited_bare     | times (1)      | 429 without Retry-After, no job                                 |
+| out_of_money          | times (1)      | 429 `insufficient_quota`, no job                                |
+| redirected            | times (1)      | 307 to another path, no job                                     |
 | too_many_tasks        | times (1)      | 429 `Too many running tasks`, no job                            |
 | moderated_now         | times (all)    | 400 from moderation, no job                                     |
 | model_gone            | times (1)      | 404 `model_not_found`, no job                                   |
@@ -21,27 +24,50 @@ afterwards. Where VALUE means times, `=3` and `*3` are the same. Durations are p
 | error_after           | status (500)   | the job is made, then that status                               |
 | lost_answer           | times (1)      | the job is made, the connection closes without an answer        |
 | hang                  | times (1)      | the job is made, and never an answer                            |
+| stall                 | times (1)      | the job is made; the answer's headers, and nothing more         |
+| garbled               | times (1)      | the job is made; 200 and an HTML page                           |
+| flood                 | megabytes (64) | the job is made; 200 and that much JSON                         |
 | moderated_later       | -              | the job ends failed, `moderation_blocked` (`output_moderation`) |
 | input_moderated_later | -              | the same, about the inputs (`input_moderation`)                 |
 | fails_later           | -              | the job ends failed, `internal_error`                           |
 | fails_unknown         | -              | the job ends failed, with a code of no list                     |
+| prompt_moderated_later | -             | the job ends failed, as `jobs.ENDINGS` has it                   |
+| input_breaks_later    | -              | the same                                                        |
+| input_invalid_later   | -              | the same                                                        |
+| third_party_later     | -              | the same                                                        |
 | cancelled_later       | -              | the job ends cancelled                                          |
 | fewer_generations     | films (1)      | only VALUE of the variants come out, 0 too (azure_jobs only)    |
-| stuck                 | -              | the job never ends                                              |
+| stuck                 | -              | the job never ends: 99 % for ever                               |
+| stuck_queued          | -              | the job never begins                                            |
+| regresses             | -              | the job is queued again for a while, in the middle              |
+| clock_skew            | seconds (600)  | its times are shown that much too early                         |
 | twin_job              | jobs (1)       | strangers' jobs appear with the same prompt, model, size        |
 | foreign_jobs          | jobs (3)       | strangers' jobs appear, at a creation or (rule) a list          |
 | poll_404              | times (1)      | GET of the job answers 404                                      |
 | poll_error            | status (500)   | GET of the job answers that status                              |
+| poll_rate_limited     | seconds (20)   | GET of the job answers 429 with Retry-After                     |
+| poll_garbled          | times (1)      | GET of the job answers half a JSON object                       |
+| poll_word             | times (1)      | GET of the job answers a status of no list                      |
+| poll_flood            | megabytes (64) | GET of the job answers that much JSON                           |
 | content_404           | seconds (5)    | content answers 404 that long after completion                  |
 | content_403           | times (1)      | content answers 403 `not accessible`                            |
 | content_html          | times (1)      | an HTML page with status 200 in place of the film               |
 | content_empty         | times (1)      | status 200 and no bytes                                         |
 | content_cut           | times (1)      | the body ends short of its Content-Length                       |
+| content_cut_chunks    | times (1)      | a chunked body ends without its last chunk                      |
+| content_type          | times (1)      | the film, called `text/plain`                                   |
+| content_drip          | times (1)      | one byte of the film, and then one a second                     |
 | content_corrupt       | times (1)      | right length, wrong bytes                                       |
+| url_expired           | times (1)      | the address that GET shows is over already (runway only)        |
 | list_lag              | seconds (30)   | lists do not show the job (rule: any job) for that long         |
 | list_drop             | times (1)      | the job (rule: every VALUE-th job, 2) is missing from a page    |
 | list_short            | items (2)      | list pages hold at most VALUE items                             |
 | list_error            | status (500)   | list answers that status                                        |
+| webhook_lost          | -              | nothing is told of the job                                      |
+| webhook_late          | seconds (60)   | it is told that much later                                      |
+| webhook_twice         | -              | it is told twice, under one id                                  |
+| webhook_forged        | -              | it is told with a wrong signature                               |
+| webhook_foreign       | -              | a job that nobody made is told too                              |
 
 `list_short` and `list_error` are about no single job: as a token they arm a rule for the key when
 the job is made, `list_short` until cleared, `list_error` for TIMES lists.
@@ -57,7 +83,10 @@ from collections.abc import Iterable, Mapping
 DEFAULT_VALUES: Mapping[str, float] = {
     "unauthorized": 0,
     "rate_limited": 20,
+    "rate_limited_date": 20,
     "rate_limited_bare": 0,
+    "out_of_money": 0,
+    "redirected": 0,
     "too_many_tasks": 0,
     "moderated_now": 0,
     "model_gone": 0,
@@ -66,43 +95,76 @@ DEFAULT_VALUES: Mapping[str, float] = {
     "error_after": 500,
     "lost_answer": 0,
     "hang": 0,
+    "stall": 0,
+    "garbled": 0,
+    "flood": 64,
     "moderated_later": 0,
     "input_moderated_later": 0,
     "fails_later": 0,
     "fails_unknown": 0,
+    "prompt_moderated_later": 0,
+    "input_breaks_later": 0,
+    "input_invalid_later": 0,
+    "third_party_later": 0,
     "cancelled_later": 0,
     "fewer_generations": 1,
     "stuck": 0,
+    "stuck_queued": 0,
+    "regresses": 0,
+    "clock_skew": 600,
     "twin_job": 1,
     "foreign_jobs": 3,
     "poll_404": 0,
     "poll_error": 500,
+    "poll_rate_limited": 20,
+    "poll_garbled": 0,
+    "poll_word": 0,
+    "poll_flood": 64,
     "content_404": 5,
     "content_403": 0,
     "content_html": 0,
     "content_empty": 0,
     "content_cut": 0,
+    "content_cut_chunks": 0,
+    "content_type": 0,
+    "content_drip": 0,
     "content_corrupt": 0,
+    "url_expired": 0,
     "list_lag": 30,
     "list_drop": 2,
     "list_short": 2,
     "list_error": 500,
+    "webhook_lost": 0,
+    "webhook_late": 60,
+    "webhook_twice": 0,
+    "webhook_forged": 0,
+    "webhook_foreign": 0,
 }
 _COUNTED = frozenset(
     (
         "rate_limited_bare",
+        "out_of_money",
+        "redirected",
         "too_many_tasks",
         "moderated_now",
         "model_gone",
         "hang_before",
         "lost_answer",
         "hang",
+        "stall",
+        "garbled",
         "poll_404",
+        "poll_garbled",
+        "poll_word",
         "content_403",
         "content_html",
         "content_empty",
         "content_cut",
+        "content_cut_chunks",
+        "content_type",
+        "content_drip",
         "content_corrupt",
+        "url_expired",
         "list_drop",
     )
 )
@@ -112,12 +174,24 @@ OF_THE_JOB = (
     "input_moderated_later",
     "fails_later",
     "fails_unknown",
+    "prompt_moderated_later",
+    "input_breaks_later",
+    "input_invalid_later",
+    "third_party_later",
     "cancelled_later",
     "fewer_generations",
     "stuck",
+    "stuck_queued",
+    "regresses",
+    "clock_skew",
     "twin_job",
     "foreign_jobs",
     "content_404",
+    "webhook_lost",
+    "webhook_late",
+    "webhook_twice",
+    "webhook_forged",
+    "webhook_foreign",
 )
 # As tokens these strike every time: a job made twice with one prompt behaves the same twice, and
 # moderation is deterministic for a prompt.

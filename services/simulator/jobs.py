@@ -5,38 +5,68 @@ simulator comes back with every job exactly where it would have been.
 """
 
 import dataclasses
+import hashlib
 import math
 import random
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-OPENAI_VIDEOS, AZURE_JOBS = "openai_videos", "azure_jobs"
+OPENAI_VIDEOS, AZURE_JOBS, RUNWAY = "openai_videos", "azure_jobs", "runway"
 
 QUEUED, IN_PROGRESS, COMPLETED = "queued", "in_progress", "completed"
 FAILED, CANCELLED = "failed", "cancelled"
 
-# How a job ends badly, by the fault that decides it. `reason` is the word of the azure_jobs dialect.
+# How a job ends badly, by the fault that decides it. `reason` is the word of the azure_jobs dialect, `failure` the code
+# of the runway dialect, which may be left out.
 ENDINGS: Mapping[str, Mapping[str, str]] = {
     "moderated_later": {
         "code": "moderation_blocked",
         "message": "Your request was blocked by our moderation system.",
         "reason": "output_moderation",
+        "failure": "SAFETY.OUTPUT.VIDEO",
     },
     "input_moderated_later": {
         "code": "moderation_blocked",
         "message": "Your request was blocked by our moderation system when checking inputs."
         " Possible reasons: people-in-user-uploads.",
         "reason": "input_moderation",
+        "failure": "SAFETY.INPUT.IMAGE",
     },
     "fails_later": {
         "code": "internal_error",
         "message": "The server had an error while generating the video.",
         "reason": "internal_error",
+        "failure": "INTERNAL.BAD_OUTPUT.CODE01",
     },
     "fails_unknown": {
         "code": "solar_flare",
         "message": "No client has seen this one before.",
         "reason": "solar_flare",
+    },
+    "prompt_moderated_later": {
+        "code": "moderation_blocked",
+        "message": "Your request was blocked by our moderation system when checking inputs.",
+        "reason": "input_moderation",
+        "failure": "INPUT_PREPROCESSING.SAFETY.TEXT",
+    },
+    "input_breaks_later": {
+        "code": "internal_error",
+        "message": "The inputs could not be read just now.",
+        "reason": "internal_error",
+        "failure": "INPUT_PREPROCESSING.INTERNAL",
+    },
+    "input_invalid_later": {
+        "code": "invalid_input",
+        "message": "The given asset cannot be used.",
+        "reason": "invalid_input",
+        "failure": "ASSET.INVALID",
+    },
+    "third_party_later": {
+        "code": "server_error",
+        "message": "A third party that the model needs is not there.",
+        "reason": "server_error",
+        "failure": "THIRD_PARTY.UNAVAILABLE",
     },
 }
 INTERNAL_ERROR = ENDINGS["fails_later"]
@@ -79,11 +109,12 @@ class Job:
     n_variants: int = 1
     generation_ids: tuple[str, ...] = ()  # azure_jobs: one a variant, known from the start
     inputs: tuple[Input, ...] = ()
+    throttled_until: float = 0.0  # runway: it waits for one of the places at once
 
     @property
     def stuck(self) -> bool:
         """Whether it never ends."""
-        return "stuck" in self.faults
+        return "stuck" in self.faults or "stuck_queued" in self.faults
 
     @property
     def renders(self) -> bool:
@@ -93,14 +124,16 @@ class Job:
     @property
     def film_ids(self) -> tuple[str, ...]:
         """One for each film that comes of it, and in that film's bytes."""
-        if self.dialect == OPENAI_VIDEOS:
-            return (self.id,)
+        if self.dialect != AZURE_JOBS:
+            # A wrapped id is too long for a film, and no file's name.
+            wrapped = len(self.id) > 64
+            return (hashlib.sha256(self.id.encode()).hexdigest()[:48] if wrapped else self.id,)
         return self.generation_ids[: surviving(self.n_variants, self.faults)]
 
     @property
     def vanishes_at(self) -> float:
-        """When the service forgets the job itself. The other dialect's jobs stay."""
-        if self.dialect == OPENAI_VIDEOS:
+        """When the service forgets the job itself. The other dialects' jobs stay."""
+        if self.dialect != AZURE_JOBS:
             return math.inf
         return self.created_at + self.retained_seconds
 
@@ -170,7 +203,16 @@ def new_id(dialect: str, now: float, random_hex: str) -> str:
     """The dialect's prefix, then the time of creation and randomness, as the real ids are built."""
     if dialect == AZURE_JOBS:
         return f"task_{_ulid(now, random_hex)}"
+    if dialect == RUNWAY:
+        return str(uuid.UUID(hex=random_hex[:32], version=4))
     return f"video_{int(now):08x}{random_hex}"
+
+
+def billed_though_failed(dialect: str, ending: Mapping[str, str] | None) -> bool:
+    """Whether a job that ends so is charged like a good one: what runway's moderation stopped is."""
+    return (
+        dialect == RUNWAY and ending is not None and ending.get("failure", "").startswith("SAFETY.")
+    )
 
 
 def new_generation_id(now: float, random_hex: str) -> str:
@@ -194,13 +236,15 @@ def snapshot(job: Job, now: float, films_at: float | None, film_failed: bool = F
 
     Completed needs both the time to be over and the films to be there.
     """
-    if now < job.starts_at:
+    if now < job.starts_at or "stuck_queued" in job.faults:
         return Snapshot(QUEUED, 0)
     span = max(job.due_at - job.starts_at, 1e-9)
     progress = min(99, max(0, math.floor(100 * (now - job.starts_at) / span)))
+    if "regresses" in job.faults and 50 <= progress < 70:
+        return Snapshot(QUEUED, 0)
     if job.stuck or now < job.due_at:
         return Snapshot(IN_PROGRESS, progress)
-    vanishes_at = None if job.dialect == OPENAI_VIDEOS else job.vanishes_at
+    vanishes_at = job.vanishes_at if job.dialect == AZURE_JOBS else None
     if "cancelled_later" in job.faults:
         return Snapshot(CANCELLED, progress, job.due_at, vanishes_at)
     if job.error is not None or film_failed:

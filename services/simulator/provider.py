@@ -6,17 +6,21 @@ request is decided alone. What a restart needs is read back from the log.
 
 import collections
 import dataclasses
+import email.utils
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, cast
 
 from services.simulator import config, errors, faults, films, jobs, oplog, requests
+from services.simulator import quirks as bent_ids
 
 _REFUSALS: Mapping[str, Callable[[], errors.ApiError]] = {
     "unauthorized": lambda: errors.wrong_key("***"),
     "rate_limited_bare": errors.rate_limited,
+    "out_of_money": errors.out_of_money,
+    "redirected": errors.redirected,
     "too_many_tasks": errors.too_many_tasks,
     "moderated_now": errors.moderated,
     "model_gone": errors.model_gone,
@@ -53,6 +57,9 @@ class Provider:
         self._requests: dict[_Account, collections.deque[float]] = collections.defaultdict(
             collections.deque
         )
+        self.untold: dict[
+            str, None
+        ] = {}  # jobs whose end no webhook has told yet, the oldest first
         self._accepted = 0
         self._origin = self.now()
         self._replay()
@@ -92,7 +99,7 @@ class Provider:
             "x-ratelimit-reset-requests": f"{reset:.3f}s",
         }
         if len(window) >= limit:
-            raise errors.rate_limited({**headers, **_retry_after(reset)})
+            raise errors.rate_limited({**headers, **retry_after(reset)})
         window.append(now)
         return headers
 
@@ -143,14 +150,21 @@ class Provider:
                     self.arm({"name": name, "value": names[name].value, "key": key_name})
                 raise refusal()
         if hit := self.strike("rate_limited", key_name, prompt):
-            raise errors.rate_limited(_retry_after(self.settings.real(hit.value)))
+            raise errors.rate_limited(retry_after(self.settings.real(hit.value)))
+        if hit := self.strike("rate_limited_date", key_name, prompt):
+            at = time.time() + self.settings.real(hit.value)
+            raise errors.rate_limited({"retry-after": email.utils.formatdate(at, usegmt=True)})
         if hit := self.strike("error_before", key_name, prompt):
             raise errors.server_error(int(hit.value))
 
     # Jobs
 
     def accept(
-        self, key_name: str, creation: requests.Creation, idempotency_key: str | None
+        self,
+        key_name: str,
+        creation: requests.Creation,
+        idempotency_key: str | None,
+        quirks: Collection[str] = (),
     ) -> jobs.Job:
         """Makes the job, on disk before this returns; with a known idempotency key, finds it."""
         now = self.now()
@@ -158,14 +172,13 @@ class Provider:
             idempotency_key = None
         if known := self._known(key_name, creation, idempotency_key, now):
             return known
-        _, at_once = self.settings.quotas_of(creation.dialect)
-        if 0 < at_once <= len(self._still_running((key_name, creation.dialect))):
-            raise errors.too_many_tasks()
+        slot_at = self._slot_at((key_name, creation.dialect), now)
         attached = {name: token.value for name, token in faults.tokens(creation.prompt).items()}
         for name in faults.OF_THE_JOB:
             if hit := self.strike(name, key_name, creation.prompt):
                 attached[name] = hit.value
-        job = self._new_job(key_name, creation, now, attached)
+        job = self._new_job(key_name, creation, now, attached, slot_at)
+        job = dataclasses.replace(job, id=bent_ids.job_id(job.id, quirks))
         self._record(job, "accepted", idempotency_key, creation.fingerprint())
         for name in ("twin_job", "foreign_jobs"):
             if name in job.faults:
@@ -188,6 +201,10 @@ class Provider:
         job_id = self._generations.get(generation_id, "")
         return self.find(key_name, jobs.AZURE_JOBS, job_id)
 
+    def find_film(self, film_id: str) -> jobs.Job | None:
+        """The job whose film has that id, of whichever key: a signed address has none."""
+        return self._alive(film_id)
+
     def state_of(self, job: jobs.Job) -> jobs.Snapshot:
         """How the job stands now."""
         films_at, failed = None, False
@@ -195,10 +212,12 @@ class Provider:
             films_at, failed = self.films.ready_at(job), self.films.failed(job)
         return jobs.snapshot(job, self.now(), films_at, failed)
 
-    def delete(self, job: jobs.Job) -> None:
-        """Forgets the job, whatever its state; a running one is aborted and stays paid."""
-        status = self.state_of(job).status
-        self.note("deleted", {"id": job.id, "key_name": job.key_name, "was": status})
+    def delete(self, job: jobs.Job, *, aborts: bool = False) -> None:
+        """Forgets the job, whatever its state. A running one stays paid, unless to delete it `aborts` it."""
+        state = self.state_of(job)
+        saved = 0 if state.ended or not aborts else job.billed_micros
+        entry = {"id": job.id, "key_name": job.key_name, "was": state.status}
+        self.note("deleted", {**entry, "unbilled_micros": saved}, durable=True)
         self._forget(job.id)
         self.films.drop(job)
 
@@ -289,6 +308,29 @@ class Provider:
         self.note("replayed", {**entry, "prompt": job.prompt})
         return job
 
+    def _slot_at(self, account: _Account, now: float) -> float:
+        """When one of the places at once is free for a new job; 0 for now. Raises ApiError where it may not wait.
+
+        Who throttles counts on its jobs' ends as they stand: that one of them is deleted meanwhile helps nobody.
+        """
+        _, at_once = self.settings.quotas_of(account[1])
+        running = self._still_running(account)
+        if account[1] != jobs.RUNWAY:
+            if 0 < at_once <= len(running):
+                raise errors.too_many_tasks()
+            return 0.0
+        day_ago = now - self.settings.real(86400)
+        ids = self._ids[account]
+        today = sum(
+            1 for job_id in ids if (job := self._jobs.get(job_id)) and job.created_at > day_ago
+        )
+        if 0 < self.settings.runway_max_daily_generations <= today:
+            raise errors.daily_cap()
+        if not 0 < at_once <= len(running):
+            return 0.0
+        ends = sorted(job.due_at for job in map(self._jobs.__getitem__, running))
+        return ends[len(running) - at_once]
+
     def _still_running(self, account: _Account) -> set[str]:
         running = self._running[account]
         for job_id in tuple(running):
@@ -312,6 +354,7 @@ class Provider:
         creation: requests.Creation,
         now: float,
         attached: Mapping[str, float],
+        slot_at: float = 0.0,
     ) -> jobs.Job:
         settings = self.settings
         ending = next((jobs.ENDINGS[name] for name in jobs.ENDINGS if name in attached), None)
@@ -328,11 +371,12 @@ class Provider:
         if ending is not None:
             render_seconds = min(render_seconds, settings.failure_seconds)
         price = settings.price_micros.get(creation.model, settings.price_micros_default)
-        # A render that fails is not billed, as everywhere in this trade.
-        billed = 0 if ending or "cancelled_later" in attached else int(creation.seconds)
+        # A render that fails is not billed, as nearly everywhere in this trade.
+        free = ending is not None and not jobs.billed_though_failed(creation.dialect, ending)
+        billed = 0 if free or "cancelled_later" in attached else int(creation.seconds)
         azure = creation.dialect == jobs.AZURE_JOBS
         retention = settings.azure_retention_seconds if azure else settings.retention_seconds
-        starts_at = now + settings.real(settings.queue_seconds)
+        starts_at = max(now, slot_at) + settings.real(settings.queue_seconds)
         return jobs.Job(
             id=jobs.new_id(creation.dialect, now, secrets.token_hex(20)),
             key_name=key_name,
@@ -355,6 +399,7 @@ class Provider:
                 for _ in range(creation.n_variants if azure else 0)
             ),
             inputs=creation.inputs,
+            throttled_until=slot_at,
         )
 
     def _add_strangers(self, account: _Account, like: jobs.Job | None, count: float) -> None:
@@ -391,6 +436,8 @@ class Provider:
         self, job: jobs.Job, idempotency_key: str | None, fingerprint: str | None
     ) -> None:
         self._jobs[job.id] = job
+        if job.dialect == jobs.OPENAI_VIDEOS:  # no other has webhooks
+            self.untold[job.id] = None
         self._ids[job.key_name, job.dialect].append(job.id)
         self._generations |= dict.fromkeys(job.generation_ids, job.id)
         if not job.foreign:
@@ -406,6 +453,7 @@ class Provider:
 
     def _forget(self, job_id: str) -> None:
         job = self._jobs.pop(job_id)
+        self.untold.pop(job_id, None)
         self._running[job.key_name, job.dialect].discard(job_id)
         for generation_id in job.generation_ids:
             self._generations.pop(generation_id, None)
@@ -422,6 +470,8 @@ class Provider:
                     self._remember(job, entry["idempotency_key"], entry["fingerprint"])
                 case "deleted":
                     self._forget(entry["id"])
+                case "told":
+                    self.untold.pop(entry["job"], None)
                 case "fault":
                     self.plan.count(entry["source"])
                 case "armed":
@@ -437,7 +487,7 @@ def _every(value: float, job_id: str) -> bool:
     return zlib.crc32(job_id.encode()) % max(1, int(value)) == 0
 
 
-def _retry_after(real_seconds: float) -> dict[str, str]:
+def retry_after(real_seconds: float) -> dict[str, str]:
     """Both forms: whole seconds, rounded up, and exact milliseconds for short scaled waits."""
     return {
         "retry-after": str(max(1, -int(-real_seconds // 1))),

@@ -1,4 +1,6 @@
-"""How other servers of the same protocol differ, switched on by the setting `quirks`.
+"""How other servers of the same protocol differ: quirks, switched on by the setting `quirks`, and personalities.
+
+A personality is a living server, as a set of quirks; each of them is served at `/servers/NAME/v1`, always.
 
 | name                | what differs                                                             |
 |---------------------|--------------------------------------------------------------------------|
@@ -14,6 +16,20 @@
 | detail_errors       | errors are `{"detail": message}`                                         |
 | delete_shows_object | DELETE answers the job with status `deleted`                             |
 | redirect_content    | content answers 302 to the same address with one more query field        |
+| multipart_only      | JSON creations are refused, with 422                                     |
+| json_without_file   | multipart creations without a file are refused                           |
+| number_seconds      | `seconds` in JSON must be an integer                                     |
+| sides               | `width` and `height` in place of `size`, in the request                  |
+| api_key_header      | the key comes in `api-key`, and nowhere else                             |
+| any_key             | no key is asked for                                                      |
+| no_list             | there is no list                                                         |
+| whole_list          | the list has no pages: all of it, without cursors                        |
+| other_model         | jobs show the model `sora-2`, whatever was asked for                     |
+| codeless_error      | a failed job's `error` has a message and no code                         |
+| delete_aborts       | DELETE of a running job stops it, and it is not billed                   |
+| unready_as_400      | content of an unfinished job answers 400                                 |
+| failed_as_422       | content of a failed job answers 422                                      |
+| gen_ids, bare_ids, wrapped_ids | ids are `video_gen_...`, bare, or base64 with `/` and `=`     |
 | flat_errors         | the error body as specified, where the real service wraps it in `error`  |
 | failed_generations  | a failed job lists its generations all the same                          |
 | no_inpaint_echo     | `inpaint_items` is null in every job                                     |
@@ -22,9 +38,11 @@ The last three are of `azure_jobs` alone. Of the others it knows create_202, omi
 failed_as_500, detail_errors, delete_shows_object and redirect_content.
 """
 
+import base64
 from collections.abc import Collection, Mapping
 
-NAMES = frozenset(
+# What bends the answers only: all of these can be had at once.
+BENDS = frozenset(
     (
         "create_202",
         "omit_nulls",
@@ -43,6 +61,47 @@ NAMES = frozenset(
         "no_inpaint_echo",
     )
 )
+NAMES = BENDS | frozenset(
+    (
+        "multipart_only",
+        "json_without_file",
+        "number_seconds",
+        "sides",
+        "api_key_header",
+        "any_key",
+        "no_list",
+        "whole_list",
+        "other_model",
+        "codeless_error",
+        "delete_aborts",
+        "unready_as_400",
+        "failed_as_422",
+        "gen_ids",
+        "bare_ids",
+        "wrapped_ids",
+    )
+)
+PERSONALITIES: Mapping[str, frozenset[str]] = {
+    "openai": frozenset(),
+    "azure_v1": frozenset({"api_key_header", "bare_ids"}),
+    "vllm_omni": frozenset(
+        {
+            *("multipart_only", "gen_ids", "no_in_progress", "int_error_code", "failed_as_500"),
+            *("detail_errors", "delete_aborts", "failed_as_422", "any_key"),
+        }
+    ),
+    "sglang": frozenset(
+        {
+            *("json_without_file", "number_seconds", "bare_ids", "no_in_progress", "omit_nulls"),
+            *("codeless_error", "other_model", "detail_errors", "delete_shows_object"),
+        }
+    ),
+    "litellm": frozenset({"wrapped_ids", "no_list"}),
+    "tensorrt_llm": frozenset(
+        {"create_202", "duration", "string_error", "whole_list", "unready_as_400", "detail_errors"}
+    ),
+    "reseller": frozenset({"other_words", "sides", "redirect_content", "omit_nulls"}),
+}
 _OTHER_WORDS = {"queued": "submitted", "in_progress": "processing", "completed": "succeeded"}
 
 
@@ -57,11 +116,28 @@ def bend(shown: Mapping[str, object], quirks: Collection[str]) -> dict[str, obje
     if isinstance(error, Mapping):
         if "string_error" in quirks:
             bent["error"] = error["message"]
+        elif "codeless_error" in quirks:
+            bent["error"] = {"message": error["message"]}
         elif "int_error_code" in quirks:
             bent["error"] = {**error, "code": 400 if "moderation" in error["code"] else 500}
+    if "other_model" in quirks:
+        bent["model"] = "sora-2"
     if "duration" in quirks:
         bent["duration"] = float(str(bent.pop("seconds")))
     return without_nulls(bent, quirks)
+
+
+def job_id(known: str, quirks: Collection[str]) -> str:
+    """A new job's id as such a server makes it."""
+    unique = known.rpartition("_")[2]
+    if "gen_ids" in quirks:
+        return f"video_gen_{unique[-32:]}"
+    if "bare_ids" in quirks:
+        return unique[-32:]
+    if "wrapped_ids" in quirks:
+        inner = f"litellm:custom_llm_provider:azure;model_id:???;video_id:{known}"
+        return f"video_{base64.b64encode(inner.encode()).decode()}"
+    return known
 
 
 def without_nulls(shown: Mapping[str, object], quirks: Collection[str]) -> dict[str, object]:

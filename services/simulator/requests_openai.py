@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 from starlette import requests as http
@@ -15,25 +15,38 @@ _MAX_DATA_URL = 20_971_520
 _MAX_METADATA = 16
 
 
-async def read(request: http.Request, max_body_bytes: int) -> dict[str, object]:
+async def read(
+    request: http.Request, max_body_bytes: int, quirks: Collection[str] = ()
+) -> dict[str, object]:
     """The body's fields; a file part comes as bytes. Raises ApiError."""
     if requests.content_type(request) != "multipart/form-data":
+        if "multipart_only" in quirks:
+            raise errors.ApiError(422, "Field required: multipart/form-data is wanted.")
         return await requests.read_json(request, max_body_bytes)
     fields: dict[str, object] = {}
     for name, value in await requests.read_parts(request, max_body_bytes, max_files=1):
         _put(fields, name, _image_of(value) if isinstance(value, requests.File) else value)
+    if "json_without_file" in quirks and "input_reference" not in fields:
+        raise errors.ApiError(400, "input_reference file is required")
     return fields
 
 
-def check(fields: Mapping[str, object], settings: config.Settings) -> requests.Creation:
+def check(
+    fields: Mapping[str, object], settings: config.Settings, quirks: Collection[str] = ()
+) -> requests.Creation:
     """The whole request, checked as the service does. Decodes the image: not for the event loop."""
     model = fields.get("model", "sora-2")
     if not isinstance(model, str):
         raise errors.invalid_type("model", "a string", model)
     if model not in settings.models:
         raise errors.invalid_value("model", model, tuple(settings.models))
+    if "sides" in quirks:
+        fields = {**fields, "size": f"{fields.get('width')}x{fields.get('height')}"}
     size = _enum(fields, "size", settings.sizes_of(model))
-    if "integer_seconds" in settings.quirks and type(fields.get("seconds")) is int:
+    is_file = isinstance(fields.get("input_reference"), bytes)
+    if "number_seconds" in quirks and isinstance(fields.get("seconds"), str) and not is_file:
+        raise errors.ApiError(422, "Input should be a valid integer", param="seconds")
+    if {"integer_seconds", "number_seconds"} & set(quirks) and type(fields.get("seconds")) is int:
         fields = {**fields, "seconds": str(fields["seconds"])}
     seconds = _enum(fields, "seconds", settings.all_seconds())
     reference = _reference(fields)

@@ -61,6 +61,8 @@ ELSEWHERE = {
     # Reached only when something else has failed before: test_pauses.py and the services' own tests.
     "gateway.abandon.before_release",
     "generator.resolve.after_adopt",
+    "generator.webhook.before_commit",
+    "generator.webhook.after_commit",
     "generator.resolve.before_put_back",
     "credits.release.before_commit",
 }

@@ -39,7 +39,7 @@ async def test_reserve_is_idempotent_and_its_id_is_bound(world: World) -> None:
     account, hold_id = await world.account(25), ids.new_id()
     first = await world.reserve(account, hold_id=hold_id, labels={"team": "x"})
     assert (first.state, first.reserved) == ("HELD", 10)
-    assert (first.price_version, first.policy_version) == ("2026-11-1", "2026-11-1")
+    assert (first.price_version, first.policy_version) == ("2026-11-2", "2026-11-1")
     assert await world.reserve(account, hold_id=hold_id) == first
     # A late repetition gets the first answer as well.
     past = datetime.now(UTC) - HOUR
@@ -284,7 +284,7 @@ async def test_versions_are_append_only_and_holds_keep_theirs(world: World) -> N
     await world.activate(rules.Kind.REFUND_POLICY, "harsh")
     quoted = await world.reserve(account, quote_id=quote_id, max_credits=quote.credits)
     assert (quoted.reserved, quoted.price_version, quoted.policy_version) == (
-        *(10, "2026-11-1"),
+        *(10, "2026-11-2"),
         "harsh",
     )
     assert (await world.reserve(account)).reserved == 25

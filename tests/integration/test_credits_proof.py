@@ -159,7 +159,7 @@ PLANTED = {
             "UPDATE rulebooks SET content = jsonb_set(content, '{{lane_percent,VIP}}', '1')"
             " WHERE kind = 'PRICE_BOOK'"
         ),
-        {"rulebook PRICE_BOOK 2026-11-1"},
+        {"rulebook PRICE_BOOK 2026-11-2"},
     ),
 }
 
@@ -240,7 +240,7 @@ async def test_the_proof_reads_holds_in_portions(world: World, rows: int) -> Non
         INSERT INTO holds (hold_id, account_id, state, fingerprint, item, reserved, price_version,
             policy_version, not_after, created_at, captured, released, cause, verdict, settled_at)
         SELECT lpad(n::text, 26, '0'), $1, 'RELEASED', '', '{"model": "sora-2", "width": 1, "height": 1,
-            "seconds": 1, "variants": 1, "lane": "STANDARD"}', 0, '2026-11-1', '2026-11-1', now(),
+            "seconds": 1, "variants": 1, "lane": "STANDARD"}', 0, '2026-11-2', '2026-11-1', now(),
             now(), 0, 0, 'TIMEOUT', NULL, now()
         FROM generate_series(1, $2::int) n
         """,
@@ -251,4 +251,4 @@ async def test_the_proof_reads_holds_in_portions(world: World, rows: int) -> Non
     proved = await world.books.statements.check_books()
     # Each was reserved with 0 credits where the book says 1; no more are listed than can be read.
     assert len(proved.findings) == min(rows, proof.MOST_FINDINGS)
-    assert all("price book 2026-11-1 says 1" in line for line in proved.findings)
+    assert all("price book 2026-11-2 says 1" in line for line in proved.findings)

@@ -172,8 +172,8 @@ BAD_RULEBOOKS: list[tuple[str, str, tuple[str, str], str]] = [
         "models.sora-2.minimal is not known",
     ),
     ("PRICE_BOOK", PRICES, ("  sora-1:\n", "  sora-2:\n"), "the key 'sora-2' is there twice"),
-    ("PRICE_BOOK", PRICES, ('"2026-11-1"', "2026.11"), "line 6: version must be text, in quotes"),
-    ("PRICE_BOOK", PRICES, ('"2026-11-1"', '"a b"'), "version must be text"),
+    ("PRICE_BOOK", PRICES, ('"2026-11-2"', "2026.11"), "line 6: version must be text, in quotes"),
+    ("PRICE_BOOK", PRICES, ('"2026-11-2"', '"a b"'), "version must be text"),
     ("PRICE_BOOK", PRICES, (PRICES, "models: {}"), "lane_percent is missing"),
     ("PRICE_BOOK", PRICES, (PRICES, "[1, 2"), "line 1:"),
     ("PRICE_BOOK", PRICES, (PRICES, "# nothing"), "it is empty"),
@@ -226,7 +226,7 @@ async def test_a_bad_document_is_named_and_not_kept(world: World) -> None:
 
 async def test_a_version_is_added_listed_and_put_in_force(world: World) -> None:
     kind = ledger_pb2.RULEBOOK_KIND_PRICE_BOOK
-    dear = PRICES.replace('"2026-11-1"', '"2026-12-1"').replace(
+    dear = PRICES.replace('"2026-11-2"', '"2026-12-1"').replace(
         "per_minute: 100}", "per_minute: 150}"
     )
     quote_id, _ = await world.books.ledger.quote(TEN)
@@ -262,7 +262,7 @@ async def test_a_version_is_added_listed_and_put_in_force(world: World) -> None:
         listed = await gateway.ListRulebooks(ledger_pb2.ListRulebooksRequest(kind=kind))
         assert [(one.version, one.in_force) for one in listed.rulebooks] == [
             ("2026-12-1", True),
-            ("2026-11-1", False),
+            ("2026-11-2", False),
         ]
         assert listed.rulebooks[0] == active
     assert (await world.reserve(account)).reserved == 15

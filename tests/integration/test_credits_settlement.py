@@ -269,7 +269,7 @@ async def test_the_contract_over_grpc(world: World) -> None:
         )
         assert given.balance.next_expiry_credits == 30
         quote = await gateway.Quote(ledger_pb2.QuoteRequest(item=item))
-        assert (quote.credits, quote.price_version) == (10, "2026-11-1")
+        assert (quote.credits, quote.price_version) == (10, "2026-11-2")
         request = ledger_pb2.ReserveRequest(
             hold_id=hold_id,
             account_id=account,

@@ -89,7 +89,7 @@ async def test_a_statement_says_where_each_line_came_from(world: World) -> None:
         ("op-1", "invoice 2026/17", ""),
     ]
     assert {line.trace_id for line in entries} == {TRACE}
-    assert [line.price_version for line in entries] == ["2026-11-1"] * 3 + [""]
+    assert [line.price_version for line in entries] == ["2026-11-2"] * 3 + [""]
 
 
 async def test_a_refund_at_the_platforms_cost_leaves_what_was_earned(world: World) -> None:

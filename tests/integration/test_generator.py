@@ -187,7 +187,7 @@ async def test_a_closed_account_sends_nothing_and_loses_nothing(generator: Gener
         listed = await stub.ListProviderAccounts(
             attempt_pb2.ListProviderAccountsRequest(), timeout=5
         )
-        assert [a.provider_account for a in listed.provider_accounts] == ["azure", "main"]
+        assert [a.provider_account for a in listed.provider_accounts] == ["azure", "main", "runway"]
         pause.provider_account = "nobody"
         with pytest.raises(errors.NotFound):
             await stub.PauseProviderAccount(pause, timeout=5)

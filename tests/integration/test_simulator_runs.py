@@ -86,7 +86,7 @@ async def test_content_expires_and_jobs_vanish(tmp_path: pathlib.Path) -> None:
 
 
 async def test_other_servers_of_the_protocol(tmp_path: pathlib.Path) -> None:
-    names = ",".join(sorted(quirks.NAMES - {"string_error"}))
+    names = ",".join(sorted(quirks.BENDS - {"string_error"}))
     async with running(tmp_path, {**FAST, "QUIRKS": names, "CONTENT_LAG_SECONDS": "0"}) as odd:
         made = await odd.videos.create("odd", seconds=1)
         assert made.status_code == 202

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.generator import attempts, catalogue, config, pools
+from services.generator import attempts, catalogue, config, pools, variants
 
 FILE = Path(catalogue.__file__).parent / "providers.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(FILE.read_text())
@@ -28,6 +28,49 @@ def changed(**fields: Any) -> dict[str, Any]:
 
 def parsed(document: Any = DOCUMENT, time_factor: float = 1.0) -> catalogue.ProviderAccount:
     return next(iter(catalogue.parse(document, time_factor).values()))
+
+
+def test_what_a_server_wants_otherwise_is_data() -> None:
+    plain, omni = parsed(), parsed(changed(variant="vllm_omni"))
+    assert (plain.variant, omni.variant.key_header) == (variants.Variant(), "none")
+    mismatch = "The model `x` does not match the served one"
+    rule = catalogue.outcome_rule(omni, 400, mismatch)
+    assert rule is not None
+    assert rule.outcome == "refused_us"
+    # Its own rules come first, the dialect's after them.
+    assert omni.rules[1:] == plain.rules
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"colour": "red"}, "no difference is called colour"),
+        ({"body": "carrier pigeon"}, "body is none of"),
+        ({"has_list": "perhaps"}, "has_list"),
+        ({"not_ready_statuses": [200]}, "not_ready_statuses"),
+        ({"not_ready_statuses": 404}, "variant odd"),
+        ({"create_outcomes": [{"status": 400, "outcome": "shrug"}]}, "shrug"),
+        (7, "variant odd"),
+    ],
+)
+def test_a_mistake_in_a_variant_is_named_with_its_place(entry: Any, words: str) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["dialects"]["openai_videos"]["variants"]["odd"] = entry
+    with pytest.raises(catalogue.CatalogueError, match="dialect openai_videos") as caught:
+        catalogue.parse(document, 1.0)
+    assert words in str(caught.value)
+
+
+def test_which_limit_was_met() -> None:
+    def limit(account: str, status: int, body: str) -> str:
+        rule = catalogue.outcome_rule(catalogue.parse(DOCUMENT, 1.0)[account], status, body)
+        assert rule is not None
+        return rule.limit
+
+    assert limit("main", 429, "Too many running tasks") == "jobs"
+    assert limit("azure", 400, "Too many running tasks") == "jobs"
+    assert limit("runway", 429, "You have reached your daily limit") == "day"
+    assert limit("main", 429, "slow down") == "requests"
 
 
 def test_the_time_factor_scales_what_is_the_providers_only() -> None:
@@ -53,6 +96,8 @@ def test_a_key_that_others_use_is_blind(fields: dict[str, bool]) -> None:
     ("fields", "words"),
     [
         ({"dialect": "esperanto"}, "no dialect esperanto"),
+        ({"variant": "unheard-of"}, "no variant unheard-of"),
+        ({"cancel": "shout"}, "cancel is none of"),
         ({"settle_seconds": None}, "settle_seconds"),
         ({"settle_seconds": "soon"}, "soon"),
         ({"evidence": "sometimes"}, "sometimes"),
@@ -106,12 +151,12 @@ def test_two_accounts_of_one_name_and_pools_of_unequal_accounts_are_refused() ->
     with pytest.raises(catalogue.CatalogueError, match="stands twice"):
         catalogue.parse(document, 1.0)
     second["name"] = "second"
-    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "second"]
+    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "runway", "second"]
     del second["models"]["sora-2-pro"]
     with pytest.raises(catalogue.CatalogueError, match="second: serves other models"):
         catalogue.parse(document, 1.0)
     second["pool"] = "small"
-    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "second"]
+    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "runway", "second"]
 
 
 # Answers of a create, as reference/provider-protocols.md section 1.6 documents them.
@@ -160,7 +205,7 @@ async def test_opening_the_pools(tmp_path: Path) -> None:
     assert opened.accounts["main"].post_timeout_seconds == 2
     assert opened.pool_of("sora-2") == "sora"
     assert opened.pool_of("unheard-of") is None
-    assert opened.names == ["sora", "sora-1"]
+    assert opened.names == ["runway", "sora", "sora-1"]
     # No address, nothing to send to: its jobs are accepted and wait.
     assert opened.pool_of("sora-1") == "sora-1"
     assert opened.of_pool("sora-1") == []

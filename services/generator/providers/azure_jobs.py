@@ -37,6 +37,7 @@ _WHOLE = {
 class AzureJobs:
     """One key at one server of this dialect."""
 
+    has_list = True
     outputs_are_listed = True
 
     def __init__(self, account: catalogue.ProviderAccount, base_url: str, api_key: str) -> None:
@@ -102,11 +103,20 @@ class AzureJobs:
         item = await self._server.job(f"{_ROOT}/jobs/{quote(provider_job_id, safe='')}", _FAILED)
         return None if item is None else _job(item)
 
+    async def cancel(self, provider_job_id: str) -> bool:
+        """Stops it where a DELETE does."""
+        path = f"{_ROOT}/jobs/{quote(provider_job_id, safe='')}"
+        return await self._server.cancel(path, await self.get(provider_job_id))
+
+    def heard(self) -> contract.Limits:
+        """What its answers said of the quota."""
+        return self._server.heard()
+
     def content(
-        self, output_id: str
+        self, output_id: str, start: int = 0
     ) -> AbstractAsyncContextManager[tuple[int | None, AsyncIterator[bytes]]]:
         """The MP4 of one generation, in its high quality."""
-        return self._server.content(f"{_ROOT}/{quote(output_id, safe='')}/content/video")
+        return self._server.content(f"{_ROOT}/{quote(output_id, safe='')}/content/video", start)
 
 
 def _job(item: Mapping[str, Any]) -> contract.Job:

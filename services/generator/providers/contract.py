@@ -18,6 +18,24 @@ class Body:
 
     content_type: str
     data: bytes
+    path: str = ""
+    """Where it goes, in a dialect that has more than one place to send creates to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server has said of its quota. None: not said. Seconds count from the moment of asking."""
+
+    requests_limit: int | None = None
+    """Requests that it takes in each of its windows (`x-ratelimit-limit-requests`)."""
+    requests_remaining: int | None = None
+    """How many of them are left in this window."""
+    reset_seconds: float | None = None
+    """When the window ends."""
+    wait_seconds: float | None = None
+    """No request of any kind before this is over: Retry-After, in any form, of an answer that was none."""
+    poll_after_seconds: float | None = None
+    """When a poll is worth making (`openai-poll-after-ms`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,8 @@ class NotAccepted:
 
     message: str
     retry_after_seconds: float | None
+    limit: str = "requests"
+    """Which limit was met: `requests` of any kind, `jobs` at once, or creates of this `day`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +105,8 @@ class Job:
     """What is shown again of a name that its sender gave; empty where there is none."""
     error_code: str = ""
     error_message: str = ""
+    billed: bool = False
+    """Of a job that FAILED: whether it is charged all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +133,11 @@ class ContentGone(ProviderTrouble):
 
 class Provider(Protocol):
     """One key at one server. Every method makes requests; each of them has been taken from the quota by the caller."""
+
+    @property
+    def has_list(self) -> bool:
+        """Whether there is a list; without one each job is asked for singly."""
+        ...
 
     @property
     def outputs_are_listed(self) -> bool:
@@ -142,9 +169,24 @@ class Provider(Protocol):
         ...
 
     def content(
-        self, output_id: str
+        self, output_id: str, start: int = 0
     ) -> AbstractAsyncContextManager[tuple[int | None, AsyncIterator[bytes]]]:
-        """A finished video: its size where said, its bytes as they come; raises ProviderTrouble or ContentGone."""
+        """A finished video: the size of the whole where said, and its bytes from `start` on as they come.
+
+        Of a server that knows no ranges the bytes before are read and dropped. Raises ProviderTrouble or ContentGone.
+        """
+        ...
+
+    async def cancel(self, provider_job_id: str) -> bool:
+        """Has a job stopped that runs, where the server can (the account's `cancel`); raises ProviderTrouble.
+
+        True: the server has stopped it. False: there is no way, or it was over. The job is read before, since to
+        delete a finished one would destroy a paid render.
+        """
+        ...
+
+    def heard(self) -> Limits:
+        """What its answers have said of the quota since this was last asked. Makes no request."""
         ...
 
     async def close(self) -> None:

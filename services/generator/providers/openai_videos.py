@@ -2,11 +2,12 @@
 
 Wire facts: ids may be long and hold `/` and `=` (percent-encoded in paths); statuses differ by server; `seconds` is
 text; an image goes as one multipart file `input_reference`, exactly the requested size; a failed job may come as an
-HTTP error with the job as its body. A job makes one video.
+HTTP error with the job as its body. A job makes one video. What a server wants otherwise is its account's `variant`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from services.generator import attempts, catalogue
 from services.generator.providers import contract, http
 
 _DONE = {"completed", "succeeded", "success"}
+_OUR_FIELDS = {"size", "width", "height", "input_reference", "input_reference[image_url]"}
 _FAILED = {"failed", "error", "cancelled", "canceled", "expired", "deleted"}
 
 
@@ -30,7 +32,16 @@ class OpenAIVideos:
 
     def __init__(self, account: catalogue.ProviderAccount, base_url: str, api_key: str) -> None:
         self._account = account
-        self._server = http.Server(account, base_url, {"Authorization": f"Bearer {api_key}"})
+        self._variant = account.variant
+        headers = {
+            "authorization": {"Authorization": f"Bearer {api_key}"},
+            "api-key": {"Api-Key": api_key},
+            "none": {},
+        }[self._variant.key_header]
+        version = self._variant.api_version
+        parameters = {"api-version": version} if version else {}
+        self._server = http.Server(account, base_url, headers, parameters)
+        self.has_list = self._variant.has_list
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -39,18 +50,34 @@ class OpenAIVideos:
     def build(
         self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, marker: str
     ) -> contract.Body:
-        """Multipart, always: what the official SDK sends."""
-        fields = {
+        """Multipart, as the official SDK sends, or JSON where the server wants that."""
+        variant = self._variant
+        as_json = variant.body == "json" or (variant.body == "json_for_text" and image is None)
+        fields: dict[str, object] = {
             "model": self._account.models[spec.model].upstream,
             "prompt": spec.prompt,
-            "size": f"{spec.width}x{spec.height}",
-            "seconds": str(spec.seconds),
         }
-        for name in sorted(spec.options):
+        if variant.size == "sides":
+            fields |= {"width": spec.width, "height": spec.height}
+        else:
+            fields["size"] = f"{spec.width}x{spec.height}"
+        fields["seconds"] = spec.seconds if variant.seconds == "integer" else str(spec.seconds)
+        for name in sorted(set(spec.options) - _OUR_FIELDS):
             # An option never stands in for what was priced and fingerprinted.
-            fields.setdefault(name, http.option(json_format.MessageToDict(spec.options[name])))
-        files = [] if image is None else [("input_reference", "input.jpg", image)]
-        return http.multipart(marker, fields, files)
+            fields.setdefault(name, http.whole(json_format.MessageToDict(spec.options[name])))
+        files: list[tuple[str, str, bytes]] = []
+        if image is not None and (as_json or variant.image == "object"):
+            address = http.data_url(image)
+            if as_json:
+                fields["input_reference"] = {"image_url": address}
+            else:
+                fields["input_reference[image_url]"] = address
+        elif image is not None:
+            files.append(("input_reference", "input.jpg", image))
+        if as_json:
+            return contract.Body("application/json", json.dumps(fields).encode())
+        texts = {name: http.option(value) for name, value in fields.items()}
+        return http.multipart(marker, texts, files)
 
     def shown(self, spec: vocabulary_pb2.VideoSpec) -> str:
         """Prompt, model, size and seconds."""
@@ -71,6 +98,8 @@ class OpenAIVideos:
 
     async def list_page(self, after: str | None) -> tuple[tuple[contract.Job, ...], str | None]:
         """One page, newest first."""
+        if not self.has_list:
+            raise contract.ProviderTrouble("the server has no list")
         parameters = {"limit": str(http.PAGE_LIMIT), "order": "desc"}
         if after:
             parameters["after"] = after
@@ -82,11 +111,20 @@ class OpenAIVideos:
         item = await self._server.job(f"/videos/{quote(provider_job_id, safe='')}", _FAILED)
         return None if item is None else _job(item)
 
+    async def cancel(self, provider_job_id: str) -> bool:
+        """Stops it where a DELETE does."""
+        path = f"/videos/{quote(provider_job_id, safe='')}"
+        return await self._server.cancel(path, await self.get(provider_job_id))
+
+    def heard(self) -> contract.Limits:
+        """What its answers said of the quota."""
+        return self._server.heard()
+
     def content(
-        self, output_id: str
+        self, output_id: str, start: int = 0
     ) -> AbstractAsyncContextManager[tuple[int | None, AsyncIterator[bytes]]]:
         """The MP4; the id is the job's."""
-        return self._server.content(f"/videos/{quote(output_id, safe='')}/content")
+        return self._server.content(f"/videos/{quote(output_id, safe='')}/content", start)
 
 
 def _job(item: Mapping[str, Any]) -> contract.Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit import postgres
+from services.generator.store.hints import HintStore
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
 from services.generator.store.submissions import SubmissionStore
@@ -20,3 +21,4 @@ class Store:
         self.queue = QueueStore(pool, told)
         self.submissions = SubmissionStore(pool)
         self.renders = RenderStore(pool)
+        self.hints = HintStore(pool)

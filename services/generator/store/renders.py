@@ -23,7 +23,8 @@ class RenderStore:
         return bool(
             await self._pool.fetchval(
                 """
-                UPDATE provider_accounts SET poll_lease_until = clock_timestamp() + $2
+                UPDATE provider_accounts SET poll_lease_until = clock_timestamp() + $2,
+                    poll_began_at = clock_timestamp()
                 WHERE provider_account = $1 AND poll_lease_until <= clock_timestamp()
                   AND next_poll_at <= clock_timestamp() RETURNING true
                 """,
@@ -32,16 +33,27 @@ class RenderStore:
             )
         )
 
-    async def end_poll(self, provider_account: str, interval: timedelta) -> None:
-        """Gives the pass back; the next one is due after the interval."""
+    async def end_poll(
+        self, provider_account: str, interval: timedelta, with_webhooks: timedelta
+    ) -> None:
+        """Gives the pass back; the next one is due after the interval, or at once where a hint came meanwhile.
+
+        `with_webhooks` is the interval while webhooks come; they have ceased when there was none for two of it. A
+        provider may hint before it shows the end: soon after a hint the interval is the usual one.
+        """
         await self._pool.execute(
             """
             UPDATE provider_accounts SET poll_lease_until = '-infinity',
-                next_poll_at = clock_timestamp() + $2
+                next_poll_at = clock_timestamp() + CASE
+                    WHEN hinted_at >= poll_began_at THEN interval '0'
+                    WHEN hinted_at >= poll_began_at - $2::interval THEN $2
+                    WHEN webhook_heard_at > clock_timestamp() - 2 * $3::interval THEN greatest($2, $3)
+                    ELSE $2 END
             WHERE provider_account = $1
             """,
             provider_account,
             interval,
+            with_webhooks,
         )
 
     async def in_flight(self, provider_account: str) -> list[rows.Attempt]:

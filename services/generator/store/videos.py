@@ -167,11 +167,14 @@ class VideoStore:
             done = await connection.fetchval(
                 """
                 UPDATE attempts SET state = 'COMPLETED', cause = 'NONE', lease_until = NULL,
-                    progress_percent = 100
+                    progress_percent = 100, cost_micros = cost_micros * $3 / $4
                 WHERE attempt_id = $1 AND fence = $2 AND state = 'FETCHING' RETURNING true
                 """,
                 attempt.attempt_id,
                 attempt.fence,
+                # Variants that did not come out are not charged for.
+                len(outputs),
+                max(1, attempt.job.spec.variants),
             )
             if not done:
                 return False

@@ -1,4 +1,4 @@
-"""The whole generator at an account of the azure_jobs dialect: several videos a job, and adoption by a name of ours."""
+"""The whole generator at azure_jobs and runway: several videos a job, adoption by a name of ours, billed refusals."""
 
 from __future__ import annotations
 
@@ -67,3 +67,57 @@ async def test_why_it_failed(generator: Generator, fault: str, cause: int) -> No
     made = await generator.ask(f"A cat, {uuid.uuid4()} [fault:{fault}]", model="sora-1")
     assert (await generator.ended(made))[-1] == "failed"
     assert generator.told[made.video_id][-1].failed.cause == cause
+
+
+async def recorded(generator: Generator, made: job_pb2.Job) -> list[tuple[int, bool]]:
+    """What each attempt says that it cost, and whether it claims to know."""
+    rows = await generator.fetch(
+        "SELECT cost_micros, cost_known FROM attempts WHERE video_id = $1 ORDER BY number",
+        made.video_id,
+    )
+    return [(row["cost_micros"] or 0, row["cost_known"]) for row in rows]
+
+
+async def billed(generator: Generator, prompt: str) -> list[int]:
+    """What the provider bills for each job of a prompt."""
+    answer = (await generator.simulator.http.get("/_sim/billing")).json()
+    return [line["billed_micros"] for line in answer["billing"] if line["prompt"] == prompt]
+
+
+async def test_variants_that_did_not_come_out_are_no_cost(generator: Generator) -> None:
+    prompt = f"A cat, {uuid.uuid4()} [fault:fewer_generations=1]"
+    made = await generator.ask(prompt, model="sora-1", variants=2)
+    assert await generator.ended(made) == WHOLE
+    assert await billed(generator, prompt) == [100_000]
+    assert await recorded(generator, made) == [(100_000, True)]
+
+
+async def test_a_runway_task_whose_address_was_over(generator: Generator) -> None:
+    await generator.simulator.arm("url_expired")
+    prompt = f"A cat, {uuid.uuid4()}"
+    made = await generator.ask(prompt, model="runway-gen4-turbo", input_image_id=ids.new_id())
+    assert await generator.ended(made) == WHOLE
+    assert len(outputs(generator, made)) == 1
+    assert await recorded(generator, made) == [(50_000, True)]
+    assert await billed(generator, prompt) == [50_000]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "costs"),
+    [
+        ("moderated_later", vocabulary_pb2.CAUSE_OUTPUT_REFUSED, [50_000]),
+        ("input_moderated_later", vocabulary_pb2.CAUSE_INPUT_REFUSED, [50_000]),
+        ("input_invalid_later", vocabulary_pb2.CAUSE_INPUT_REFUSED, [0]),
+        ("fails_later", vocabulary_pb2.CAUSE_PROVIDER_ERROR, [0, 0]),
+    ],
+)
+async def test_what_runways_failures_cost(
+    generator: Generator, fault: str, cause: int, costs: list[int]
+) -> None:
+    """What moderation stopped is billed and not tried again; what broke is free, and is."""
+    prompt = f"A cat, {uuid.uuid4()} [fault:{fault}]"
+    made = await generator.ask(prompt, model="runway-gen4-turbo", input_image_id=ids.new_id())
+    assert (await generator.ended(made))[-1] == "failed"
+    assert generator.told[made.video_id][-1].failed.cause == cause
+    assert [cost for cost, known in await recorded(generator, made) if known] == costs
+    assert await billed(generator, prompt) == costs
