@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 NEVER = float("-inf")
-RATE_RECOVERY_SECONDS = 600.0
+RATE_RECOVERY_SECONDS = 300.0
 SMALLEST_RATE_SHARE = 0.1
-SLOWED_BY = 0.75
+SLOWED_BY = 0.85
 JITTER_SECONDS = 0.1
 JITTER_SHARE = 0.01
 FEW_REQUESTS = 10

@@ -121,7 +121,7 @@ _DEFAULTS: dict[str, Any] = {
     "max_cost_micros_per_day": 0,
     "probe_seconds": 60,
     "max_closed_seconds": 1800,
-    "request_floors": {"download": 0.25, "submit": 0.25, "poll": 0.25},
+    "request_floors": {"download": 0.25, "submit": 0.25, "poll": 0.1},
 }
 _CAPS = ("jobs_per_day", "max_cost_micros_per_hour", "max_cost_micros_per_day")
 _POSITIVE = (
@@ -219,8 +219,8 @@ def _account(
             # A key that others use, or a server that sends again by itself, can prove nothing.
             values["evidence"] = "blind"
         _check_numbers(name, values)
-        for field in _SCALED:
-            values[field] = float(values[field]) / time_factor
+        for number in _SCALED:
+            values[number] = float(values[number]) / time_factor
         values |= {"hour_seconds": 3600 / time_factor, "day_seconds": 86400 / time_factor}
         values["weight"] = float(values["weight"])
         values["quota"] = _quota(name, values, time_factor)
@@ -247,13 +247,13 @@ def _account(
 
 
 def _check_numbers(name: str, values: dict[str, Any]) -> None:
-    for field in _POSITIVE:
-        if not float(values[field]) > 0:
-            raise CatalogueError(f"provider account {name}: {field} is not above 0")
-    for field in _CAPS:
-        values[field] = int(values[field])
-        if values[field] < 0:
-            raise CatalogueError(f"provider account {name}: {field} is below 0")
+    for number in _POSITIVE:
+        if not float(values[number]) > 0:
+            raise CatalogueError(f"provider account {name}: {number} is not above 0")
+    for number in _CAPS:
+        values[number] = int(values[number])
+        if values[number] < 0:
+            raise CatalogueError(f"provider account {name}: {number} is below 0")
 
 
 def _model(model: str, data: Mapping[str, Any], time_factor: float) -> Model:

@@ -41,7 +41,6 @@ class Pass:
     """By the provider's id, those not seen yet."""
     sibling: bool = False
     """A job of ours was seen."""
-    requests: int = 0
     poll_after_seconds: float = 0.0
     missing: list[renders.Render] = field(default_factory=list[renders.Render])
 
@@ -119,10 +118,8 @@ class Poller:
             await self._missing(account, render, this.sibling)
         if not has_list:
             return interval * WITHOUT_LIST_SHARE if all_asked else 0.0
-        # Never more of the quota than the polls' own share of it.
-        share = account.quota.floors.get(quota.Use.POLL) or 1.0
-        fair = this.requests * account.quota.requests.interval / share
-        return max(interval, fair, this.poll_after_seconds)
+        # Where others want the quota, the pass has waited for each page until it was the polls' turn.
+        return max(interval, this.poll_after_seconds)
 
     async def _list(self, account: catalogue.ProviderAccount, this: Pass) -> None:
         """The list, newest first, back to the oldest that it is read for. Where it fails single questions are left."""
@@ -175,7 +172,6 @@ class Poller:
         while not await self._quota.take(account, quota.Use.POLL, self._lease.total_seconds() / 3):
             await self._renew(account, this)
         await self._renew(account, this)
-        this.requests += 1
 
     async def _renew(self, account: catalogue.ProviderAccount, this: Pass) -> None:
         held_until = await self._store.renders.renew_poll(

@@ -129,8 +129,8 @@ def test_the_providers_word_only_tightens_until_the_time_that_it_states() -> Non
 def test_a_rate_that_was_refused_comes_back_by_itself() -> None:
     slowed = buckets.hear(buckets.Bucket(), buckets.Said(refused=True), 0.0)
     assert buckets.share_now(slowed, 0.0) == buckets.SLOWED_BY
-    assert 0.8 < buckets.share_now(slowed, 60.0) < 1
-    assert buckets.share_now(slowed, 600.0) == 1
+    assert buckets.SLOWED_BY < buckets.share_now(slowed, 30.0) < 1
+    assert buckets.share_now(slowed, 300.0) == 1
     for _ in range(20):
         slowed = buckets.hear(slowed, buckets.Said(refused=True), 1.0)
     assert buckets.share_now(slowed, 1.0) == buckets.SMALLEST_RATE_SHARE

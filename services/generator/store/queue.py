@@ -105,6 +105,15 @@ class QueueStore:
         if row is None:
             return None
         attempt = rows.attempt(row)
+        await connection.execute(
+            """
+            UPDATE queue_counts SET waiting = greatest(0, waiting - 1)
+            WHERE pool = $1 AND lane = $2 AND account_id = $3
+            """,
+            attempt.pool,
+            attempt.lane,
+            attempt.account_id,
+        )
         if video.state == "PENDING":
             await telling.tell(connection, video, events.started(attempt.number, provider_account))
         return attempt
