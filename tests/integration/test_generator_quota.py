@@ -339,7 +339,7 @@ async def test_one_replica_has_the_poll_pass_until_it_ends_or_is_lost(world: Wor
     claims = await asyncio.gather(*(renders.claim_poll("main", LEASE) for _ in range(6)))
     (held,) = [claim for claim in claims if claim]
     assert held is not None
-    await renders.end_poll("main", held, HOUR)
+    await renders.end_poll("main", held, HOUR, NOW)
     assert not await renders.claim_poll("main", LEASE)
     await world.pool.execute("UPDATE provider_accounts SET next_poll_at = '-infinity'")
     slow = await renders.claim_poll("main", OVER)
@@ -348,7 +348,7 @@ async def test_one_replica_has_the_poll_pass_until_it_ends_or_is_lost(world: Wor
     assert quick is not None
     # The slow one has lost it, and cannot end the other's.
     assert await renders.renew_poll("main", slow, LEASE) is None
-    await renders.end_poll("main", slow, NOW)
+    await renders.end_poll("main", slow, NOW, NOW)
     assert not await renders.claim_poll("main", LEASE)
     assert await renders.renew_poll("main", quick, LEASE) is not None
 
