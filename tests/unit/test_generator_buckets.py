@@ -70,7 +70,7 @@ def most_in_a_window(moments: list[float], window: float) -> int:
 def test_no_window_of_the_provider_sees_more_than_its_limit(limit: int, seed: int) -> None:
     rng = random.Random(seed)
     served = simulate(
-        {Use.POLL: 3}, 150, quota(limit), lambda: rng.choice([0.0, rng.uniform(0, 30)])
+        {Use.POLL: 2}, 200, quota(limit), lambda: rng.uniform(0, 60) if rng.random() < 0.01 else 0.0
     )[Use.POLL]
     # As they arrive: each is on its way for up to half a second longer than another.
     arrived = [at + rng.uniform(0, 0.5) for at in served]

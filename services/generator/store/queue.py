@@ -125,9 +125,8 @@ class QueueStore:
         lane_weights: Mapping[str, float],
         able: Sequence[tuple[str, str]],
     ) -> tuple[str, str, str, str, vocabulary_pb2.VideoSpec] | None:
-        # One probe of the queue's index per waiting account and model, not a sort of the whole queue; a model that
-        # nobody can take now is not looked at. Who was away starts where the others have come to (`reached`): nobody
-        # saves turns up by being away.
+        # One probe of the index per waiting account and model that somebody can take, not a sort of the whole queue.
+        # Who was away starts where the others have come to (`reached`): nobody saves turns up by being away.
         row = await connection.fetchrow(
             """
             WITH RECURSIVE able AS (
