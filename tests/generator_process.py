@@ -257,10 +257,7 @@ async def running(
     webhooks: bool = False,
     **account: Any,
 ) -> AsyncIterator[Generator]:
-    """The generator and its peers; `account` changes its provider account, `change` the list of them.
-
-    `webhooks` has the simulator send them.
-    """
+    """The generator and its peers. `account` changes its provider account, `change` them all; `webhooks` are sent."""
     places.prepare(folder)
     providers_file(folder, change, **account)
     database, broker = containers.postgres(folder), containers.nats(folder)
