@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ SECRET = "s" * 32
 OLD_WEBHOOK_SECRET = "an-older-secret-in-plain-text"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
 FACTOR = 100.0
+Change = Callable[[list[dict[str, Any]]], object]
 CATALOGUE = Path(catalogue.__file__).parent / "providers.yaml"
 
 
@@ -175,7 +176,7 @@ class Generator:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def providers_file(folder: Path, **fields: Any) -> Path:
+def providers_file(folder: Path, change: Change | None = None, **fields: Any) -> Path:
     """The shipped catalogue with what tests need changed."""
     document = yaml.safe_load(CATALOGUE.read_text())
     document["provider_accounts"][0] |= {
@@ -183,6 +184,8 @@ def providers_file(folder: Path, **fields: Any) -> Path:
         "max_jobs_in_flight": 50,
         **fields,
     }
+    if change is not None:
+        change(document["provider_accounts"])
     path = folder / "providers.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -213,7 +216,6 @@ def _variables(
     address: str,
     storage_address: str,
     simulator: simulated.Simulator,
-    account: Mapping[str, Any],
     webhooks_listen: str,
 ) -> dict[str, str]:
     settings = {
@@ -222,7 +224,7 @@ def _variables(
         "LISTEN": address,
         "SERVICE_TOKEN_SECRET": SECRET,
         "STORAGE_ADDRESS": storage_address,
-        "PROVIDERS_FILE": str(providers_file(folder, **account)),
+        "PROVIDERS_FILE": str(folder / "providers.yaml"),
         "PROVIDER_BASE_URL": f"{simulator.url}/v1",
         "PROVIDER_API_KEY": simulated.KEY,
         "AZURE_BASE_URL": f"{simulator.url}/openai/v1",
@@ -247,10 +249,17 @@ def _variables(
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, webhooks: bool = False, **account: Any
+    folder: Path,
+    change: Change | None = None,
+    simulator_settings: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
+    *,
+    webhooks: bool = False,
+    **account: Any,
 ) -> AsyncIterator[Generator]:
-    """The generator and its peers; `account` changes its provider account, `webhooks` has the simulator send them."""
+    """The generator and its peers. `account` changes its provider account, `change` them all; `webhooks` are sent."""
     places.prepare(folder)
+    providers_file(folder, change, **account)
     database, broker = containers.postgres(folder), containers.nats(folder)
     try:
         await asyncio.gather(database.start(), broker.start())
@@ -261,21 +270,22 @@ async def running(
         async with (
             simulated.running(
                 folder / "simulator",
-                time_factor=FACTOR,
-                draw_prompt=False,
-                **(told if webhooks else {}),
+                **{
+                    "time_factor": FACTOR,
+                    "draw_prompt": False,
+                    **(told if webhooks else {}),
+                    **(simulator_settings or {}),
+                },
             ) as simulator,
             storage_peer(folder) as (stored, storage_address),
         ):
             url = database.database_url("framewire_generator")
             address = f"{places.HOST}:{places.choose_port(folder, 'generator')}"
-            variables = _variables(
-                folder, url, broker.url, address, storage_address, simulator, account, hooks
-            )
+            given = _variables(folder, url, broker.url, address, storage_address, simulator, hooks)
             child = process.Child(
                 "generator",
                 environment.command("generator"),
-                environment.inherited() | variables,
+                environment.inherited() | given | (variables or {}),
                 lambda: probes.grpc_serving(address),
             )
             migrate = process.Child("migrate", [*child.argv, "migrate"], child.env)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -12,17 +13,21 @@ from typing import Any
 
 import asyncpg
 import pytest
+import yaml
 
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.generator.v1 import job_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import ids, migrate, postgres
-from services.generator import attempts
+from services.generator import attempts, catalogue, standings, turns
 from services.generator.store import Store, rows
 from tests import containers
 
+Account = catalogue.ProviderAccount
+SHIPPED = catalogue.parse(
+    yaml.safe_load((Path(catalogue.__file__).parent / "providers.yaml").read_text()), 1.0
+)["main"]
 MIGRATIONS = Path(attempts.__file__).parent / "migrations"
-LANES = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
 DATABASE = "framewire_generator"
 TABLES = (
     "webhook_hints",
@@ -33,6 +38,9 @@ TABLES = (
     "turns",
     "outbox",
     "provider_accounts",
+    "queue_counts",
+    "queue_rates",
+    "queue_counted",
 )
 LEASE = timedelta(seconds=60)
 OVER = timedelta(seconds=-1)
@@ -74,6 +82,9 @@ class World:
     pool: postgres.Pool
     url: str
     limits: dict[str, int] = field(default_factory=lambda: {"main": 1000})
+    """Jobs at once of each provider account that is open for picks."""
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What else of a provider account is not as shipped."""
     rings: int = 0
 
     def __post_init__(self) -> None:
@@ -88,7 +99,19 @@ class World:
         return made
 
     async def pick(self, lease: timedelta = LEASE) -> rows.Attempt | None:
-        return await self.store.queue.pick("sora", self.limits, LANES, lease)
+        accounts = {name: self.account(name, most) for name, most in self.limits.items()}
+        most_preparing = dict.fromkeys(accounts, 1000)
+        weights = turns.LANE_WEIGHTS
+        return await self.store.queue.pick("sora", accounts, most_preparing, weights, lease)
+
+    def account(self, name: str = "main", max_jobs_in_flight: int = 1000) -> Account:
+        """A provider account of the shipped catalogue, under that name."""
+        changed = {"name": name, "max_jobs_in_flight": max_jobs_in_flight}
+        return dataclasses.replace(SHIPPED, **{**changed, **self.fields.get(name, {})})
+
+    async def standing(self, name: str = "main") -> standings.Standing:
+        found, _ = await self.store.accounts.standings({name: self.account(name)})
+        return found[0]
 
     async def picked(self, lease: timedelta = LEASE, **fields: Any) -> rows.Attempt:
         """A new video whose turn has come."""
@@ -220,5 +243,5 @@ async def world(server: Any) -> AsyncIterator[World]:
     async with postgres.pool(url, "test", 12) as pool:
         await pool.execute("".join(f"DELETE FROM {table};" for table in TABLES))
         made = World(pool, url)
-        await made.store.queue.ensure_accounts(["main", "second"])
+        await made.store.accounts.ensure(["main", "second"])
         yield made

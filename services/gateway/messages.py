@@ -225,6 +225,9 @@ def fact(event: event_pb2.Event) -> videos.Fact | None:
         seq=event.seq,
         occurred_at=event.occurred_at.ToDatetime(tzinfo=UTC),
         queue_position=event.queued.queue_position,
+        expected_at=event.queued.expected_at.ToDatetime(tzinfo=UTC)
+        if event.queued.HasField("expected_at")
+        else None,
         outputs=made,
         cause=vocabulary_pb2.Cause.Name(cause).removeprefix("CAUSE_"),
         message=event.failed.message,

@@ -156,6 +156,7 @@ class Fact:
     seq: int
     occurred_at: datetime
     queue_position: int = 0
+    expected_at: datetime | None = None
     outputs: bytes = b""
     cause: str = ""
     message: str = ""
@@ -194,7 +195,7 @@ def _changed(video: Video, fact: Fact) -> Video | None:
     if video.terminal:
         return None
     if fact.kind is Kind.QUEUED:
-        return replace(video, queue_position=fact.queue_position)
+        return replace(video, queue_position=fact.queue_position, expected_at=fact.expected_at)
     return replace(
         video,
         state=State.PROCESSING,

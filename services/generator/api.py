@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
 from kit import errors, pages
-from services.generator import events, pools
+from services.generator import catalogue, events, pools, standings
 from services.generator.store import Store, videos
 
 
@@ -51,29 +52,20 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
         context: Any,
     ) -> attempt_pb2.ListProviderAccountsResponse:
         """State of the provider accounts."""
-        states = await self._store.queue.account_states()
+        accounts = self._pools.accounts
+        found, now = await self._store.accounts.standings(accounts)
         return attempt_pb2.ListProviderAccountsResponse(
             provider_accounts=[
-                attempt_pb2.ProviderAccount(
-                    provider_account=state.provider_account,
-                    dialect=self._pools.accounts[state.provider_account].dialect,
-                    open=state.open,
-                    closed_reason=state.closed_reason,
-                    jobs_in_flight=state.jobs_in_flight,
-                    max_jobs_in_flight=self._pools.accounts[
-                        state.provider_account
-                    ].max_jobs_in_flight,
-                    models=sorted(self._pools.accounts[state.provider_account].models),
-                )
-                for state in states
-                if state.provider_account in self._pools.accounts
+                _provider_account(item, accounts[item.provider_account], now) for item in found
             ]
         )
 
     async def PauseProviderAccount(self, request: Any, context: Any) -> attempt_pb2.ProviderAccount:
         """Stops or starts sending to an account."""
         known = request.provider_account in self._pools.accounts
-        if not known or not await self._store.queue.pause(request.provider_account, request.paused):
+        if not known or not await self._store.accounts.pause(
+            request.provider_account, request.paused
+        ):
             raise errors.NotFound("ACCOUNT_NOT_FOUND", "there is no provider account of that name")
         listed = await self.ListProviderAccounts(attempt_pb2.ListProviderAccountsRequest(), context)
         return next(
@@ -98,6 +90,35 @@ def _outcome(outcome: videos.Outcome) -> attempt_pb2.VideoOutcome:
         state=vocabulary_pb2.VideoState.Value(f"VIDEO_STATE_{outcome.state}"),
         stage=events.stage(outcome.stage),
         last_event=outcome.last_event,
+    )
+
+
+def _provider_account(
+    standing: standings.Standing, account: catalogue.ProviderAccount, now: datetime
+) -> attempt_pb2.ProviderAccount:
+    closed_reason = standings.why_closed(standing, account)
+    waits = standing.opens_in_seconds > 0
+    return attempt_pb2.ProviderAccount(
+        provider_account=account.name,
+        dialect=account.dialect,
+        open=not closed_reason,
+        closed_reason=closed_reason,
+        jobs_in_flight=standing.jobs_in_flight,
+        max_jobs_in_flight=account.max_jobs_in_flight,
+        models=sorted(account.models),
+        pool=account.pool,
+        weight=account.weight,
+        usable_jobs_in_flight=standings.slots(standing, account),
+        opens_at=events.timestamp(now + timedelta(seconds=standing.opens_in_seconds))
+        if waits
+        else None,
+        troubles=standing.troubles,
+        cost_micros_hour=standing.cost_micros_hour,
+        cost_micros_day=standing.cost_micros_day,
+        max_cost_micros_per_hour=account.max_cost_micros_per_hour,
+        max_cost_micros_per_day=account.max_cost_micros_per_day,
+        jobs_day=standing.jobs_day,
+        jobs_per_day=account.jobs_per_day,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from framewire.events.v1 import vocabulary_pb2
-from services.generator import attempts, variants
+from services.generator import attempts, buckets, variants
 
 
 class CatalogueError(ValueError):
@@ -34,6 +35,10 @@ class Model:
     model: str
     upstream: str
     cost_micros_per_second: int
+    render_seconds: float
+    """How long a render takes, where none was measured yet."""
+    retires_at: datetime | None
+    """From then on the account does not serve it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,20 @@ class ProviderAccount:
     pool: str
     evidence: attempts.Evidence
     cancel: str
+    weight: float
+    """Its share of the jobs among the accounts that serve a model."""
     max_jobs_in_flight: int
     requests_per_minute: float
+    creates_per_minute: float
+    """0: no limit of its own. As of the next three."""
+    jobs_per_day: int
+    max_cost_micros_per_hour: int
+    max_cost_micros_per_day: int
+    hour_seconds: float
+    day_seconds: float
+    probe_seconds: float
+    """After `too many jobs`: how long until one more is tried."""
+    quota: buckets.Quota
     poll_interval_seconds: float
     post_timeout_seconds: float
     settle_seconds: float
@@ -59,6 +76,8 @@ class ProviderAccount:
     lost_after_seconds: float
     max_attempts: int
     closed_seconds: float
+    max_closed_seconds: float
+    """The pause after the first trouble, and the longest after many in a row."""
     models: Mapping[str, Model]
     rules: tuple[Rule, ...]
     poll_interval_with_webhooks_seconds: float = 0.0
@@ -88,8 +107,27 @@ _SCALED = (
     "resolve_seconds",
     "lost_after_seconds",
     "closed_seconds",
+    "max_closed_seconds",
+    "probe_seconds",
 )
+SUBMIT = buckets.Use.SUBMIT
+_FLOORS = {"download": buckets.Use.DOWNLOAD, "submit": SUBMIT, "poll": buckets.Use.POLL}
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DEFAULTS: dict[str, Any] = {
+    "weight": 1,
+    "creates_per_minute": 0,
+    "jobs_per_day": 0,
+    "max_cost_micros_per_hour": 0,
+    "max_cost_micros_per_day": 0,
+    "probe_seconds": 60,
+    "max_closed_seconds": 1800,
+    "request_floors": {"download": 0.25, "submit": 0.25, "poll": 0.1},
+}
+_CAPS = ("jobs_per_day", "max_cost_micros_per_hour", "max_cost_micros_per_day")
 _POSITIVE = (
+    "weight",
+    "probe_seconds",
+    "max_closed_seconds",
     "max_jobs_in_flight",
     "requests_per_minute",
     "poll_interval_seconds",
@@ -120,13 +158,15 @@ def parse(document: Mapping[str, Any], time_factor: float) -> dict[str, Provider
 
 
 def _check_pools(accounts: Mapping[str, ProviderAccount]) -> None:
-    """A turn is given in a pool before its account is chosen: each of its accounts must serve all of its models."""
-    models: dict[str, set[str]] = {}
+    """A model waits in one queue, whoever serves it: accounts that share a model are of one pool."""
+    pools: dict[str, str] = {}
     for account in accounts.values():
-        if models.setdefault(account.pool, set(account.models)) != set(account.models):
-            raise CatalogueError(
-                f"provider account {account.name}: serves other models than others of pool {account.pool}"
-            )
+        for model in account.models:
+            if pools.setdefault(model, account.pool) != account.pool:
+                raise CatalogueError(
+                    f"provider account {account.name}: {model} is in pool {pools[model]} already; accounts that"
+                    " share a model are of one pool"
+                )
 
 
 def _dialect(name: str, data: Mapping[str, Any]) -> Dialect:
@@ -164,9 +204,13 @@ def _rules(dialect: str, data: Mapping[str, Any]) -> tuple[Rule, ...]:
 def _account(
     entry: Mapping[str, Any], dialects: Mapping[str, Dialect], time_factor: float
 ) -> ProviderAccount:
-    values = dict(entry)
+    values = {**_DEFAULTS, **entry}
     name = values.get("name", "?")
     try:
+        if not _NAME.fullmatch(str(name)):
+            raise CatalogueError(
+                f"provider account {name}: the name is not like a file's: {_NAME.pattern}"
+            )
         if values["dialect"] not in dialects:
             raise CatalogueError(f"provider account {name}: no dialect {values['dialect']}")
         values.setdefault("poll_interval_with_webhooks_seconds", 0)
@@ -174,18 +218,19 @@ def _account(
         if shared or may_retry:
             # A key that others use, or a server that sends again by itself, can prove nothing.
             values["evidence"] = "blind"
-        for field in _POSITIVE:
-            if not float(values[field]) > 0:
-                raise CatalogueError(f"provider account {name}: {field} is not above 0")
-        for field in _SCALED:
-            values[field] = float(values[field]) / time_factor
+        _check_numbers(name, values)
+        for number in _SCALED:
+            values[number] = float(values[number]) / time_factor
+        values |= {"hour_seconds": 3600 / time_factor, "day_seconds": 86400 / time_factor}
+        values["weight"] = float(values["weight"])
+        values["quota"] = _quota(name, values, time_factor)
         values["requests_per_minute"] = float(values["requests_per_minute"]) * time_factor
+        values["creates_per_minute"] = float(values["creates_per_minute"]) * time_factor
         values["evidence"] = attempts.Evidence(values["evidence"])
         if values["cancel"] not in CANCEL:
             raise CatalogueError(f"provider account {name}: cancel is none of {CANCEL}")
         values["models"] = {
-            model: Model(model, data["upstream"], int(data["cost_micros_per_second"]))
-            for model, data in values["models"].items()
+            model: _model(model, data, time_factor) for model, data in values["models"].items()
         }
         if not values["models"]:
             raise CatalogueError(f"provider account {name}: no models")
@@ -199,6 +244,54 @@ def _account(
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CatalogueError(f"provider account {name}: {error!r}") from error
+
+
+def _check_numbers(name: str, values: dict[str, Any]) -> None:
+    for number in _POSITIVE:
+        if not float(values[number]) > 0:
+            raise CatalogueError(f"provider account {name}: {number} is not above 0")
+    for number in _CAPS:
+        values[number] = int(values[number])
+        if values[number] < 0:
+            raise CatalogueError(f"provider account {name}: {number} is below 0")
+
+
+def _model(model: str, data: Mapping[str, Any], time_factor: float) -> Model:
+    retires_at = data.get("retires_at")
+    if retires_at is not None:
+        if not isinstance(retires_at, datetime):
+            retires_at = datetime.fromisoformat(str(retires_at))
+        retires_at = retires_at if retires_at.tzinfo else retires_at.replace(tzinfo=UTC)
+    return Model(
+        model=model,
+        upstream=data["upstream"],
+        cost_micros_per_second=int(data["cost_micros_per_second"]),
+        render_seconds=float(data.get("render_seconds", 120)) / time_factor,
+        retires_at=retires_at,
+    )
+
+
+def _quota(name: str, values: dict[str, Any], time_factor: float) -> buckets.Quota:
+    floors = {_FLOORS[use]: float(share) for use, share in values.pop("request_floors").items()}
+    if sum(floors.values()) > 1 or min(floors.values(), default=0) < 0:
+        raise CatalogueError(f"provider account {name}: request_floors are no shares of 1")
+    creates = float(values["creates_per_minute"])
+    if creates < 0:
+        raise CatalogueError(f"provider account {name}: creates_per_minute is below 0")
+    minute = 60 / time_factor
+    return buckets.Quota(
+        requests=buckets.pace(float(values["requests_per_minute"]), minute),
+        creates=buckets.pace(creates, minute) if creates else None,
+        floors=floors,
+    )
+
+
+def serves_until(account: ProviderAccount, model: str) -> datetime | None:
+    """The last moment at which a job can be sent that still is to finish there; None: no end is known."""
+    entry = account.models[model]
+    if entry.retires_at is None:
+        return None
+    return entry.retires_at - timedelta(seconds=entry.render_seconds)
 
 
 def outcome_rule(account: ProviderAccount, status: int, body: str) -> Rule | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from kit import config
@@ -35,6 +35,12 @@ class Settings(config.ServiceSettings):
     """host:port where `POST /webhooks/PROVIDER_ACCOUNT` of providers comes in; empty: nowhere. TLS ends before it."""
     webhook_secrets: SecretStr = SecretStr("")
     """`PROVIDER_ACCOUNT:SECRET` with commas between, several of one account while its secret is changed."""
+    provider_base_urls: dict[str, str] = Field(default_factory=dict)
+    """Base URLs by name of the provider account, as a JSON object; before those above and those of the catalogue."""
+    provider_api_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Keys by name of the provider account, as a JSON object; go before those above."""
+    provider_keys_dir: Path | None = None
+    """A directory of mounted secrets: the file that has the name of a provider account holds its key."""
     time_factor: float = 1.0
     """Divides every provider-facing duration of the catalogue; the simulator runs at the same factor."""
     post_timeout_seconds: float = 0
@@ -48,7 +54,7 @@ class Settings(config.ServiceSettings):
     pass_lease_seconds: float = 30
     """Longest that a pass of a process that died keeps others from polling and resolving."""
     concurrent_submits: int = 8
-    """Submissions at a time in this process."""
+    """Submissions at a time in this process, for each pool."""
     concurrent_fetches: int = 4
     """Fetches at a time in this process."""
     loop_seconds: float = 0.25

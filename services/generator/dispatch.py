@@ -8,8 +8,10 @@ anything else.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 from kit import errors, loops, telemetry
@@ -23,6 +25,8 @@ from services.generator import (
     progress,
     quota,
     spool,
+    standings,
+    turns,
     worker,
 )
 from services.generator.providers import contract
@@ -34,8 +38,23 @@ SEND_WITHIN_SECONDS = 2.0
 PREPARE_RETRY = timedelta(seconds=2)
 TWIN_RETRY = timedelta(seconds=1)
 NOT_ACCEPTED_SECONDS = 2.0
+DOUBTS_IN_A_ROW = 3
+"""So many creates without an answer one after the other, and no more are sent for a while."""
 RECORD_RETRY_SECONDS = 0.5
 REFUSED_INPUTS = {"ASSET_NOT_FOUND": "REQUEST_INVALID", "NOT_AN_IMAGE": "REQUEST_INVALID"}
+
+
+class Bells(loops.Wake):
+    """One bell per pool; whoever rings, rings all."""
+
+    def __init__(self, pool_names: Sequence[str]) -> None:
+        super().__init__()
+        self.of = {name: loops.Wake() for name in pool_names}
+
+    def ring(self) -> None:
+        """Wakes the waiters of all pools."""
+        for bell in self.of.values():
+            bell.ring()
 
 
 class Dispatcher:
@@ -56,38 +75,48 @@ class Dispatcher:
         self._assets = assets_
         self._worker = worker_
         self._teller = teller
-        self._quota = quota.Quota(store.queue)
+        self._quota = quota.Quota(store.accounts, pools_)
         self._spool = spool.Spool(settings.spool_dir)
-        self._running: set[asyncio.Task[None]] = set()
-        self.wake = loops.Wake()
+        self._running: dict[str, set[asyncio.Task[None]]] = {name: set() for name in pools_.names}
+        self._doubts: dict[str, int] = {}
+        self.wake = Bells(pools_.names)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Dispatches until told to stop, then lets what was begun come to its end."""
-        await loops.every(
-            "dispatcher", self._settings.loop_seconds, self.run_once, stopping, self.wake
+        """Dispatches until told to stop, then lets what was begun come to its end. No pool waits for another."""
+        seconds = self._settings.loop_seconds
+        async with asyncio.TaskGroup() as group:
+            group.create_task(loops.every("unspooler", seconds, self._unspool, stopping))
+            for pool in self._pools.names:
+                turn = functools.partial(self.turn, pool)
+                bell = self.wake.of[pool]
+                group.create_task(loops.every("dispatcher", seconds, turn, stopping, bell))
+        if running := set[asyncio.Task[None]]().union(*self._running.values()):
+            await asyncio.wait(running)
+
+    async def turn(self, pool: str) -> bool:
+        """Gives one turn in a pool; true when there may be more to give."""
+        running = self._running[pool]
+        at_once = self._settings.concurrent_submits
+        if len(running) >= at_once:
+            return False
+        accounts = self._pools.of_pool(pool)
+        lease = self._settings.prepare_lease_seconds
+        most = {
+            name: standings.most_preparing(account, lease, at_once)
+            for name, account in accounts.items()
+        }
+        attempt = await self._store.queue.pick(
+            pool, accounts, most, turns.LANE_WEIGHTS, timedelta(seconds=lease)
         )
-        if self._running:
-            await asyncio.wait(self._running)
+        if attempt is None:
+            return False
+        task = asyncio.create_task(self._guarded(attempt))
+        running.add(task)
+        task.add_done_callback(functools.partial(self._ended, pool))
+        return True
 
-    async def run_once(self) -> bool:
-        """Gives one turn in each pool; true when there may be more to give."""
-        await self._unspool()
-        given = False
-        for pool in self._pools.names:
-            if len(self._running) >= self._settings.concurrent_submits:
-                return False
-            limits = {a.name: a.max_jobs_in_flight for a in self._pools.of_pool(pool)}
-            lease = timedelta(seconds=self._settings.prepare_lease_seconds)
-            attempt = await self._store.queue.pick(pool, limits, pools.LANE_WEIGHTS, lease)
-            if attempt is not None:
-                given = True
-                task = asyncio.create_task(self._guarded(attempt))
-                self._running.add(task)
-                task.add_done_callback(self._ended)
-        return given
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def _ended(self, pool: str, task: asyncio.Task[None]) -> None:
+        self._running[pool].discard(task)
         self.wake.ring()
 
     async def _guarded(self, attempt: rows.Attempt) -> None:
@@ -120,7 +149,11 @@ class Dispatcher:
         body = await self._prepare(attempt, provider)
         if body is None:
             return
-        await self._quota.take(account)
+        # Well before the lease is over: who comes late with a request taken has lost it.
+        seconds = self._settings.prepare_lease_seconds / 2
+        if not await self._quota.take(account, quota.Use.SUBMIT, seconds):
+            await self._put_back(attempt, timedelta(0), "its request was not free in time")
+            return
         sent = await self._send(attempt, account, provider, body)
         if sent is not None:
             await self._record(attempt, account, sent)
@@ -163,7 +196,6 @@ class Dispatcher:
         """The write-ahead and the one POST. None when nothing was sent."""
         margin = self._settings.submit_lease_margin_seconds
         spec = attempt.job.spec
-        cost_micros = account.models[spec.model].cost_micros_per_second * spec.seconds
         await failpoint("generator.submit.before_commit")
         async with self._worker.session() as (connection, key):
             # Before the commit: we may be stopped between it and the next line of ours.
@@ -178,7 +210,7 @@ class Dispatcher:
                 body_sha256=_sha256(body),
                 fingerprint=provider.shown(spec),
                 key_good_for=timedelta(seconds=account.key_ttl_seconds / 2),
-                cost_micros=cost_micros * max(1, spec.variants),
+                cost_micros=standings.price(account, spec),
             )
         if not begun:
             await self._put_back(attempt, TWIN_RETRY, "a twin is undecided")
@@ -212,19 +244,76 @@ class Dispatcher:
                     cause, f"the provider refused the request: {message}", False
                 )
                 await self._store.videos.fail(attempt, verdict, another_try=False)
-            case contract.RefusedUs(message):
-                closed = timedelta(seconds=account.closed_seconds)
-                log.error("provider_account_closed", provider_account=account.name, message=message)
-                await self._store.queue.hold_submits(account.name, closed, message)
+            case contract.RefusedUs(message) | contract.NotAccepted(message):
+                # Nothing was made: it goes back unharmed, and may go to another account.
+                await self._close(account, attempt, outcome)
                 await self._put_back(attempt, timedelta(0), message)
-            case contract.NotAccepted(message, retry_after_seconds):
-                pause = timedelta(seconds=retry_after_seconds or NOT_ACCEPTED_SECONDS)
-                await self._store.queue.hold_submits(account.name, pause, message)
-                await self._put_back(attempt, timedelta(0), message)
+                self.wake.ring()
             case contract.Ambiguous(message):
                 shown = attempts.without_prompt(message, attempt.job.spec.prompt)
                 log.warning("create_ambiguous", attempt_id=attempt.attempt_id, message=shown)
                 await self._store.submissions.unknown(attempt, message)
+        await self._judge(account, outcome)
+
+    async def _judge(
+        self, account: catalogue.ProviderAccount, outcome: contract.CreateOutcome
+    ) -> None:
+        """What the outcome says of the account itself, where nothing was refused."""
+        doubts = self._doubts.pop(account.name, 0)
+        if isinstance(outcome, contract.Accepted | contract.RefusedRequest):
+            await self._store.accounts.went_well(account.name)
+        if isinstance(outcome, contract.Ambiguous):
+            self._doubts[account.name] = doubts + 1
+            if doubts + 1 >= DOUBTS_IN_A_ROW:
+                await self._trouble(account, "its creates are not answered", account.closed_seconds)
+        await self._quota.hear(account)
+
+    async def _close(
+        self,
+        account: catalogue.ProviderAccount,
+        attempt: rows.Attempt,
+        outcome: contract.RefusedUs | contract.NotAccepted,
+    ) -> None:
+        """Closes the account for as long as what it said is worth, and remembers what was learnt of its limits."""
+        message = attempts.without_prompt(outcome.message, attempt.job.spec.prompt)
+        if isinstance(outcome, contract.RefusedUs):
+            log.error("provider_account_closed", provider_account=account.name, message=message)
+            await self._trouble(account, message, account.closed_seconds)
+            return
+        pause = NOT_ACCEPTED_SECONDS
+        if outcome.limit == "requests":
+            await self._quota.hear(account, refused=True)
+        elif outcome.limit == "jobs":
+            quota.REFUSALS.labels(account.name, "jobs").inc()
+            learnt = await self._store.accounts.too_many_jobs(
+                account.name,
+                attempt.attempt_id,
+                timedelta(seconds=account.probe_seconds),
+                timedelta(seconds=account.max_closed_seconds),
+            )
+            log.warning("provider_slots_learnt", provider_account=account.name, jobs=learnt)
+        elif outcome.limit == "day":
+            quota.REFUSALS.labels(account.name, "day").inc()
+            pause = account.closed_seconds
+        await self._trouble(account, message, pause, outcome.retry_after_seconds)
+
+    async def _trouble(
+        self,
+        account: catalogue.ProviderAccount,
+        message: str,
+        pause: float,
+        said: float | None = None,
+    ) -> None:
+        # A refusal of us is worth minutes; a provider that could not be reached may be there the next moment.
+        refused = pause >= account.closed_seconds
+        most = account.max_closed_seconds if refused else account.closed_seconds
+        await self._store.accounts.trouble(
+            account.name,
+            message,
+            timedelta(seconds=pause),
+            timedelta(seconds=max(pause, most)),
+            timedelta(seconds=said or 0),
+        )
 
     async def _accepted(self, attempt: rows.Attempt, provider_job_id: str) -> None:
         """The id first, whatever it takes: it is the only proof of a paid job."""

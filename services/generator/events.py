@@ -38,17 +38,27 @@ def lane_name(lane: vocabulary_pb2.Lane.ValueType) -> str:
     return vocabulary_pb2.Lane.Name(lane).removeprefix("LANE_")
 
 
+def progress_version(attempt: int, version: int) -> int:
+    """Grows over all attempts of a video."""
+    return attempt * 1_000_000 + version
+
+
 def kind_name(event: event_pb2.Event) -> str:
     """The last token of the event's subject."""
     return event_pb2.EventKind.Name(event.kind).removeprefix("EVENT_KIND_").lower()
 
 
-def queued(lane: vocabulary_pb2.Lane.ValueType, model: str, position: int) -> event_pb2.Event:
+def queued(
+    lane: vocabulary_pb2.Lane.ValueType, model: str, position: int, expected_at: datetime | None
+) -> event_pb2.Event:
     """The generator has the job."""
-    return event_pb2.Event(
-        kind=event_pb2.EVENT_KIND_QUEUED,
-        queued=event_pb2.Queued(lane=lane, model=model, queue_position=position),
+    detail = event_pb2.Queued(
+        lane=lane,
+        model=model,
+        queue_position=position,
+        expected_at=timestamp(expected_at) if expected_at else None,
     )
+    return event_pb2.Event(kind=event_pb2.EVENT_KIND_QUEUED, queued=detail)
 
 
 def started(attempt: int, provider_account: str) -> event_pb2.Event:

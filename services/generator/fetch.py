@@ -21,6 +21,7 @@ CUT_RETRY_SECONDS = 1.0
 STORAGE_RETRY_SECONDS = 2.0
 SLOWEST_RETRY_SECONDS = 30.0
 GONE_COUNT = 5
+TRIES_FIRST = 3
 UNUSABLE_REASONS = ("NOT_A_VIDEO", "TOO_LARGE")
 
 
@@ -40,7 +41,7 @@ class Fetcher:
         self._pools = pools_
         self._assets = assets_
         self._teller = teller
-        self._quota = quota.Quota(store.queue)
+        self._quota = quota.Quota(store.accounts, pools_)
         self._running: set[asyncio.Task[None]] = set()
         self._lease = timedelta(seconds=settings.fetch_lease_seconds)
         self.wake = loops.Wake()
@@ -86,6 +87,8 @@ class Fetcher:
         assert attempt.provider_account is not None
         account = self._pools.accounts[attempt.provider_account]
         provider = self._pools.providers[account.name]
+        # One that fails again and again draws from what others leave over.
+        use = quota.Use.DOWNLOAD if attempt.fetch_tries < TRIES_FIRST else quota.Use.RETRY
         digest = Digest()
         await failpoint("generator.fetch.before_put")
         try:
@@ -95,19 +98,20 @@ class Fetcher:
                 for variant in range(max(1, attempt.job.spec.variants))
             ]
             if None in stored:
-                outputs = await self._outputs(attempt, account, provider)
+                outputs = await self._outputs(attempt, account, provider, use)
                 # Fewer may have come out than were asked for.
                 stored = stored[: len(outputs)]
                 for variant, output_id in enumerate(outputs[: len(stored)]):
                     if stored[variant] is None:
                         digest = Digest()
-                        await self._quota.take(account)
+                        await self._quota.take(account, use)
                         stored[variant] = await self._stream(
                             attempt, provider, variant, output_id, digest
                         )
         except contract.ContentGone as gone:
             await self._gone(attempt, account, str(gone))
         except contract.ProviderTrouble as trouble:
+            await self._quota.hear(account, refused=trouble.too_early)
             seconds = trouble.retry_after_seconds or _slower(CUT_RETRY_SECONDS, attempt.fetch_tries)
             await self._again(attempt, seconds, str(trouble))
         except errors.ServiceError as error:
@@ -122,13 +126,17 @@ class Fetcher:
                 log.info("video_completed", video_id=attempt.video_id)
 
     async def _outputs(
-        self, attempt: rows.Attempt, account: catalogue.ProviderAccount, provider: contract.Provider
+        self,
+        attempt: rows.Attempt,
+        account: catalogue.ProviderAccount,
+        provider: contract.Provider,
+        use: quota.Use,
     ) -> tuple[str, ...]:
         """What there is to download, at least one; raises as the download itself does."""
         assert attempt.provider_job_id is not None
         if not provider.outputs_are_listed:
             return (attempt.provider_job_id,)
-        await self._quota.take(account)
+        await self._quota.take(account, use)
         job = await provider.get(attempt.provider_job_id)
         if job is None or not job.outputs:
             raise contract.ContentGone("the job shows no videos")

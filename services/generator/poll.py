@@ -1,26 +1,65 @@
-"""Asks providers how the renders are: one pass over the list per account, single questions only for what it misses."""
+"""Asks providers how the renders are: one pass over the list per account, single questions only for what it misses.
+
+A pass costs as many requests as the list has pages back to the oldest job that we wait for. One that hangs for an hour
+would make every pass long: where it is cheaper, the oldest few are asked for singly and the list is read less far.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import functools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from kit import loops, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, catalogue, config, pools, progress, quota
 from services.generator.providers import contract
-from services.generator.store import Store, rows, videos
+from services.generator.store import Store, renders, videos
 
 log = telemetry.logger(__name__)
 
 MAX_PAGES = 200
+PAGE_JOBS = 100
+OLDEST_ASKED_SINGLY = 10
+FEWEST_SINGLY = 5
+WITHOUT_LIST_SHARE = 0.2
+"""Of the interval: how often it is looked who is to be asked, where there is no list."""
 LOST_COUNT = 5
 REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety", "asset.invalid")
 
 
+@dataclass(slots=True)
+class Pass:
+    """One pass over an account."""
+
+    held_until: datetime
+    waiting: dict[str, renders.Render]
+    """By the provider's id, those not seen yet."""
+    sibling: bool = False
+    """A job of ours was seen."""
+    poll_after_seconds: float = 0.0
+    missing: list[renders.Render] = field(default_factory=list[renders.Render])
+
+
+def cut(submitted: Sequence[datetime], sent_since: Sequence[int]) -> int:
+    """How many of the oldest are better asked for singly, so that the pass costs the fewest requests.
+
+    `submitted`: when the oldest were sent, in order; `sent_since`: jobs of the account since each of these moments.
+    """
+    costs = [singly + math.ceil(jobs / PAGE_JOBS) for singly, jobs in enumerate(sent_since)]
+    return costs.index(min(costs)) if submitted else 0
+
+
+class LostPassError(Exception):
+    """Another replica has the pass meanwhile."""
+
+
 class Poller:
-    """The loop over provider accounts."""
+    """A loop per provider account: a slow one keeps no other waiting."""
 
     def __init__(
         self,
@@ -30,114 +69,167 @@ class Poller:
         teller: progress.Teller,
         fetcher: loops.Wake,
     ) -> None:
+        self._lease = timedelta(seconds=settings.pass_lease_seconds)
         self._settings = settings
         self._store = store
         self._pools = pools_
         self._teller = teller
         self._fetcher = fetcher
-        self._quota = quota.Quota(store.queue)
+        self._quota = quota.Quota(store.accounts, pools_)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Polls until told to stop."""
-        await loops.every("poller", self._settings.loop_seconds, self.run_once, stopping)
+        async with asyncio.TaskGroup() as group:
+            for account in self._pools.accounts.values():
+                run_once = functools.partial(self.run_once, account)
+                group.create_task(
+                    loops.every("poller", self._settings.loop_seconds, run_once, stopping)
+                )
 
-    async def run_once(self) -> None:
-        """One pass over each account that is due."""
-        lease = timedelta(seconds=self._settings.pass_lease_seconds)
-        for account in self._pools.accounts.values():
-            if not await self._store.renders.claim_poll(account.name, lease):
-                continue
-            interval = timedelta(seconds=account.poll_interval_seconds)
-            try:
-                await self._pass(account)
-            except contract.ProviderTrouble as trouble:
-                log.warning("poll_failed", provider_account=account.name, error=str(trouble))
-                interval = max(interval, timedelta(seconds=trouble.retry_after_seconds or 0))
-            finally:
-                rare = timedelta(seconds=account.poll_interval_with_webhooks_seconds)
-                await self._store.renders.end_poll(account.name, interval, rare)
-
-    async def _pass(self, account: catalogue.ProviderAccount) -> None:
-        waiting = {
-            attempt.provider_job_id: attempt
-            for attempt in await self._store.renders.in_flight(account.name)
-        }
-        if not waiting:
+    async def run_once(self, account: catalogue.ProviderAccount) -> None:
+        """One pass over the account, if it is due."""
+        held_until = await self._store.renders.claim_poll(account.name, self._lease)
+        if held_until is None:
             return
-        oldest = min(attempt.submitted_at for attempt in waiting.values() if attempt.submitted_at)
-        since = oldest - timedelta(seconds=account.clock_skew_seconds)
-        sibling = False
-        async for job in self._listed(account, since):
-            attempt = waiting.pop(job.provider_job_id, None)
-            if attempt is not None:
-                sibling = True
-                await self._seen(account, attempt, job)
-        provider = self._pools.providers[account.name]
-        for provider_job_id, attempt in waiting.items():
-            assert provider_job_id is not None
-            await self._quota.take(account)
-            try:
-                job = await provider.get(provider_job_id)
-            except contract.ProviderTrouble as trouble:
-                log.warning("get_failed", attempt_id=attempt.attempt_id, error=str(trouble))
-                continue
-            if job is None:
-                await self._missing(account, attempt, sibling)
-            else:
-                sibling = True
-                await self._seen(account, attempt, job)
+        seconds = account.poll_interval_seconds
+        interval = timedelta(seconds=seconds)
+        waiting = await self._store.renders.in_flight(account.name, interval)
+        this = Pass(held_until, {render.provider_job_id: render for render in waiting})
+        try:
+            seconds = await self._pass(account, this) if waiting else seconds
+        except LostPassError:
+            log.warning("poll_pass_lost", provider_account=account.name)
+        finally:
+            await self._store.renders.end_poll(
+                account.name,
+                this.held_until,
+                timedelta(seconds=seconds),
+                timedelta(seconds=account.poll_interval_with_webhooks_seconds),
+            )
 
-    async def _listed(
-        self, account: catalogue.ProviderAccount, since: datetime
-    ) -> AsyncIterator[contract.Job]:
-        """The list, newest first, back to the oldest that we wait for. Where it fails single questions are left."""
+    async def _pass(self, account: catalogue.ProviderAccount, this: Pass) -> float:
+        """Answers the interval at which the account is to be polled, as this pass turned out."""
+        interval = account.poll_interval_seconds
+        has_list = self._pools.providers[account.name].has_list
+        if has_list:
+            await self._list(account, this)
+        all_asked = await self._singly(account, this)
+        for render in this.missing:
+            await self._missing(account, render, this.sibling)
+        if not has_list:
+            return interval * WITHOUT_LIST_SHARE if all_asked else 0.0
+        # Where others want the quota, the pass has waited for each page until it was the polls' turn.
+        return max(interval, this.poll_after_seconds)
+
+    async def _list(self, account: catalogue.ProviderAccount, this: Pass) -> None:
+        """The list, newest first, back to the oldest that it is read for. Where it fails single questions are left."""
+        submitted = [render.submitted_at for render in this.waiting.values()]
+        oldest = submitted[:OLDEST_ASKED_SINGLY]
+        singly = cut(oldest, await self._store.renders.sent_since(account.name, oldest))
+        since = submitted[singly] - timedelta(seconds=account.clock_skew_seconds)
         provider = self._pools.providers[account.name]
-        if not provider.has_list:
-            return
         cursor: str | None = None
         for _ in range(MAX_PAGES):
-            await self._quota.take(account)
+            await self._ask(account, this)
             try:
                 page, cursor = await provider.list_page(cursor)
             except contract.ProviderTrouble as trouble:
                 log.warning("list_failed", provider_account=account.name, error=str(trouble))
+                await self._hear(account, this, trouble)
                 return
-            for job in page:
-                yield job
+            await self._hear(account, this)
+            await self._seen(account, this, page)
             if cursor is None or (page and page[-1].created_at < since):
                 return
 
-    async def _seen(
-        self, account: catalogue.ProviderAccount, attempt: rows.Attempt, job: contract.Job
-    ) -> None:
-        if job.status is contract.Status.DONE:
-            retention = timedelta(seconds=account.retention_seconds)
-            expires = job.expires_at or datetime.now(UTC) + retention
-            await failpoint("generator.poll.before_finished")
-            if await self._store.renders.finished(attempt, expires):
-                await self._teller.stage(attempt, attempts.State.FETCHING)
-                self._fetcher.ring()
-        elif job.status is contract.Status.FAILED:
-            await self._failed(account, attempt, job)
-        else:
-            await self._running(attempt, job)
+    async def _singly(self, account: catalogue.ProviderAccount, this: Pass) -> bool:
+        """Asks for those that no list has shown, who have waited longest first; false when some are left for later."""
+        provider = self._pools.providers[account.name]
+        interval = account.poll_interval_seconds
+        due = [render for render in this.waiting.values() if render.ask_after_seconds <= 0]
+        due.sort(key=lambda render: render.ask_after_seconds)
+        most = max(FEWEST_SINGLY, int(interval / account.quota.requests.interval))
+        for render in due[:most]:
+            await self._ask(account, this)
+            trouble: contract.ProviderTrouble | None = None
+            try:
+                job = await provider.get(render.provider_job_id)
+            except contract.ProviderTrouble as met:
+                log.warning("get_failed", attempt_id=render.attempt_id, error=str(met))
+                trouble = met
+            else:
+                if job is None:
+                    this.missing.append(render)
+                else:
+                    await self._seen(account, this, (job,))
+            said = await self._hear(account, this, trouble)
+            delay = max(interval, said) * random.uniform(0.8, 1.2)
+            await self._store.renders.asked(render.attempt_id, timedelta(seconds=delay))
+        return len(due) <= most
 
-    async def _running(self, attempt: rows.Attempt, job: contract.Job) -> None:
-        since = None
-        if attempt.progress_at is not None:
-            since = (datetime.now(UTC) - attempt.progress_at).total_seconds()
-        found_again = attempt.not_found_count > 0  # those before do not count any more
-        if found_again or attempts.worth_telling(
-            attempt.progress_percent, job.progress_percent, since
-        ):
-            told = await self._store.renders.progress(attempt, job.progress_percent)
-            if told is not None:
+    async def _ask(self, account: catalogue.ProviderAccount, this: Pass) -> None:
+        """Takes a request, and keeps the pass meanwhile. Raises LostPassError."""
+        while not await self._quota.take(account, quota.Use.POLL, self._lease.total_seconds() / 3):
+            await self._renew(account, this)
+        await self._renew(account, this)
+
+    async def _renew(self, account: catalogue.ProviderAccount, this: Pass) -> None:
+        held_until = await self._store.renders.renew_poll(
+            account.name, this.held_until, self._lease
+        )
+        if held_until is None:
+            raise LostPassError
+        this.held_until = held_until
+
+    async def _hear(
+        self,
+        account: catalogue.ProviderAccount,
+        this: Pass,
+        trouble: contract.ProviderTrouble | None = None,
+    ) -> float:
+        too_early = trouble is not None and trouble.too_early
+        said = await self._quota.hear(account, refused=too_early)
+        this.poll_after_seconds = max(this.poll_after_seconds, said)
+        return said
+
+    async def _seen(
+        self, account: catalogue.ProviderAccount, this: Pass, jobs: Sequence[contract.Job]
+    ) -> None:
+        """Takes over what is shown of those that we wait for; the progress of all of them in one write."""
+        moved: list[tuple[renders.Render, int]] = []
+        for job in jobs:
+            render = this.waiting.pop(job.provider_job_id, None)
+            if render is None:
+                continue
+            this.sibling = True
+            if job.status is contract.Status.DONE:
+                await self._done(account, render, job)
+            elif job.status is contract.Status.FAILED:
+                await self._failed(account, render, job)
+            # Found again: the times before that it was not there do not count any more.
+            elif render.not_found_count > 0 or attempts.worth_telling(
+                render.progress_percent, job.progress_percent, render.progress_age_seconds
+            ):
+                moved.append((render, job.progress_percent))
+        if moved:
+            for told in await self._store.renders.progress(moved):
                 await self._teller.send(told)
 
+    async def _done(
+        self, account: catalogue.ProviderAccount, render: renders.Render, job: contract.Job
+    ) -> None:
+        retention = timedelta(seconds=account.retention_seconds)
+        expires = job.expires_at or datetime.now(UTC) + retention
+        await failpoint("generator.poll.before_finished")
+        if await self._store.renders.finished(render, expires):
+            await self._teller.stage(render, attempts.State.FETCHING)
+            self._fetcher.ring()
+
     async def _failed(
-        self, account: catalogue.ProviderAccount, attempt: rows.Attempt, job: contract.Job
+        self, account: catalogue.ProviderAccount, render: renders.Render, job: contract.Job
     ) -> None:
         """The provider's verdict. A failure of theirs that is not billed gets one further attempt, on the same hold."""
+        attempt = await self._store.renders.load(render.attempt_id)
         code = job.error_code.lower()
         refused = any(word in code for word in REFUSED_CODES)
         inputs = "input" in f"{code} {job.error_message.lower()}"
@@ -152,12 +244,13 @@ class Poller:
             )
 
     async def _missing(
-        self, account: catalogue.ProviderAccount, attempt: rows.Attempt, sibling: bool
+        self, account: catalogue.ProviderAccount, render: renders.Render, sibling: bool
     ) -> None:
         """A definite 404: counted; a verdict only after many, over a long time, while another job of ours is there."""
-        count, seconds = await self._store.renders.not_found(attempt)
+        count, seconds = await self._store.renders.not_found(render)
         if count >= LOST_COUNT and seconds >= account.lost_after_seconds and sibling:
             verdict = videos.Verdict(
                 "PROVIDER_LOST", "the provider does not know the job any more", True, billed=None
             )
+            attempt = await self._store.renders.load(render.attempt_id)
             await self._store.videos.fail(attempt, verdict, another_try=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -19,7 +20,6 @@ DIALECTS = {
     "azure_jobs": azure_jobs.AzureJobs,
     "runway": runway.Runway,
 }
-LANE_WEIGHTS = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
 
 
 class Pools:
@@ -37,19 +37,33 @@ class Pools:
         self.providers = providers
         self.names = sorted({account.pool for account in accounts.values()})
 
+        self.pool_of_model = {
+            model: account.pool for account in accounts.values() for model in account.models
+        }
+
     def pool_of(self, model: str) -> str | None:
         """The pool that serves a model."""
-        return next(
-            (account.pool for account in self.accounts.values() if model in account.models), None
-        )
+        return self.pool_of_model.get(model)
 
-    def of_pool(self, pool: str) -> list[catalogue.ProviderAccount]:
-        """The accounts of a pool that can be sent to."""
-        return [
-            account
+    def of_pool(self, pool: str) -> dict[str, catalogue.ProviderAccount]:
+        """The accounts of a pool that can be sent to, by name."""
+        return {
+            name: account
             for name, account in self.accounts.items()
             if account.pool == pool and name not in self._closed
-        ]
+        }
+
+    def ends(self) -> dict[str, datetime]:
+        """By model that nobody will serve any more: the last moment at which one could be sent."""
+        found: dict[str, list[datetime | None]] = {}
+        for account in self.accounts.values():
+            for model in account.models:
+                found.setdefault(model, []).append(catalogue.serves_until(account, model))
+        return {
+            model: max(moment for moment in moments if moment is not None)
+            for model, moments in found.items()
+            if None not in moments
+        }
 
     def fingerprint(self, spec: vocabulary_pb2.VideoSpec) -> str:
         """What a list will show of it, at whichever account of its pool."""
@@ -81,20 +95,31 @@ def open_pools(settings: config.Settings) -> Pools:
         providers[name] = dialect(account, base_url, key)
     if len(closed) == len(accounts):
         raise catalogue.CatalogueError(
-            "no provider account has a base_url: set GENERATOR_PROVIDER_BASE_URL,"
-            " GENERATOR_AZURE_BASE_URL or GENERATOR_RUNWAY_BASE_URL"
+            "no provider account has a base_url: set GENERATOR_PROVIDER_BASE_URL, GENERATOR_AZURE_BASE_URL,"
+            " GENERATOR_RUNWAY_BASE_URL or GENERATOR_PROVIDER_BASE_URLS"
         )
     return Pools(accounts, providers, frozenset(closed))
 
 
 def _access(account: catalogue.ProviderAccount, settings: config.Settings) -> tuple[str, str]:
-    """Base URL and key of an account."""
+    """Base URL and key of an account: its own, else what is set for its dialect."""
     base_url, key = {
         "openai_videos": (settings.provider_base_url, settings.provider_api_key),
         "azure_jobs": (settings.azure_base_url, settings.azure_api_key),
         "runway": (settings.runway_base_url, settings.runway_api_key),
     }[account.dialect]
-    return account.base_url or base_url, key.get_secret_value()
+    base_url = settings.provider_base_urls.get(account.name) or account.base_url or base_url
+    return base_url, _own_key(account.name, settings) or key.get_secret_value()
+
+
+def _own_key(name: str, settings: config.Settings) -> str:
+    """The account's own key: given by name, or a file of its name. Empty where there is none."""
+    if name in settings.provider_api_keys:
+        return settings.provider_api_keys[name].get_secret_value()
+    if settings.provider_keys_dir is None:
+        return ""
+    path = settings.provider_keys_dir / name
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def _read(path: Path, settings: config.Settings) -> dict[str, object]:

@@ -26,7 +26,7 @@ class Resolver:
         self._settings = settings
         self._store = store
         self._pools = pools_
-        self._quota = quota.Quota(store.queue)
+        self._quota = quota.Quota(store.accounts, pools_)
         self._dispatch = dispatch
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -109,7 +109,7 @@ class Resolver:
         jobs: list[contract.Job] = []
         cursor: str | None = None
         for _ in range(MAX_PAGES):
-            await self._quota.take(account)
+            await self._quota.take(account, quota.Use.POLL)
             page, cursor = await provider.list_page(cursor)
             jobs += page
             if cursor is None or (page and page[-1].created_at < since):

@@ -1,11 +1,11 @@
-"""Ends what has waited too long: start_by in the queue, resolve_by of what cannot be decided."""
+"""Ends what has waited too long: start_by in the queue, a model that goes, resolve_by of what cannot be decided."""
 
 from __future__ import annotations
 
 import asyncio
 
 from kit import loops, telemetry
-from services.generator import config
+from services.generator import config, pools
 from services.generator.store import Store, videos
 
 log = telemetry.logger(__name__)
@@ -16,9 +16,10 @@ BATCH = 100
 class Sweeper:
     """The loop over deadlines."""
 
-    def __init__(self, settings: config.Settings, store: Store) -> None:
+    def __init__(self, settings: config.Settings, store: Store, pools_: pools.Pools) -> None:
         self._settings = settings
         self._store = store
+        self._ends = pools_.ends()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Sweeps until told to stop."""
@@ -29,6 +30,10 @@ class Sweeper:
         overdue = await self._store.queue.overdue(BATCH)
         for attempt in overdue:
             verdict = videos.Verdict("QUEUE_TIMEOUT", "its turn did not come before start_by", True)
+            await self._store.videos.fail(attempt, verdict, another_try=False)
+        for attempt in await self._store.queue.outlived(self._ends, BATCH):
+            message = f"nobody serves {attempt.job.spec.model} long enough any more; ask for another model"
+            verdict = videos.Verdict("MODEL_RETIRED", message, False)
             await self._store.videos.fail(attempt, verdict, another_try=False)
         for attempt in await self._store.renders.late():
             known = attempt.provider_job_id is not None

@@ -40,7 +40,8 @@ async def healthy(generator: Generator) -> AsyncIterator[None]:
     (generator.folder / "failpoints").unlink(missing_ok=True)
     await generator.program.start()
     await generator.fetch(
-        "UPDATE provider_accounts SET submits_after = '-infinity', paused = false"
+        "UPDATE provider_accounts SET submits_after = '-infinity', troubles = 0, rate_share = 1,"
+        " requests_after = '-infinity', jobs_learnt = NULL, paused = false"
     )
 
 

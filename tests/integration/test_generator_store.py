@@ -353,24 +353,26 @@ async def test_a_late_render_is_unresolved_and_late_success_counts(world: World)
     await world.pool.execute("UPDATE attempts SET render_deadline = '-infinity'")
     assert await world.store.renders.late() == []
     assert await world.state(attempt.video_id) == "UNRESOLVED"
-    (asked,) = await world.store.renders.in_flight("main")
+    (asked,) = await world.store.renders.in_flight("main", NOW)
     assert await world.store.submissions.undecided(LEASE, 5) == []
-    assert (await world.store.queue.account_states())[0].jobs_in_flight == 0
+    assert (await world.standing()).jobs_in_flight == 0
     assert await world.store.renders.finished(asked, None)
     assert await world.state(attempt.video_id) == "FETCHING"
 
 
 async def test_progress_grows_only_and_a_404_is_counted_in_a_row(world: World) -> None:
     attempt = await world.rendering()
-    told = await world.store.renders.progress(attempt, 40)
-    assert told is not None
-    assert await world.store.renders.progress(attempt, 30) is None
-    more = await world.store.renders.progress(attempt, 60)
-    assert more is not None
-    assert more.version > told.version
+    other = await world.rendering()
+    renders = world.store.renders
+    render, second = await renders.in_flight("main", NOW)
+    (told,) = await renders.progress([(render, 40)])
+    assert await renders.progress([(render, 30)]) == []
+    more = await renders.progress([(render, 60), (second, 5)])
+    assert [item.video_id for item in more] == [attempt.video_id, other.video_id]
+    assert more[0].version > told.version
     assert (await world.store.renders.not_found(attempt))[0] == 1
     assert (await world.store.renders.not_found(attempt))[0] == 2
-    await world.store.renders.progress(attempt, 60)
+    await renders.progress([(render, 60)])
     assert (await world.attempt(attempt.video_id)).not_found_count == 0
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from framewire.events.v1 import vocabulary_pb2
-from tests.generator_world import HOUR, LEASE, OVER, World, server, world
+from services.generator import standings
+from tests.generator_world import HOUR, World, server, world
 
 __all__ = ["server", "world"]
 
@@ -77,22 +77,24 @@ async def test_an_account_takes_its_oldest_first(world: World) -> None:
 
 async def test_nothing_is_picked_at_a_paused_closed_or_full_account(world: World) -> None:
     await world.accept()
-    queue = world.store.queue
-    assert await queue.pause("main", True)
-    assert not await queue.pause("nobody", True)
+    accounts = world.store.accounts
+    assert await accounts.pause("main", True)
+    assert not await accounts.pause("nobody", True)
     assert await world.pick() is None
-    state = (await queue.account_states())[0]
-    assert (state.open, state.closed_reason) == (False, "paused by an operator")
-    assert await queue.pause("main", False)
+    reason = standings.why_closed(await world.standing(), world.account())
+    assert reason == "paused by an operator"
+    assert await accounts.pause("main", False)
 
-    await queue.hold_submits("main", HOUR, "401")
-    await queue.hold_submits("main", timedelta(seconds=1), "429")  # only ever tightens
+    await accounts.trouble("main", "401", HOUR, HOUR)
+    await accounts.trouble("main", "429", NOW, HOUR, timedelta(seconds=1))  # only ever tightens
     assert await world.pick() is None
     left = await world.pool.fetchval(
         "SELECT submits_after - clock_timestamp() FROM provider_accounts WHERE provider_account = 'main'"
     )
     assert left > timedelta(minutes=59)
+    assert (await world.standing()).closed_reason == "401"
     await world.pool.execute("UPDATE provider_accounts SET submits_after = '-infinity'")
+    await accounts.went_well("main")
 
     world.limits = {"main": 1}
     assert await world.pick() is not None
@@ -110,7 +112,7 @@ async def test_two_dispatchers_never_overfill_an_account(world: World) -> None:
         await world.accept()
     picked = await asyncio.gather(*(world.pick() for _ in range(30)))
     assert sum(attempt is not None for attempt in picked) <= 3
-    assert (await world.store.queue.account_states())[0].jobs_in_flight <= 3
+    assert (await world.standing()).jobs_in_flight <= 3
 
 
 async def test_a_pinned_attempt_goes_to_its_account_or_nowhere(world: World) -> None:
@@ -142,34 +144,3 @@ async def test_twins_wait_without_costing_a_turn(world: World) -> None:
     elsewhere = await world.pick()
     assert elsewhere is not None
     assert elsewhere.provider_account == "second"
-
-
-async def test_quota_is_never_exceeded_by_concurrent_takers(world: World) -> None:
-    per_minute = 3000.0  # one each 20 ms, and one more at once
-    taken: list[float] = []
-    began = time.monotonic()
-
-    async def taker() -> None:
-        while time.monotonic() < began + 0.6:
-            if await world.store.queue.take_request("main", per_minute) <= 0:
-                taken.append(time.monotonic())
-
-    await asyncio.gather(*(taker() for _ in range(8)))
-    span = taken[-1] - began
-    assert len(taken) <= span / 0.02 + 2.5
-    assert len(taken) > 2, "the quota is there to be used"
-    # One a minute, and one more at once: no machine is slow enough to earn another meanwhile.
-    assert await world.store.queue.take_request("second", 1) == 0
-    assert await world.store.queue.take_request("second", 1) == 0
-    assert 30 < await world.store.queue.take_request("second", 1) <= 60
-
-
-async def test_one_replica_polls_an_account_when_it_is_due(world: World) -> None:
-    renders = world.store.renders
-    claims = await asyncio.gather(*(renders.claim_poll("main", LEASE) for _ in range(6)))
-    assert sum(claims) == 1
-    await renders.end_poll("main", HOUR)
-    assert not await renders.claim_poll("main", LEASE)
-    await renders.end_poll("main", NOW)
-    assert await renders.claim_poll("main", OVER)
-    assert await renders.claim_poll("main", LEASE)

@@ -45,8 +45,9 @@ async def next_poll_seconds(world: World) -> float:
 async def polled(world: World) -> None:
     """A pass that is just over."""
     await world.pool.execute("UPDATE provider_accounts SET next_poll_at = '-infinity'")
-    assert await world.store.renders.claim_poll("main", USUAL)
-    await world.store.renders.end_poll("main", USUAL, RARE)
+    held = await world.store.renders.claim_poll("main", USUAL)
+    assert held
+    await world.store.renders.end_poll("main", held, USUAL, RARE)
 
 
 async def test_a_hint_makes_the_next_poll_due_once(world: World) -> None:
@@ -99,9 +100,10 @@ async def test_a_hint_and_its_job_at_the_same_moment_do_not_miss_each_other(worl
 
 async def test_a_hint_that_comes_during_a_pass_is_not_lost(world: World) -> None:
     await world.rendering("video_1")
-    assert await world.store.renders.claim_poll("main", USUAL)
+    held = await world.store.renders.claim_poll("main", USUAL)
+    assert held
     await world.store.hints.add("main", "wh_1", "video_1")
-    await world.store.renders.end_poll("main", USUAL, RARE)
+    await world.store.renders.end_poll("main", held, USUAL, RARE)
     assert await next_poll_seconds(world) <= 0
     # The pass that it asked for: the provider may show the end a little later than it tells it.
     await polled(world)

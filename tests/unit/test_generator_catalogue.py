@@ -78,6 +78,9 @@ def test_the_time_factor_scales_what_is_the_providers_only() -> None:
     assert fast.settle_seconds == account.settle_seconds / 10
     assert fast.resolve_seconds == account.resolve_seconds / 10
     assert fast.requests_per_minute == account.requests_per_minute * 10
+    assert fast.quota.requests.interval < account.quota.requests.interval / 8
+    assert fast.day_seconds == 8640
+    assert fast.models["sora-2"].render_seconds == account.models["sora-2"].render_seconds / 10
     assert fast.post_timeout_seconds == account.post_timeout_seconds
     assert fast.clock_skew_seconds == account.clock_skew_seconds
 
@@ -105,6 +108,12 @@ def test_a_key_that_others_use_is_blind(fields: dict[str, bool]) -> None:
         ({"requests_per_minute": 0}, "requests_per_minute is not above 0"),
         ({"post_timeout_seconds": -1}, "post_timeout_seconds is not above 0"),
         ({"max_jobs_in_flight": 0}, "max_jobs_in_flight"),
+        ({"weight": 0}, "weight is not above 0"),
+        ({"jobs_per_day": -1}, "jobs_per_day is below 0"),
+        ({"max_cost_micros_per_hour": -1}, "max_cost_micros_per_hour is below 0"),
+        ({"creates_per_minute": -1}, "creates_per_minute is below 0"),
+        ({"request_floors": {"poll": 0.6, "submit": 0.6}}, "request_floors are no shares of 1"),
+        ({"request_floors": {"upload": 0.6}}, "upload"),
         ({"models": {}}, "no models"),
         ({"models": ["sora-2"]}, "main"),
         ({"models": {"sora-2": {"upstream": "sora-2"}}}, "cost_micros_per_second"),
@@ -144,7 +153,7 @@ def test_a_mistake_in_a_rule_is_named(rule: dict[str, Any]) -> None:
         catalogue.parse(document, 1.0)
 
 
-def test_two_accounts_of_one_name_and_pools_of_unequal_accounts_are_refused() -> None:
+def test_two_accounts_of_one_name_and_a_model_in_two_pools_are_refused() -> None:
     document = copy.deepcopy(DOCUMENT)
     second = copy.deepcopy(document["provider_accounts"][0])
     document["provider_accounts"].append(second)
@@ -152,10 +161,14 @@ def test_two_accounts_of_one_name_and_pools_of_unequal_accounts_are_refused() ->
         catalogue.parse(document, 1.0)
     second["name"] = "second"
     assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "runway", "second"]
+    # In one pool each may serve what it likes, in whichever dialect.
     del second["models"]["sora-2-pro"]
-    with pytest.raises(catalogue.CatalogueError, match="second: serves other models"):
-        catalogue.parse(document, 1.0)
+    second["dialect"] = "azure_jobs"
+    assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "runway", "second"]
     second["pool"] = "small"
+    with pytest.raises(catalogue.CatalogueError, match="second: sora-2 is in pool sora already"):
+        catalogue.parse(document, 1.0)
+    second["models"]["sora-3"] = second["models"].pop("sora-2")
     assert list(catalogue.parse(document, 1.0)) == ["main", "azure", "runway", "second"]
 
 
@@ -208,11 +221,11 @@ async def test_opening_the_pools(tmp_path: Path) -> None:
     assert opened.names == ["runway", "sora", "sora-1"]
     # No address, nothing to send to: its jobs are accepted and wait.
     assert opened.pool_of("sora-1") == "sora-1"
-    assert opened.of_pool("sora-1") == []
+    assert opened.of_pool("sora-1") == {}
     await opened.aclose()
     opened = pools.open_pools(settings(FILE, azure_base_url="http://x/openai/v1"))
-    assert [account.name for account in opened.of_pool("sora-1")] == ["azure"]
-    assert opened.of_pool("sora") == []
+    assert list(opened.of_pool("sora-1")) == ["azure"]
+    assert opened.of_pool("sora") == {}
     await opened.aclose()
 
     empty = tmp_path / "empty.yaml"

@@ -192,22 +192,30 @@ class Queued(_message.Message):
     LANE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    EXPECTED_AT_FIELD_NUMBER: _builtins.int
     lane: _vocabulary_pb2.Lane.ValueType
     """Lane in which it waits."""
     model: _builtins.str
     """Model that it asks for."""
     queue_position: _builtins.int
     """Videos before it in its lane when it was queued, 0 or more."""
+    @_builtins.property
+    def expected_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was expected to be done, by the quota and the measured render times; not set when that is not known. Later ones come
+        as progress.
+        """
+
     def __init__(
         self,
         *,
         lane: _vocabulary_pb2.Lane.ValueType = ...,
         model: _builtins.str = ...,
         queue_position: _builtins.int = ...,
+        expected_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_at", b"expected_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "model", b"model", "queue_position", b"queue_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_at", b"expected_at", "lane", b"lane", "model", b"model", "queue_position", b"queue_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -378,6 +378,17 @@ class ProviderAccount(_message.Message):
     JOBS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     MAX_JOBS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    USABLE_JOBS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    OPENS_AT_FIELD_NUMBER: _builtins.int
+    TROUBLES_FIELD_NUMBER: _builtins.int
+    COST_MICROS_HOUR_FIELD_NUMBER: _builtins.int
+    COST_MICROS_DAY_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICROS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICROS_PER_DAY_FIELD_NUMBER: _builtins.int
+    JOBS_DAY_FIELD_NUMBER: _builtins.int
+    JOBS_PER_DAY_FIELD_NUMBER: _builtins.int
     provider_account: _builtins.str
     """Its name in the catalogue."""
     dialect: _builtins.str
@@ -390,9 +401,35 @@ class ProviderAccount(_message.Message):
     """Jobs it has from us now."""
     max_jobs_in_flight: _builtins.int
     """Jobs it takes at once."""
+    pool: _builtins.str
+    """Queue that it takes jobs from, with all accounts that share a model with it."""
+    weight: _builtins.float
+    """Its share of the jobs among them."""
+    usable_jobs_in_flight: _builtins.int
+    """Jobs at once that it turned out to take: max_jobs_in_flight, or fewer after the provider has said that it has too many."""
+    troubles: _builtins.int
+    """Creates that went wrong in a row. Above 0, after the pause, one job is sent to see."""
+    cost_micros_hour: _builtins.int
+    """What its jobs of the last hour and day cost, in millionths of the provider's currency, and what they may: 0: no cap. Over a cap
+    it is not open; videos wait for another account, or for the hour or day to pass.
+    """
+    cost_micros_day: _builtins.int
+    """As above, of the last 24 hours."""
+    max_cost_micros_per_hour: _builtins.int
+    """Cap on cost_micros_hour."""
+    max_cost_micros_per_day: _builtins.int
+    """Cap on cost_micros_day."""
+    jobs_day: _builtins.int
+    """Jobs of the last 24 hours."""
+    jobs_per_day: _builtins.int
+    """Cap on jobs_day; 0: no cap."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that it serves."""
+
+    @_builtins.property
+    def opens_at(self) -> _timestamp_pb2.Timestamp:
+        """When a pause after trouble ends; not set: there is none. An operator's pause and a reached cap have no such moment."""
 
     def __init__(
         self,
@@ -404,10 +441,21 @@ class ProviderAccount(_message.Message):
         jobs_in_flight: _builtins.int = ...,
         max_jobs_in_flight: _builtins.int = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        pool: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        usable_jobs_in_flight: _builtins.int = ...,
+        opens_at: _timestamp_pb2.Timestamp | None = ...,
+        troubles: _builtins.int = ...,
+        cost_micros_hour: _builtins.int = ...,
+        cost_micros_day: _builtins.int = ...,
+        max_cost_micros_per_hour: _builtins.int = ...,
+        max_cost_micros_per_day: _builtins.int = ...,
+        jobs_day: _builtins.int = ...,
+        jobs_per_day: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opens_at", b"opens_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_reason", b"closed_reason", "dialect", b"dialect", "jobs_in_flight", b"jobs_in_flight", "max_jobs_in_flight", b"max_jobs_in_flight", "models", b"models", "open", b"open", "provider_account", b"provider_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_reason", b"closed_reason", "cost_micros_day", b"cost_micros_day", "cost_micros_hour", b"cost_micros_hour", "dialect", b"dialect", "jobs_day", b"jobs_day", "jobs_in_flight", b"jobs_in_flight", "jobs_per_day", b"jobs_per_day", "max_cost_micros_per_day", b"max_cost_micros_per_day", "max_cost_micros_per_hour", b"max_cost_micros_per_hour", "max_jobs_in_flight", b"max_jobs_in_flight", "models", b"models", "open", b"open", "opens_at", b"opens_at", "pool", b"pool", "provider_account", b"provider_account", "troubles", b"troubles", "usable_jobs_in_flight", b"usable_jobs_in_flight", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

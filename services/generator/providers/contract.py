@@ -67,7 +67,7 @@ class NotAccepted:
     message: str
     retry_after_seconds: float | None
     limit: str = "requests"
-    """Which limit was met: `requests` of any kind, `jobs` at once, or creates of this `day`."""
+    """Which limit was met: `requests` of any kind, `jobs` at once, creates of this `day`; empty: it was not reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,17 @@ class Listing:
 
 
 class ProviderTrouble(Exception):
-    """A call that reads failed; it can be made again. `retry_after_seconds` where the provider said so."""
+    """A call that reads failed; it can be made again. `retry_after_seconds` where the provider said so.
 
-    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+    `too_early`: it was refused for the limit of requests.
+    """
+
+    def __init__(
+        self, message: str, retry_after_seconds: float | None = None, *, too_early: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.too_early = too_early
 
 
 class ContentGone(ProviderTrouble):

@@ -135,7 +135,7 @@ class Server:
                     answer = await self._read(response, MAX_CREATE_ANSWER_BYTES)
             return self._outcome(answer)
         except NOT_DELIVERED as error:
-            return contract.NotAccepted(f"not reached: {error!r}", None)
+            return contract.NotAccepted(f"not reached: {error!r}", None, limit="")
         except Exception as error:
             return contract.Ambiguous(f"no answer: {error!r}")
 
@@ -385,4 +385,6 @@ def error_message(answer: Answer) -> str:
 def trouble(answer: Answer) -> contract.ProviderTrouble:
     """An answer that is none, as what is raised."""
     message = f"HTTP {answer.status}: {error_message(answer)}"
-    return contract.ProviderTrouble(message, limits.retry_after(answer.headers))
+    return contract.ProviderTrouble(
+        message, limits.retry_after(answer.headers), too_early=answer.status == 429
+    )

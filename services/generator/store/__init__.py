@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit import postgres
+from services.generator.store.accounts import AccountStore
+from services.generator.store.estimates import EstimateStore
 from services.generator.store.hints import HintStore
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
@@ -18,6 +20,8 @@ class Store:
     def __init__(self, pool: postgres.Pool, told: Callable[[], None]) -> None:
         """`told` is called after each commit that put an event into the outbox."""
         self.videos = VideoStore(pool, told)
+        self.accounts = AccountStore(pool)
+        self.estimates = EstimateStore(pool)
         self.queue = QueueStore(pool, told)
         self.submissions = SubmissionStore(pool)
         self.renders = RenderStore(pool)

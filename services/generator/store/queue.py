@@ -1,115 +1,121 @@
-"""The queue: whose turn it is, and the provider accounts' quota, which all replicas share."""
+"""The queue: whose turn it is, and at which provider account."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from framewire.events.v1 import vocabulary_pb2
+from framewire.generator.v1 import job_pb2
 from kit import postgres
 from kit.failpoints import failpoint
-from services.generator import events
+from services.generator import catalogue, events, standings
+from services.generator.store import accounts as account_rows
 from services.generator.store import rows, telling
 
 _DISPATCH_LOCK = 0x64697370
-_ACCOUNT_STATES = """
-    SELECT p.provider_account, NOT p.paused AND p.submits_after <= clock_timestamp() AS open,
-        CASE WHEN p.paused THEN 'paused by an operator'
-             WHEN p.submits_after > clock_timestamp() THEN p.closed_reason ELSE '' END AS closed_reason,
-        (SELECT count(*) FROM attempts a WHERE a.provider_account = p.provider_account
-         AND a.state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN', 'UNRESOLVED', 'RENDERING')
-         AND (a.state NOT IN ('UNKNOWN', 'UNRESOLVED') OR a.render_deadline > clock_timestamp())
-        ) AS jobs_in_flight
-    FROM provider_accounts p ORDER BY p.provider_account
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class AccountState:
-    """A provider account as it stands."""
-
-    provider_account: str
-    open: bool
-    closed_reason: str
-    jobs_in_flight: int
+_TWINS_LOOKED_AT = 200
+"""So many of an account's oldest are looked at for one that has no undecided twin."""
 
 
 class QueueStore:
-    """Turns and quota."""
+    """Turns."""
 
     def __init__(self, pool: postgres.Pool, told: Callable[[], None]) -> None:
         self._pool = pool
         self._told = told
 
-    async def ensure_accounts(self, names: Sequence[str]) -> None:
-        """A row for each provider account of the catalogue. Idempotent."""
-        await self._pool.executemany(
-            "INSERT INTO provider_accounts (provider_account) VALUES ($1) ON CONFLICT DO NOTHING",
-            [(name,) for name in names],
-        )
-
-    async def account_states(self) -> list[AccountState]:
-        """Every provider account with its circuit and its jobs in flight, counted from rows."""
-        found = await self._pool.fetch(_ACCOUNT_STATES)
-        return [AccountState(**row) for row in found]
-
     async def pick(
         self,
         pool: str,
-        limits: Mapping[str, int],
+        accounts: Mapping[str, catalogue.ProviderAccount],
+        most_preparing: Mapping[str, int],
         lane_weights: Mapping[str, float],
         lease: timedelta,
     ) -> rows.Attempt | None:
-        """Gives the next attempt of a pool its turn and moves it to PREPARING at the account with most room.
+        """Gives the next attempt of a pool its turn and moves it to PREPARING at an account that can take it.
 
         Fair: the lane with the smallest weighted virtual time, in it the account with the smallest, its oldest attempt
-        of which no twin is undecided. `limits`: the pool's provider accounts with the most jobs that each may have. One
-        dispatcher of a pool at a time; None when there is nothing to do or another one is at it.
+        that has an open provider account where no twin of it is undecided. `accounts`: the pool's provider accounts,
+        with how many of each may be in preparation. One dispatcher of a pool at a time; None when there is nothing to
+        do or another one is at it.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             if not await connection.fetchval(
                 "SELECT pg_try_advisory_xact_lock($1, hashtext($2))", _DISPATCH_LOCK, pool
+            ) or not await connection.fetchval(
+                "SELECT EXISTS (SELECT 1 FROM attempts WHERE pool = $1 AND state = 'QUEUED')", pool
             ):
                 return None
             # Inside the lock: what another dispatcher has just given away is counted.
-            states = await connection.fetch(_ACCOUNT_STATES)
-            room = {
-                row["provider_account"]: limits[row["provider_account"]] - row["jobs_in_flight"]
-                for row in states
-                if row["open"] and row["provider_account"] in limits
-            }
-            open_accounts = sorted(
-                (name for name in room if room[name] > 0), key=lambda n: -room[n]
-            )
-            if not open_accounts:
+            standing, now = await account_rows.read(connection, accounts)
+            by_name = {item.provider_account: item for item in standing}
+            able = standings.able(standing, accounts, most_preparing, now)
+            while able:
+                chosen = await self._next_turn(connection, pool, lane_weights, able)
+                if chosen is None:
+                    return None
+                attempt_id, video_id, lane, name, spec = chosen
+                cost_micros = standings.price(accounts[name], spec)
+                if standings.why_closed(by_name[name], accounts[name], cost_micros):
+                    # It is its turn, and there is no money for it: nobody dearer or cheaper goes before it there.
+                    able = [item for item in able if item[1] != name]
+                    continue
+                attempt = await self._give(
+                    connection, attempt_id, video_id, name, cost_micros, lease
+                )
+                if attempt is None:  # cancelled between the two statements
+                    return None
+                await self._advance(connection, attempt, lane, lane_weights)
+                await failpoint("generator.pick.before_commit")
+                break
+            else:
                 return None
-            chosen = await self._next_turn(connection, pool, lane_weights, open_accounts)
-            if chosen is None:
-                return None
-            attempt_id, video_id, lane, account = chosen
-            video = await telling.lock(connection, video_id)
-            assert video is not None
-            row = await connection.fetchrow(
-                f"""
-                WITH picked AS (
-                    UPDATE attempts SET state = 'PREPARING', fence = fence + 1, provider_account = $2,
-                        lease_until = clock_timestamp() + $3
-                    WHERE attempt_id = $1 AND state = 'QUEUED' RETURNING *)
-                SELECT {rows.ATTEMPT_COLUMNS} FROM picked a JOIN videos v USING (video_id)
-                """,
-                attempt_id,
-                account,
-                lease,
-            )
-            if row is None:  # cancelled between the two statements
-                return None
-            attempt = rows.attempt(row)
-            await self._advance(connection, attempt, lane, lane_weights)
-            if video.state == "PENDING":
-                await telling.tell(connection, video, events.started(attempt.number, account))
-            await failpoint("generator.pick.before_commit")
         self._told()
         await failpoint("generator.pick.after_commit")
+        return attempt
+
+    async def _give(
+        self,
+        connection: postgres.Connection,
+        attempt_id: str,
+        video_id: str,
+        provider_account: str,
+        cost_micros: int,
+        lease: timedelta,
+    ) -> rows.Attempt | None:
+        """PREPARING at that account, with its price, so that caps count it from here."""
+        video = await telling.lock(connection, video_id)
+        assert video is not None
+        row = await connection.fetchrow(
+            f"""
+            WITH picked AS (
+                UPDATE attempts p SET state = 'PREPARING', fence = fence + 1, provider_account = $2,
+                    lease_until = clock_timestamp() + $3, cost_micros = $4, queue_position = 0,
+                    expected_at = clock_timestamp() + make_interval(secs => (
+                        SELECT render_seconds FROM queue_rates q WHERE q.pool = p.pool AND q.model = p.model))
+                WHERE attempt_id = $1 AND state = 'QUEUED' RETURNING *)
+            SELECT {rows.ATTEMPT_COLUMNS} FROM picked a JOIN videos v USING (video_id)
+            """,
+            attempt_id,
+            provider_account,
+            lease,
+            cost_micros,
+        )
+        if row is None:
+            return None
+        attempt = rows.attempt(row)
+        await connection.execute(
+            """
+            UPDATE queue_counts SET waiting = greatest(0, waiting - 1)
+            WHERE pool = $1 AND lane = $2 AND account_id = $3
+            """,
+            attempt.pool,
+            attempt.lane,
+            attempt.account_id,
+        )
+        if video.state == "PENDING":
+            await telling.tell(connection, video, events.started(attempt.number, provider_account))
         return attempt
 
     async def _next_turn(
@@ -117,49 +123,61 @@ class QueueStore:
         connection: postgres.Connection,
         pool: str,
         lane_weights: Mapping[str, float],
-        accounts: list[str],
-    ) -> tuple[str, str, str, str] | None:
-        # One probe of the queue's index per waiting account, not a sort of the whole queue. Who was away starts where
-        # the others have come to (`reached`): nobody saves turns up by being away.
+        able: Sequence[tuple[str, str]],
+    ) -> tuple[str, str, str, str, vocabulary_pb2.VideoSpec] | None:
+        # One probe of the index per waiting account and model that somebody can take, not a sort of the whole queue.
+        # Who was away starts where the others have come to (`reached`): nobody saves turns up by being away.
         row = await connection.fetchrow(
             """
-            WITH RECURSIVE waiting AS (
-                (SELECT lane, account_id FROM attempts WHERE pool = $1 AND state = 'QUEUED'
-                 ORDER BY lane, account_id LIMIT 1)
+            WITH RECURSIVE able AS (
+                SELECT * FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS s(model, provider_account, place)
+            ), waiting AS (
+                SELECT m.model, f.lane, f.account_id FROM (SELECT DISTINCT model FROM able) m
+                CROSS JOIN LATERAL (
+                    SELECT lane, account_id FROM attempts a
+                    WHERE a.pool = $1 AND a.model = m.model AND a.state = 'QUEUED'
+                    ORDER BY lane, account_id LIMIT 1) f
                 UNION ALL
-                SELECT n.lane, n.account_id FROM waiting w CROSS JOIN LATERAL (
+                SELECT w.model, n.lane, n.account_id FROM waiting w CROSS JOIN LATERAL (
                     SELECT a.lane, a.account_id FROM attempts a
-                    WHERE a.pool = $1 AND a.state = 'QUEUED' AND (a.lane, a.account_id) > (w.lane, w.account_id)
+                    WHERE a.pool = $1 AND a.model = w.model AND a.state = 'QUEUED'
+                      AND (a.lane, a.account_id) > (w.lane, w.account_id)
                     ORDER BY a.lane, a.account_id LIMIT 1) n
             )
-            SELECT o.attempt_id, o.video_id, w.lane, o.provider_account
+            SELECT o.attempt_id, o.video_id, w.lane, o.provider_account, v.job
             FROM waiting w
             CROSS JOIN LATERAL (
-                SELECT a.attempt_id, a.video_id, r.provider_account
-                FROM attempts a
+                SELECT a.attempt_id, a.video_id, a.created_at, r.provider_account
+                FROM (SELECT * FROM attempts q
+                      WHERE q.pool = $1 AND q.model = w.model AND q.state = 'QUEUED' AND q.lane = w.lane
+                        AND q.account_id = w.account_id AND q.next_step_at <= clock_timestamp()
+                      ORDER BY q.created_at LIMIT $5) a
                 CROSS JOIN LATERAL (
-                    SELECT r.provider_account
-                    FROM unnest($2::text[]) WITH ORDINALITY AS r(provider_account, place)
-                    WHERE (NOT a.key_pinned OR a.provider_account = r.provider_account)
+                    SELECT r.provider_account FROM able r
+                    WHERE r.model = w.model AND (NOT a.key_pinned OR a.provider_account = r.provider_account)
                       AND NOT EXISTS (SELECT 1 FROM attempts u
                                       WHERE u.provider_account = r.provider_account AND u.fingerprint = a.fingerprint
                                         AND u.state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN'))
                     ORDER BY r.place LIMIT 1) r
-                WHERE a.pool = $1 AND a.state = 'QUEUED' AND a.lane = w.lane AND a.account_id = w.account_id
-                  AND a.next_step_at <= clock_timestamp()
                 ORDER BY a.created_at LIMIT 1) o
+            JOIN videos v ON v.video_id = o.video_id
             LEFT JOIN turns p ON p.pool = $1 AND p.lane = '' AND p.account_id = ''
             LEFT JOIN turns l ON l.pool = $1 AND l.lane = w.lane AND l.account_id = ''
             LEFT JOIN turns t ON t.pool = $1 AND t.lane = w.lane AND t.account_id = w.account_id
-            ORDER BY greatest(l.virtual_time, p.reached, 0), array_position($3::text[], w.lane),
-                     greatest(t.virtual_time, l.reached, 0), w.account_id
+            ORDER BY greatest(l.virtual_time, p.reached, 0), array_position($4::text[], w.lane),
+                     greatest(t.virtual_time, l.reached, 0), w.account_id, o.created_at
             LIMIT 1
             """,
             pool,
-            accounts,
+            [model for model, _ in able],
+            [name for _, name in able],
             list(lane_weights),
+            _TWINS_LOOKED_AT,
         )
-        return tuple(row) if row else None
+        if row is None:
+            return None
+        spec = job_pb2.Job.FromString(bytes(row["job"])).spec
+        return row["attempt_id"], row["video_id"], row["lane"], row["provider_account"], spec
 
     async def _advance(
         self,
@@ -211,7 +229,8 @@ class QueueStore:
                 await connection.fetchval(
                     """
                     UPDATE attempts SET state = 'QUEUED', lease_until = NULL, worker = NULL, message = $3,
-                        next_step_at = clock_timestamp() + $4, absent_since = NULL, key_pinned = $5
+                        next_step_at = clock_timestamp() + $4, absent_since = NULL, key_pinned = $5,
+                        cost_micros = CASE WHEN $5 THEN cost_micros END
                     WHERE attempt_id = $1 AND fence = $2
                       AND state IN ('PREPARING', 'SUBMITTING', 'UNKNOWN', 'UNRESOLVED')
                     RETURNING true
@@ -224,50 +243,42 @@ class QueueStore:
                 )
             )
 
-    async def hold_submits(self, provider_account: str, delay: timedelta, reason: str) -> None:
-        """Sends nothing more to an account for a while: its own word, or an open circuit. Only ever tightens."""
-        await self._pool.execute(
+    async def settle_in(self, pool_of_model: Mapping[str, str]) -> None:
+        """Moves what is under way into the pools that the catalogue has now. Idempotent."""
+        unnamed = await self._pool.fetch(
             """
-            UPDATE provider_accounts SET closed_reason = $3,
-                submits_after = greatest(submits_after, clock_timestamp() + $2)
-            WHERE provider_account = $1
+            SELECT a.attempt_id, v.job FROM attempts a JOIN videos v USING (video_id)
+            WHERE a.model = '' AND a.state NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')
+            """
+        )
+        await self._pool.executemany(
+            "UPDATE attempts SET model = $2 WHERE attempt_id = $1",
+            [
+                (row["attempt_id"], job_pb2.Job.FromString(bytes(row["job"])).spec.model)
+                for row in unnamed
+            ],
+        )
+        await self._pool.executemany(
+            """
+            UPDATE attempts SET pool = $2
+            WHERE model = $1 AND pool <> $2 AND state NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')
             """,
-            provider_account,
-            delay,
-            reason,
+            list(pool_of_model.items()),
         )
 
-    async def take_request(self, provider_account: str, per_minute: float) -> float:
-        """Takes one request of the account's quota (GCRA, burst 2). 0 when taken, else the seconds until it can be."""
-        interval = timedelta(seconds=60 / per_minute)
-        taken = await self._pool.fetchval(
-            """
-            UPDATE provider_accounts SET requests_tat = greatest(requests_tat, clock_timestamp()) + $2
-            WHERE provider_account = $1 AND requests_tat <= clock_timestamp() + $2 RETURNING 0
+    async def outlived(self, ends: Mapping[str, datetime], limit: int) -> list[rows.Attempt]:
+        """Queued attempts whose model nobody can finish any more. `ends`: by model, the last moment to send."""
+        found = await self._pool.fetch(
+            f"""
+            SELECT {rows.ATTEMPT_COLUMNS} FROM {rows.ATTEMPT_FROM}
+            JOIN unnest($1::text[], $2::timestamptz[]) AS e(model, at) ON e.model = a.model
+            WHERE a.state = 'QUEUED' AND e.at <= clock_timestamp() AND NOT a.key_pinned LIMIT $3
             """,
-            provider_account,
-            interval,
+            list(ends),
+            list(ends.values()),
+            limit,
         )
-        if taken is not None:
-            return 0.0
-        return await self._pool.fetchval(
-            """
-            SELECT greatest(0.005, extract(epoch FROM requests_tat - clock_timestamp() - $2))::float8
-            FROM provider_accounts WHERE provider_account = $1
-            """,
-            provider_account,
-            interval,
-        )
-
-    async def pause(self, provider_account: str, paused: bool) -> bool:
-        """Stops or starts an account by hand. False when there is none of that name."""
-        return bool(
-            await self._pool.fetchval(
-                "UPDATE provider_accounts SET paused = $2 WHERE provider_account = $1 RETURNING true",
-                provider_account,
-                paused,
-            )
-        )
+        return [rows.attempt(row) for row in found]
 
     async def overdue(self, limit: int) -> list[rows.Attempt]:
         """Queued attempts whose start_by is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from framewire.events.v1 import event_pb2
@@ -12,78 +13,164 @@ from services.generator import attempts, events
 from services.generator.store import rows
 
 
+@dataclass(frozen=True, slots=True)
+class Render:
+    """An attempt that a provider is rendering, in little: there may be ten thousand of them in one pass."""
+
+    attempt_id: str
+    video_id: str
+    account_id: str
+    number: int
+    state: attempts.State
+    provider_job_id: str
+    submitted_at: datetime
+    progress_percent: int
+    progress_age_seconds: float | None
+    """Since progress was last written; None: never."""
+    not_found_count: int
+    cancel_requested: bool
+    expected_at: datetime | None
+    ask_after_seconds: float
+    """When it may be asked for singly; at or below 0: now."""
+
+
 class RenderStore:
     """Attempts that the provider has."""
 
     def __init__(self, pool: postgres.Pool) -> None:
         self._pool = pool
 
-    async def claim_poll(self, provider_account: str, lease: timedelta) -> bool:
-        """Takes the account's poll pass, for one replica at a time, when it is due."""
-        return bool(
-            await self._pool.fetchval(
-                """
-                UPDATE provider_accounts SET poll_lease_until = clock_timestamp() + $2,
-                    poll_began_at = clock_timestamp()
-                WHERE provider_account = $1 AND poll_lease_until <= clock_timestamp()
-                  AND next_poll_at <= clock_timestamp() RETURNING true
-                """,
-                provider_account,
-                lease,
-            )
+    async def claim_poll(self, provider_account: str, lease: timedelta) -> datetime | None:
+        """Takes the account's poll pass, for one replica at a time, when it is due; answers until when it is held."""
+        return await self._pool.fetchval(
+            """
+            UPDATE provider_accounts SET poll_lease_until = clock_timestamp() + $2,
+                poll_began_at = clock_timestamp()
+            WHERE provider_account = $1 AND poll_lease_until <= clock_timestamp()
+              AND next_poll_at <= clock_timestamp() RETURNING poll_lease_until
+            """,
+            provider_account,
+            lease,
+        )
+
+    async def renew_poll(
+        self, provider_account: str, held_until: datetime, lease: timedelta
+    ) -> datetime | None:
+        """Keeps a long pass; None when another replica has it meanwhile."""
+        return await self._pool.fetchval(
+            """
+            UPDATE provider_accounts SET poll_lease_until = clock_timestamp() + $3
+            WHERE provider_account = $1 AND poll_lease_until = $2 RETURNING poll_lease_until
+            """,
+            provider_account,
+            held_until,
+            lease,
         )
 
     async def end_poll(
-        self, provider_account: str, interval: timedelta, with_webhooks: timedelta
+        self,
+        provider_account: str,
+        held_until: datetime,
+        interval: timedelta,
+        with_webhooks: timedelta,
     ) -> None:
-        """Gives the pass back; the next one is due after the interval, or at once where a hint came meanwhile.
+        """Gives the pass back; the next one is due an interval after it began, or at once where a hint came meanwhile.
 
         `with_webhooks` is the interval while webhooks come; they have ceased when there was none for two of it. A
-        provider may hint before it shows the end: soon after a hint the interval is the usual one.
+        provider may hint before it shows the end: soon after a hint the interval is the usual one. Does nothing when
+        another replica has the pass.
         """
         await self._pool.execute(
             """
             UPDATE provider_accounts SET poll_lease_until = '-infinity',
-                next_poll_at = clock_timestamp() + CASE
-                    WHEN hinted_at >= poll_began_at THEN interval '0'
-                    WHEN hinted_at >= poll_began_at - $2::interval THEN $2
-                    WHEN webhook_heard_at > clock_timestamp() - 2 * $3::interval THEN greatest($2, $3)
-                    ELSE $2 END
-            WHERE provider_account = $1
+                next_poll_at = CASE WHEN hinted_at >= poll_began_at THEN clock_timestamp()
+                    ELSE greatest(clock_timestamp(), poll_began_at + CASE
+                        WHEN hinted_at >= poll_began_at - $3::interval THEN $3
+                        WHEN webhook_heard_at > clock_timestamp() - 2 * $4::interval THEN greatest($3, $4)
+                        ELSE $3 END) END
+            WHERE provider_account = $1 AND poll_lease_until = $2
             """,
             provider_account,
+            held_until,
             interval,
             with_webhooks,
         )
 
-    async def in_flight(self, provider_account: str) -> list[rows.Attempt]:
-        """Attempts that the account is rendering, oldest first."""
+    async def in_flight(self, provider_account: str, interval: timedelta) -> list[Render]:
+        """Attempts that the account is rendering, oldest first; none is asked for singly within an interval."""
         found = await self._pool.fetch(
-            f"""
-            SELECT {rows.ATTEMPT_COLUMNS} FROM {rows.ATTEMPT_FROM}
+            """
+            SELECT a.attempt_id, a.video_id, a.account_id, a.number, a.state, a.provider_job_id, a.submitted_at,
+                a.progress_percent, a.not_found_count, v.cancel_requested, a.expected_at,
+                extract(epoch FROM clock_timestamp() - a.progress_at)::float8 AS progress_age_seconds,
+                extract(epoch FROM greatest(a.next_step_at, a.submitted_at + $2) - clock_timestamp())::float8
+                    AS ask_after_seconds
+            FROM attempts a JOIN videos v USING (video_id)
             WHERE a.provider_account = $1 AND a.state IN ('RENDERING', 'UNRESOLVED')
               AND a.provider_job_id IS NOT NULL
             ORDER BY a.submitted_at
             """,
             provider_account,
+            interval,
         )
-        return [rows.attempt(row) for row in found]
+        return [Render(**{**row, "state": attempts.State(row["state"])}) for row in found]
 
-    async def progress(self, attempt: rows.Attempt, percent: int) -> event_pb2.Progress | None:
-        """Writes progress and answers what is to be told of it; None when nothing changed hands."""
-        version = await self._pool.fetchval(
+    async def sent_since(self, provider_account: str, moments: Sequence[datetime]) -> list[int]:
+        """By moment, how many attempts were sent to the account from then on: so many jobs a list shows back to it."""
+        return await self._pool.fetchval(
             """
-            UPDATE attempts SET progress_percent = $2, progress_at = clock_timestamp(),
-                not_found_count = 0, not_found_since = NULL, progress_version = progress_version + 1
-            WHERE attempt_id = $1 AND state IN ('RENDERING', 'UNRESOLVED') AND progress_percent <= $2
-            RETURNING progress_version
+            SELECT array_agg(n ORDER BY place) FROM unnest($2::timestamptz[]) WITH ORDINALITY AS m(at, place)
+            CROSS JOIN LATERAL (SELECT count(*)::int AS n FROM attempts
+                                WHERE provider_account = $1 AND submitted_at >= m.at) c
             """,
-            attempt.attempt_id,
-            percent,
+            provider_account,
+            moments,
         )
-        return self._progress(attempt, attempt.state, percent, version) if version else None
 
-    async def stage(self, attempt: rows.Attempt, state: attempts.State) -> event_pb2.Progress:
+    async def load(self, attempt_id: str) -> rows.Attempt:
+        """The whole of it."""
+        row = await self._pool.fetchrow(
+            f"SELECT {rows.ATTEMPT_COLUMNS} FROM {rows.ATTEMPT_FROM} WHERE a.attempt_id = $1",
+            attempt_id,
+        )
+        assert row is not None
+        return rows.attempt(row)
+
+    async def asked(self, attempt_id: str, delay: timedelta) -> None:
+        """It was asked for singly; not again before the delay is over."""
+        await self._pool.execute(
+            """
+            UPDATE attempts SET next_step_at = clock_timestamp() + $2
+            WHERE attempt_id = $1 AND state IN ('RENDERING', 'UNRESOLVED')
+            """,
+            attempt_id,
+            delay,
+        )
+
+    async def progress(self, seen: Sequence[tuple[Render, int]]) -> list[event_pb2.Progress]:
+        """Writes the progress of many at once; answers what is to be told of those where it counted."""
+        found = await self._pool.fetch(
+            """
+            UPDATE attempts a SET progress_percent = s.percent, progress_at = clock_timestamp(),
+                not_found_count = 0, not_found_since = NULL, progress_version = progress_version + 1
+            FROM unnest($1::text[], $2::int[]) AS s(attempt_id, percent)
+            WHERE a.attempt_id = s.attempt_id AND a.state IN ('RENDERING', 'UNRESOLVED')
+              AND a.progress_percent <= s.percent
+            RETURNING a.attempt_id, a.progress_version
+            """,
+            [render.attempt_id for render, _ in seen],
+            [percent for _, percent in seen],
+        )
+        versions = {row["attempt_id"]: row["progress_version"] for row in found}
+        return [
+            self._progress(render, render.state, percent, versions[render.attempt_id])
+            for render, percent in seen
+            if render.attempt_id in versions
+        ]
+
+    async def stage(
+        self, attempt: rows.Attempt | Render, state: attempts.State
+    ) -> event_pb2.Progress:
         """The progress message for a change of stage that is told, not stored as an event."""
         version = await self._pool.fetchval(
             """
@@ -95,23 +182,27 @@ class RenderStore:
         return self._progress(attempt, state, attempt.progress_percent, version)
 
     def _progress(
-        self, attempt: rows.Attempt, state: attempts.State, percent: int, version: int
+        self, attempt: rows.Attempt | Render, state: attempts.State, percent: int, version: int
     ) -> event_pb2.Progress:
         stage = "CANCELLING" if attempt.cancel_requested else attempts.STAGES[state]
         return event_pb2.Progress(
             video_id=attempt.video_id,
             account_id=attempt.account_id,
-            version=attempt.number * 1_000_000 + version,
+            version=events.progress_version(attempt.number, version),
             stage=events.stage(stage),
             progress_percent=percent,
+            expected_at=events.timestamp(attempt.expected_at) if attempt.expected_at else None,
         )
 
-    async def finished(self, attempt: rows.Attempt, content_expires_at: datetime | None) -> bool:
+    async def finished(
+        self, attempt: rows.Attempt | Render, content_expires_at: datetime | None
+    ) -> bool:
         """The provider has finished it: FETCHING."""
         moved = await self._pool.fetchval(
             """
             UPDATE attempts SET state = 'FETCHING', fence = fence + 1, progress_percent = 100,
                 content_expires_at = $2, next_step_at = clock_timestamp(), lease_until = NULL,
+                rendered_at = clock_timestamp(),
                 not_found_count = 0, not_found_since = NULL
             WHERE attempt_id = $1 AND state IN ('RENDERING', 'UNRESOLVED') AND provider_job_id IS NOT NULL
             RETURNING true
@@ -122,7 +213,7 @@ class RenderStore:
         await failpoint("generator.poll.after_finished")
         return bool(moved)
 
-    async def not_found(self, attempt: rows.Attempt) -> tuple[int, float]:
+    async def not_found(self, attempt: rows.Attempt | Render) -> tuple[int, float]:
         """Counts a definite 404; answers how many there were in a row and over how many seconds."""
         row = await self._pool.fetchrow(
             """

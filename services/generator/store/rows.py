@@ -16,7 +16,7 @@ ATTEMPT_COLUMNS = """
     a.provider_account, a.provider_job_id, a.fingerprint, a.body_sha256, a.submissions, a.key_pinned,
     a.submitted_at, a.resolve_by, a.render_deadline, a.absent_since, a.content_expires_at,
     a.progress_percent, a.progress_at, a.not_found_count, a.not_found_since, a.fetch_tries,
-    a.bad_sha256, a.progress_version, a.start_by, a.created_at, v.job, v.cancel_requested
+    a.bad_sha256, a.progress_version, a.start_by, a.created_at, a.expected_at, v.job, v.cancel_requested
 """
 ATTEMPT_FROM = "attempts a JOIN videos v USING (video_id)"
 
@@ -55,6 +55,7 @@ class Attempt:
     progress_version: int
     start_by: datetime
     created_at: datetime
+    expected_at: datetime | None
     job: job_pb2.Job
     cancel_requested: bool
 

@@ -12,7 +12,7 @@ from framewire.storage.v1 import storage_pb2
 from kit import ids, postgres
 from kit.failpoints import failpoint
 from services.generator import attempts, events
-from services.generator.store import rows, telling
+from services.generator.store import estimates, rows, telling
 
 ORDINARY_WEIGHT = 100
 MAX_WEIGHT = 1000
@@ -62,15 +62,15 @@ class VideoStore:
             )
             if not inserted:
                 return False
-            position = await connection.fetchval(
-                "SELECT count(*) FROM attempts WHERE pool = $1 AND lane = $2 AND state = 'QUEUED'",
-                pool,
-                lane,
+            weight = _weight(job)
+            place, expected = await estimates.join(
+                connection, pool, lane, job.account_id, weight, job.spec.model
             )
-            await self._insert_attempt(connection, job, 1, pool, fingerprint)
+            await self._insert_attempt(connection, job, 1, pool, fingerprint, place, expected)
             video = await telling.lock(connection, job.video_id)
             assert video is not None
-            await telling.tell(connection, video, events.queued(job.lane, job.spec.model, position))
+            event = events.queued(job.lane, job.spec.model, place, expected)
+            await telling.tell(connection, video, event)
             await failpoint("generator.accept.before_commit")
         self._told()
         await failpoint("generator.accept.after_commit")
@@ -83,12 +83,14 @@ class VideoStore:
         number: int,
         pool: str,
         fingerprint: str,
+        queue_position: int = 0,
+        expected_at: datetime | None = None,
     ) -> None:
         await connection.execute(
             """
             INSERT INTO attempts (attempt_id, video_id, number, account_id, pool, lane, weight, state,
-                                  fingerprint, start_by)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9)
+                                  fingerprint, start_by, model, queue_position, expected_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9, $10, $11, $12)
             """,
             ids.new_id(),
             job.video_id,
@@ -96,9 +98,12 @@ class VideoStore:
             job.account_id,
             pool,
             events.lane_name(job.lane),
-            max(1, min(MAX_WEIGHT, job.weight or ORDINARY_WEIGHT)),
+            _weight(job),
             fingerprint,
             events.moment(job.start_by),
+            job.spec.model,
+            queue_position,
+            expected_at,
         )
 
     async def refuse_poison(self, video_id: str, account_id: str, message: str) -> bool:
@@ -268,3 +273,7 @@ class VideoStore:
             limit,
         )
         return [dict(row) for row in found]
+
+
+def _weight(job: job_pb2.Job) -> int:
+    return max(1, min(MAX_WEIGHT, job.weight or ORDINARY_WEIGHT))
