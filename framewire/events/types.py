@@ -15,6 +15,8 @@ class Queued:
     lane: str
     model: str
     queue_position: int
+    expected_at: datetime | None
+    """When it was expected to be done; None: that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
