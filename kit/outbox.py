@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kit import bus, loops, postgres, telemetry
@@ -40,8 +40,8 @@ class Row:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def add(connection: postgres.Connection, row: Row) -> None:
-    """Puts a message into the outbox, inside the caller's transaction. Idempotent by ce_id."""
+def headed(row: Row) -> Row:
+    """The row with the headers that every message has, the current trace among them."""
     headers = {
         **telemetry.trace_headers(),
         "ce-specversion": "1.0",
@@ -49,19 +49,30 @@ async def add(connection: postgres.Connection, row: Row) -> None:
         "content-type": "application/json",
         **row.headers,
     }
+    return replace(row, headers=headers)
+
+
+async def add(connection: postgres.Connection, row: Row) -> None:
+    """Puts a message into the outbox, inside the caller's transaction. Idempotent by ce_id."""
+    await add_all(connection, [headed(row)])
+
+
+async def add_all(connection: postgres.Connection, rows: Sequence[Row]) -> None:
+    """Puts messages that are `headed` into the outbox, by one statement."""
     await connection.execute(
         """
         INSERT INTO outbox (ce_id, ordering_key, seq, shard, subject, headers, data, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp())
+        SELECT *, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::bigint[], $4::smallint[],
+            $5::text[], $6::jsonb[], $7::bytea[])
         ON CONFLICT (ce_id) DO NOTHING
         """,
-        row.ce_id,
-        row.ordering_key,
-        row.seq,
-        zlib.crc32(row.ordering_key.encode()) % SHARDS,
-        row.subject,
-        headers,
-        row.data,
+        [row.ce_id for row in rows],
+        [row.ordering_key for row in rows],
+        [row.seq for row in rows],
+        [zlib.crc32(row.ordering_key.encode()) % SHARDS for row in rows],
+        [row.subject for row in rows],
+        [dict(row.headers) for row in rows],
+        [row.data for row in rows],
     )
 
 

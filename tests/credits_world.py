@@ -14,8 +14,8 @@ from google.protobuf import json_format
 
 from framewire.events.v1 import event_pb2
 from kit import errors, ids, migrate, postgres
-from services.credits import documents, holds, ledger, rules
-from services.credits.store import Store, movements
+from services.credits import documents, holds, ledger, operations, rules
+from services.credits.store import Store
 from tests import containers
 
 HERE = Path(rules.__file__).parent
@@ -40,15 +40,17 @@ class World:
             await self.grant(account_id, amount, **fields)
         return account_id
 
-    async def grant(self, account_id: str, amount: int, **fields: Any) -> movements.Given:
+    async def grant(self, account_id: str, amount: int, **fields: Any) -> operations.Given:
         request = {"request_id": str(uuid.uuid4()), "source": ledger.LotSource.PURCHASE, **fields}
-        return await self.books.ledger.grant(movements.Grant(account_id, credits=amount, **request))
+        return await self.books.ledger.grant(
+            operations.Grant(account_id, credits=amount, **request)
+        )
 
     async def reserve(self, account_id: str, item: rules.Item = TEN, **fields: Any) -> holds.Hold:
         soon = datetime.now(UTC) + timedelta(seconds=30)
         request = {"hold_id": ids.new_id(), "not_after": soon, "item": item, **fields}
         return await self.books.ledger.reserve(
-            movements.Reservation(account_id=account_id, **request)
+            operations.Reservation(account_id=account_id, **request)
         )
 
     async def numbers(self, account_id: str) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from google.protobuf import timestamp_pb2
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import vocabulary_pb2
 from kit import auth, errors, pages, rpc
-from services.credits import holds, ledger, rules, store
-from services.credits.store import movements, statements
+from services.credits import holds, ledger, operations, rules, store
+from services.credits.store import statements
 
 # The gateway checks principals and roles before it calls; `operator` is the command line inside the cluster.
 _CALLERS: Mapping[str, frozenset[str]] = {
@@ -53,7 +53,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def Grant(self, request: ledger_pb2.GrantRequest, context: Any) -> Any:
         """Gives credits as a new lot."""
-        grant = movements.Grant(
+        grant = operations.Grant(
             account_id=request.account_id,
             request_id=request.request_id,
             credits=request.credits,
@@ -79,7 +79,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def Reserve(self, request: ledger_pb2.ReserveRequest, context: Any) -> Any:
         """Prices and holds credits."""
-        reservation = movements.Reservation(
+        reservation = operations.Reservation(
             hold_id=request.hold_id,
             account_id=request.account_id,
             item=_item(request.item),

@@ -81,7 +81,14 @@ class Item:
 
     def fields(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return asdict(self)
+        return {
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "seconds": self.seconds,
+            "variants": self.variants,
+            "lane": self.lane,
+        }
 
 
 def item_from(fields: Mapping[str, Any]) -> Item:

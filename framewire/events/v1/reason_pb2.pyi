@@ -118,6 +118,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: no price for this item."""
     ERROR_REASON_KEY_NOT_FOUND: _ErrorReason.ValueType  # 47
     """NOT_FOUND: there is no such API key, or it is another account's."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 48
+    """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
     ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 60
     """NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
     ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 61
@@ -228,6 +230,8 @@ ERROR_REASON_NO_PRICE: ErrorReason.ValueType  # 46
 """INVALID_ARGUMENT: no price for this item."""
 ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
 """NOT_FOUND: there is no such API key, or it is another account's."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 48
+"""UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
 ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 60
 """NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
 ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 61

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from kit import errors, postgres
-from services.credits import rules
+from services.credits import operations, quotes, rules
 
 _LOAD_LOCK = 0x72756C65
 _CACHED = 256
+
+IN_FORCE_NOW = """
+    (SELECT version FROM rulebook_activations
+     WHERE kind = 'PRICE_BOOK' AND effective_from <= clock_timestamp()
+     ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS price_version,
+    (SELECT version FROM rulebook_activations
+     WHERE kind = 'REFUND_POLICY' AND effective_from <= clock_timestamp()
+     ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS policy_version"""
+"""Columns of a SELECT: read with every batch, so that an activation counts from its moment on in every process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +98,17 @@ class RulebookStore:
 
     async def in_force(self, connection: postgres.Connection) -> InForce:
         """The versions in force now, by the database's clock."""
-        row = await connection.fetchrow(
-            """
-            SELECT moment.now,
-                (SELECT version FROM rulebook_activations
-                 WHERE kind = 'PRICE_BOOK' AND effective_from <= moment.now
-                 ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS price_version,
-                (SELECT version FROM rulebook_activations
-                 WHERE kind = 'REFUND_POLICY' AND effective_from <= moment.now
-                 ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS policy_version
-            FROM (SELECT clock_timestamp() AS now) moment
-            """
-        )
+        row = await connection.fetchrow(f"SELECT clock_timestamp() AS now, {IN_FORCE_NOW}")
         if row is None or row["price_version"] is None or row["policy_version"] is None:
             raise errors.Unavailable(
                 "DEPENDENCY_UNAVAILABLE", "the ledger has no price book yet", retry_after_seconds=1
             )
         return InForce(row["price_version"], row["policy_version"], row["now"])
 
-    async def price_book(
-        self, connection: postgres.Connection, version: str
-    ) -> rules.PriceBook | None:
-        """A version of the price book, or None when there is none."""
+    async def price_book(self, connection: postgres.Connection, version: str) -> rules.PriceBook:
+        """A version of the price book; it is in force, or a quote that we signed names it, so it is there."""
         if version not in self._books:
             content = await self._content(connection, rules.Kind.PRICE_BOOK, version)
-            if content is None:
-                return None
             _make_room(self._books)
             self._books[version] = rules.price_book(content)
         return self._books[version]
@@ -128,6 +122,26 @@ class RulebookStore:
             _make_room(self._policies)
             self._policies[version] = rules.refund_policy(content)
         return self._policies[version]
+
+    async def for_batch(
+        self,
+        connection: postgres.Connection,
+        in_force: tuple[str, str],
+        quoted: Collection[str],
+        policies: Collection[str],
+    ) -> operations.Rulebooks:
+        """The versions in force, those that quotes are of and the policies of holds, for a batch to be judged by."""
+        price_version, policy_version = in_force
+        key, prices, found = b"", {}, {}
+        if quoted:
+            key = await self.quote_key(connection)
+        for version in {price_version, *(quotes.version(key, quote_id) for quote_id in quoted)}:
+            if version:
+                prices[version] = await self.price_book(connection, version)
+        for version in {policy_version, *policies}:
+            if version:
+                found[version] = await self.refund_policy(connection, version)
+        return operations.Rulebooks(price_version, policy_version, prices, found, key)
 
     async def quote_key(self, connection: postgres.Connection) -> bytes:
         """What signs quotes; the same for all replicas."""

@@ -31,8 +31,10 @@ class WaitingStore:
         async with self._acquire() as connection, connection.transaction():
             # Under the account's lock a Reserve either committed before us, and we see its hold, or sees our row. Where
             # the account itself is only being made, the floor brings the two together.
-            await posting.lock(connection, verdict.account_id)
-            if await posting.find_hold(connection, verdict.video_id) is not None:
+            await posting.lock(connection, [verdict.account_id])
+            if await connection.fetchval(
+                "SELECT true FROM holds WHERE hold_id = $1", verdict.video_id
+            ):
                 return False
             await connection.execute(
                 """
@@ -115,7 +117,7 @@ class WaitingStore:
             rows = await connection.fetch(
                 """
                 SELECT DISTINCT account_id FROM lots
-                WHERE available > 0 AND expires_at <= clock_timestamp()
+                WHERE open AND expires_at <= clock_timestamp()
                 ORDER BY account_id LIMIT $1
                 """,
                 limit,
