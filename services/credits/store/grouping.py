@@ -20,7 +20,7 @@ import asyncpg
 from prometheus_client import Counter, Histogram
 
 from kit import errors, failpoints, ids, outbox, postgres, telemetry
-from services.credits import announcements, operations
+from services.credits import announcements, batches, operations
 from services.credits.store import posting, rulebooks
 
 log = telemetry.logger(__name__)
@@ -170,7 +170,7 @@ class Groups:
             if isinstance(one, operations.Reservation) and one.quote_id
         }
         policies = {hold.policy_version or "" for hold in found.holds.values()}
-        open_books = operations.Batch(
+        open_books = batches.Batch(
             now=found.now,
             before=found.books,
             holds=found.holds,
@@ -224,8 +224,8 @@ def _refuse(waiting: _Waiting, error: Exception) -> None:
         waiting.verdict.set_exception(error)
 
 
-def _message(fact: operations.Settled | operations.RanLow, batch: operations.Batch) -> outbox.Row:
-    if isinstance(fact, operations.Settled):
+def _message(fact: batches.Settled | batches.RanLow, batch: batches.Batch) -> outbox.Row:
+    if isinstance(fact, batches.Settled):
         return outbox.headed(announcements.settled(fact.hold, fact.available, batch.now))
     row = announcements.balance_low(fact.books, batch.balance_low_credits, batch.now)
     return outbox.headed(row)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from kit import postgres
-from services.credits import holds, ledger, operations, rules
+from services.credits import batches, holds, ledger, operations, rules
 from services.credits.store import rulebooks
 
 BEGIN = (
@@ -32,7 +32,7 @@ class Found:
     books: dict[str, ledger.Books]
     holds: dict[str, holds.Hold]
     parts: dict[str, tuple[ledger.Part, ...]]
-    requests: dict[operations.Request, tuple[str, str]]
+    requests: dict[batches.Request, tuple[str, str]]
     unsettled: dict[str, rules.Verdict]
 
 
@@ -131,7 +131,7 @@ async def read(
         holds={fields[0]: _hold(fields) for fields in row["holds"] or ()},
         parts=parts,
         requests={
-            operations.Request(account_id, method, request_id): (fingerprint, lot_id)
+            batches.Request(account_id, method, request_id): (fingerprint, lot_id)
             for account_id, method, request_id, fingerprint, lot_id in row["requests"] or ()
         },
         unsettled={verdict.video_id: verdict for verdict in verdicts},
@@ -264,7 +264,7 @@ SELECT (SELECT count(*) FROM posted_accounts) AS accounts, (SELECT count(*) FROM
 """
 
 
-async def write(connection: postgres.Connection, batch: operations.Batch) -> bool:
+async def write(connection: postgres.Connection, batch: batches.Batch) -> bool:
     """Writes down what operations made of a batch, in one statement; false when there is nothing to write."""
     moved = sorted(account_id for account_id, books in batch.books.items() if books.transfers)
     if not (moved or batch.new_holds or batch.changed_holds or batch.new_requests):
@@ -289,7 +289,7 @@ async def write(connection: postgres.Connection, batch: operations.Batch) -> boo
         *_columns(8, (row for account_id in moved for row in _transfer_rows(batch, account_id))),
         *_columns(6, (row for account_id in moved for row in _entry_rows(batch, account_id))),
         *_columns(5, (_request_row(batch, request) for request in batch.new_requests)),
-        [fact.hold.hold_id for fact in batch.facts if isinstance(fact, operations.Settled)],
+        [fact.hold.hold_id for fact in batch.facts if isinstance(fact, batches.Settled)],
         *_columns(4, (row for account_id in moved for row in _changed_lots(batch, account_id))),
     )
     assert row is not None
@@ -306,12 +306,12 @@ def _json(value: Any) -> str | None:
     return json.dumps(value) if value is not None else None
 
 
-def _account_row(batch: operations.Batch, account_id: str) -> tuple[Any, ...]:
+def _account_row(batch: batches.Batch, account_id: str) -> tuple[Any, ...]:
     books, before = batch.books[account_id], batch.before[account_id]
     return account_id, books.available, books.held, books.last_seq, before.last_seq
 
 
-def _new_lots(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _new_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     before = batch.before[account_id].lots
     for lot in batch.books[account_id].lots.values():
         if lot.lot_id not in before:
@@ -321,7 +321,7 @@ def _new_lots(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, .
             )
 
 
-def _changed_lots(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _changed_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     before = batch.before[account_id].lots
     for lot in batch.books[account_id].lots.values():
         if lot.lot_id in before and before[lot.lot_id] is not lot:
@@ -346,7 +346,7 @@ def _changed_row(hold: holds.Hold) -> tuple[Any, ...]:
     )
 
 
-def _part_rows(batch: operations.Batch, hold_id: str) -> Iterable[tuple[Any, ...]]:
+def _part_rows(batch: batches.Batch, hold_id: str) -> Iterable[tuple[Any, ...]]:
     for place, part in enumerate(batch.parts.get(hold_id, ())):
         yield (
             *(hold_id, place, part.lot_id, part.credits, part.lifetime_left),
@@ -354,20 +354,20 @@ def _part_rows(batch: operations.Batch, hold_id: str) -> Iterable[tuple[Any, ...
         )
 
 
-def _transfer_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _transfer_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     first = batch.before[account_id].last_seq + 1
     for seq, one in enumerate(batch.books[account_id].transfers, first):
         available, held = one.change(ledger.Book.AVAILABLE), one.change(ledger.Book.HELD)
         yield account_id, seq, one.kind, available, held, one.hold_id, one.cause, one.note
 
 
-def _entry_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _entry_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     first = batch.before[account_id].last_seq + 1
     for seq, one in enumerate(batch.books[account_id].transfers, first):
         for place, line in enumerate(one.lines):
             yield account_id, seq, place, line.book, line.credits, line.lot_id
 
 
-def _request_row(batch: operations.Batch, request: operations.Request) -> tuple[Any, ...]:
+def _request_row(batch: batches.Batch, request: batches.Request) -> tuple[Any, ...]:
     fingerprint, lot_id = batch.requests[request]
     return request.account_id, request.method, request.request_id, fingerprint, lot_id

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from kit import postgres
-from services.credits import holds, ledger, operations
+from services.credits import batches, holds, ledger
 from services.credits.store import posting
 
 MOST_FINDINGS = 100
@@ -126,7 +126,7 @@ class StatementStore:
         async with self._acquire() as connection:
             read = await posting.read_books(connection, account_id)
         if read is None:
-            raise operations.account_unknown(account_id)
+            raise batches.account_unknown(account_id)
         return ledger.balance(ledger.expire_due(*read))
 
     async def list_entries(
@@ -137,7 +137,7 @@ class StatementStore:
             if not await connection.fetchval(
                 "SELECT true FROM accounts WHERE account_id = $1", account_id
             ):
-                raise operations.account_unknown(account_id)
+                raise batches.account_unknown(account_id)
             rows = await connection.fetch(
                 """
                 SELECT account_id, seq, kind, available_change, held_change, hold_id, cause, note,
