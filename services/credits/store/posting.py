@@ -145,7 +145,10 @@ async def read(
 async def spending(
     connection: postgres.Connection, found: Found, wanted: Sequence[operations.Operation]
 ) -> caps.Spending:
-    """What was spent today of the caps that reservations meet; most meet none, and cost no statement."""
+    """What was spent today of the caps that reservations meet; most meet none, and cost no statement.
+
+    By the day's lines of the statement and their holds' keys: an index on the time of holds would be everybody's.
+    """
     met = {
         (one.account_id, name)
         for one in wanted
@@ -157,11 +160,13 @@ async def spending(
         rows = await connection.fetch(
             """
             SELECT w.account_id, w.key_id, (
-                SELECT coalesce(sum(h.reserved - h.released), 0)::bigint FROM holds h
-                WHERE h.account_id = w.account_id AND h.created_at >= $3
+                SELECT coalesce(sum(h.reserved - h.released), 0)::bigint
+                FROM transfers t JOIN holds h USING (hold_id)
+                WHERE t.account_id = w.account_id AND t.seq >= first.seq AND t.kind = 'RESERVE'
                     AND (w.key_id = '' OR h.key_id = w.key_id)
             ) AS credits
             FROM unnest($1::text[], $2::text[]) AS w (account_id, key_id)
+            CROSS JOIN LATERAL (SELECT first_seq_at(w.account_id, $3) AS seq OFFSET 0) first
             """,
             *_columns(2, met),
             spent.began,
