@@ -174,18 +174,6 @@ def settled(
     )
 
 
-def account_unknown(account_id: str) -> errors.NotFound:
-    """What is raised where an account must be there."""
-    return errors.NotFound(
-        "ACCOUNT_NOT_FOUND", f"there is no account {account_id}: open it first with OpenAccount"
-    )
-
-
-def hold_unknown(hold_id: str) -> errors.NotFound:
-    """What is raised where a hold must be there."""
-    return errors.NotFound("HOLD_NOT_FOUND", f"there is no hold {hold_id}")
-
-
 def _mismatch(hold_id: str) -> errors.AlreadyExists:
     return errors.AlreadyExists(
         "HOLD_MISMATCH", f"hold {hold_id} was used with another request: use a new id"

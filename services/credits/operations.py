@@ -1,9 +1,7 @@
-"""What callers want of the ledger, judged one after the other on books that were read together.
+"""What callers want of the ledger, each judged on a batch of books that has what those before it made of them.
 
-Pure: no I/O, no clock; time and fresh ids come with the batch. A `Batch` is what was read under the locks of its
-accounts. Each operation sees what those before it made of it, and has its own verdict: it answers, or raises a
-ServiceError. A refusal may leave something behind (a refused hold is remembered). Any other exception spoils the batch:
-nothing of it is written.
+Pure. Each operation has its own verdict: it answers, or raises a ServiceError. A refusal may leave something behind (a
+refused hold is remembered). Any other exception spoils the batch: nothing of it is written.
 """
 
 from __future__ import annotations
@@ -12,161 +10,13 @@ import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from kit import errors
-from services.credits import caps, holds, ledger, quotes, rules
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A call that is remembered by its request id."""
-
-    account_id: str
-    method: str
-    request_id: uuid.UUID
-
-    def known(self, batch: Batch, fingerprint: str) -> str | None:
-        """The lot that this request made before. Raises AlreadyExists when another request had its id."""
-        if self not in batch.requests:
-            return None
-        before, lot_id = batch.requests[self]
-        if before != fingerprint:
-            raise errors.AlreadyExists(
-                "REQUEST_ID_REUSED",
-                "this request_id was used with another request: use a new one for a new request",
-            )
-        return lot_id
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """A hold became final, and left its account so many available credits."""
-
-    hold: holds.Hold
-    available: int
-
-
-@dataclass(frozen=True, slots=True)
-class RanLow:
-    """An account's available credits fell below the threshold."""
-
-    books: ledger.Books
-
-
-@dataclass(frozen=True, slots=True)
-class Rulebooks:
-    """The versions in force ("": none yet), and every version that operations of the batch may name."""
-
-    price_version: str
-    policy_version: str
-    prices: Mapping[str, rules.PriceBook]
-    policies: Mapping[str, rules.RefundPolicy]
-    quote_key: bytes
-
-
-@dataclass(slots=True)
-class Batch:
-    """Accounts with their holds and requests as they were read, and what operations have made of them since."""
-
-    now: datetime
-    before: Mapping[str, ledger.Books]
-    holds: dict[str, holds.Hold]
-    parts: dict[str, tuple[ledger.Part, ...]]
-    requests: dict[Request, tuple[str, str]]
-    """(fingerprint, lot) of those that were posted before."""
-    unsettled: Mapping[str, rules.Verdict]
-    """Verdicts that came before their holds."""
-    rulebooks: Rulebooks
-    spending: caps.Spending
-    balance_low_credits: int
-    new_id: Callable[[], str]
-    books: dict[str, ledger.Books] = field(init=False)
-    expired: dict[str, int] = field(init=False)
-    """Credits that were due when the batch was opened; they are gone whatever the operations do."""
-    new_holds: set[str] = field(default_factory=set[str])
-    changed_holds: set[str] = field(default_factory=set[str])
-    changed_parts: set[str] = field(default_factory=set[str])
-    new_requests: list[Request] = field(default_factory=list[Request])
-    facts: list[Settled | RanLow] = field(default_factory=list[Settled | RanLow])
-    """What is to be told on the bus."""
-    origins: dict[tuple[str, int], ledger.Origin] = field(
-        default_factory=dict[tuple[str, int], ledger.Origin]
-    )
-    """Where transfers came from, by account and number; those that no operation posted have none."""
-
-    def __post_init__(self) -> None:
-        self.books, self.expired = dict(self.before), {}
-        for account_id, books in self.before.items():
-            alive = ledger.expire_due(books, self.now)
-            self.expired[account_id] = books.available - alive.available
-            self.post(alive)
-
-    def account(self, account_id: str) -> ledger.Books:
-        """An account's books. Raises NotFound/ACCOUNT_NOT_FOUND."""
-        if account_id not in self.books:
-            raise holds.account_unknown(account_id)
-        return self.books[account_id]
-
-    def hold(self, hold_id: str) -> holds.Hold:
-        """A hold. Raises NotFound/HOLD_NOT_FOUND."""
-        if hold_id not in self.holds:
-            raise holds.hold_unknown(hold_id)
-        return self.holds[hold_id]
-
-    def post(self, books: ledger.Books) -> None:
-        """Takes over what the ledger made of an account."""
-        before = self.books[books.account_id].available
-        self.books[books.account_id] = books
-        if books.available < self.balance_low_credits <= before:
-            self.facts.append(RanLow(books))
-
-    def keep(self, hold: holds.Hold, parts: tuple[ledger.Part, ...] | None = None) -> None:
-        """Takes over what became of a hold, and of the parts that it pins where they changed."""
-        before = self.holds.get(hold.hold_id)
-        known = before is not None and hold.hold_id not in self.new_holds
-        self.spending.count(before, hold)
-        self.holds[hold.hold_id] = hold
-        (self.changed_holds if known else self.new_holds).add(hold.hold_id)
-        if parts is not None:
-            self.parts[hold.hold_id] = parts
-            if known:
-                self.changed_parts.add(hold.hold_id)
-
-    def settle(
-        self, hold: holds.Hold, captured: int, cause: str, verdict: rules.Verdict | None
-    ) -> holds.Hold:
-        """Ends a hold with so much of it taken."""
-        books, parts = ledger.settle(
-            self.books[hold.account_id],
-            hold.hold_id,
-            self.parts.get(hold.hold_id, ()),
-            captured,
-            cause,
-            self.now,
-            self.new_id,
-        )
-        fields = verdict.fields() if verdict is not None else None
-        hold = holds.settled(hold, captured, cause, fields, self.now)
-        self.keep(hold, parts)
-        self.post(books)
-        self.facts.append(Settled(hold, books.available))
-        return hold
-
-    def settle_by_policy(self, hold: holds.Hold, verdict: rules.Verdict) -> holds.Hold:
-        """Ends a hold as the policy that it was made under says."""
-        assert hold.item is not None, "only VOID holds have no item"
-        policy = self.rulebooks.policies[hold.policy_version or ""]
-        captured = policy.captured(hold.reserved, rules.item_from(hold.item), verdict)
-        return self.settle(hold, captured, verdict.cause, verdict)
-
-    def remember(self, request: Request, fingerprint: str, lot_id: str) -> None:
-        """Binds a request id to what it made."""
-        self.requests[request] = (fingerprint, lot_id)
-        self.new_requests.append(request)
+from services.credits import batches, caps, holds, ledger, quotes, rules
 
 
 class Operation(Protocol):
@@ -187,7 +37,7 @@ class Operation(Protocol):
         ...
 
     @property
-    def request(self) -> Request | None:
+    def request(self) -> batches.Request | None:
         """What it is remembered by, where that is not its hold."""
         ...
 
@@ -196,7 +46,7 @@ class Operation(Protocol):
         """Who asked for it and what was paid; the trace is known to whoever posts it."""
         ...
 
-    def judge(self, batch: Batch) -> Any:
+    def judge(self, batch: batches.Batch) -> Any:
         """Answers or raises a ServiceError; changes the batch only by what is to be written."""
         ...
 
@@ -208,7 +58,7 @@ class _Operation:
     origin: ledger.Origin = field(default=ledger.Origin(), kw_only=True)
 
     @property
-    def request(self) -> Request | None:
+    def request(self) -> batches.Request | None:
         return None
 
 
@@ -229,7 +79,7 @@ class Opening(_Operation):
     account_id: str
     hold_id: str | None = None
 
-    def judge(self, batch: Batch) -> ledger.Balance:
+    def judge(self, batch: batches.Batch) -> ledger.Balance:
         """The balance."""
         return ledger.balance(batch.account(self.account_id))
 
@@ -249,9 +99,9 @@ class Grant(_Operation):
     hold_id: None = None
 
     @property
-    def request(self) -> Request:
+    def request(self) -> batches.Request:
         """Idempotent by (account, request_id)."""
-        return Request(self.account_id, "GRANT", uuid.UUID(self.request_id))
+        return batches.Request(self.account_id, "GRANT", uuid.UUID(self.request_id))
 
     def fingerprint(self) -> str:
         """What another Grant of the same request id must agree with."""
@@ -267,7 +117,7 @@ class Grant(_Operation):
             }
         )
 
-    def judge(self, batch: Batch) -> Given:
+    def judge(self, batch: batches.Batch) -> Given:
         """The lot that it made, now or before, and the balance."""
         books = batch.account(self.account_id)
         lot_id = self.request.known(batch, self.fingerprint())
@@ -314,7 +164,7 @@ class Reservation(_Operation):
         text = f'{{"account_id":{json.dumps(self.account_id)},"item":{_item_json(self.item)}}}'
         object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
 
-    def judge(self, batch: Batch) -> holds.Hold:
+    def judge(self, batch: batches.Batch) -> holds.Hold:
         """The hold. Every refusal but that of a mismatched id is remembered under it and repeated for ever."""
         known = batch.holds.get(self.hold_id)
         if known is not None:
@@ -360,7 +210,7 @@ class Reservation(_Operation):
             hold = batch.settle_by_policy(hold, verdict)
         return hold
 
-    def _price(self, rulebooks: Rulebooks, now: datetime) -> tuple[str, int]:
+    def _price(self, rulebooks: batches.Rulebooks, now: datetime) -> tuple[str, int]:
         """The price, and the version of the book that it is from. Raises what the reservation is refused with."""
         version = rulebooks.price_version
         if self.quote_id:
@@ -382,7 +232,7 @@ class Capture(_Operation):
     credits: int
     cause: str
 
-    def judge(self, batch: Batch) -> holds.Hold:
+    def judge(self, batch: batches.Batch) -> holds.Hold:
         """The hold, captured now or before."""
         hold = batch.hold(self.hold_id)
         if not holds.check_capture(hold, self.credits):
@@ -400,7 +250,7 @@ class Release(_Operation):
     account_id: str
     cause: str
 
-    def judge(self, batch: Batch) -> holds.Hold:
+    def judge(self, batch: batches.Batch) -> holds.Hold:
         """The hold, with nothing held any more."""
         hold = batch.holds.get(self.hold_id)
         if hold is None:
@@ -436,7 +286,7 @@ class Settlement(_Operation):
         """The video's."""
         return self.verdict.video_id
 
-    def judge(self, batch: Batch) -> holds.Hold | None:
+    def judge(self, batch: batches.Batch) -> holds.Hold | None:
         """The hold, settled now or before; None: there is none."""
         hold = batch.holds.get(self.hold_id)
         if hold is None or not holds.check_settle(hold, self.account_id):
@@ -457,11 +307,11 @@ class Refund(_Operation):
     taken_from: ledger.Book = ledger.Book.REVENUE
 
     @property
-    def request(self) -> Request:
+    def request(self) -> batches.Request:
         """Idempotent by (account, request_id)."""
-        return Request(self.account_id, "REFUND", uuid.UUID(self.request_id))
+        return batches.Request(self.account_id, "REFUND", uuid.UUID(self.request_id))
 
-    def judge(self, batch: Batch) -> Given:
+    def judge(self, batch: batches.Batch) -> Given:
         """The correction lot that it made, now or before, and the balance."""
         fields = {"hold_id": self.hold_id, "credits": self.credits, "note": self.note}
         if self.taken_from is not ledger.Book.REVENUE:
@@ -490,6 +340,6 @@ class Expiry(_Operation):
     account_id: str
     hold_id: str | None = None
 
-    def judge(self, batch: Batch) -> int:
+    def judge(self, batch: batches.Batch) -> int:
         """The credits that are gone."""
         return batch.expired.get(self.account_id, 0)

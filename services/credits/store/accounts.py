@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit import failpoints, postgres
-from services.credits import caps, holds
+from services.credits import batches, caps
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def _locked(connection: postgres.Connection, account_id: str) -> AccountRu
         account_id,
     )
     if row is None:
-        raise holds.account_unknown(account_id)
+        raise batches.account_unknown(account_id)
     return AccountRules(account_id, row["frozen"], row["daily_caps"])
 
 

@@ -20,12 +20,12 @@ import asyncpg
 from prometheus_client import Counter, Histogram
 
 from kit import errors, failpoints, ids, outbox, postgres, telemetry
-from services.credits import announcements, ledger, operations
+from services.credits import announcements, batches, ledger, operations
 from services.credits.store import posting, rulebooks
 
 log = telemetry.logger(__name__)
 
-SHARDS = 4
+SHARDS = 2
 MOST_IN_A_BATCH = 256
 MOST_WAITING = 2048
 """Of one shard; who comes then is sent away, for what waits longer than its caller is of no use."""
@@ -172,7 +172,7 @@ class Groups:
             if isinstance(one, operations.Reservation) and one.quote_id
         }
         policies = {hold.policy_version or "" for hold in found.holds.values()}
-        open_books = operations.Batch(
+        open_books = batches.Batch(
             now=found.now,
             before=found.books,
             holds=found.holds,
@@ -214,7 +214,7 @@ def _is_open(connection: postgres.Connection) -> bool:
         return False
 
 
-def _last_seq(batch: operations.Batch, waiting: _Waiting) -> int:
+def _last_seq(batch: batches.Batch, waiting: _Waiting) -> int:
     books = batch.books.get(waiting.operation.account_id)
     return books.last_seq if books is not None else 0
 
@@ -234,8 +234,8 @@ def _refuse(waiting: _Waiting, error: Exception) -> None:
         waiting.verdict.set_exception(error)
 
 
-def _message(fact: operations.Settled | operations.RanLow, batch: operations.Batch) -> outbox.Row:
-    if isinstance(fact, operations.Settled):
+def _message(fact: batches.Settled | batches.RanLow, batch: batches.Batch) -> outbox.Row:
+    if isinstance(fact, batches.Settled):
         return outbox.headed(announcements.settled(fact.hold, fact.available, batch.now))
     row = announcements.balance_low(fact.books, batch.balance_low_credits, batch.now)
     return outbox.headed(row)

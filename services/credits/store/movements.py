@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from kit import postgres
-from services.credits import holds, ledger, operations, quotes, rules
+from services.credits import batches, holds, ledger, operations, quotes, rules
 from services.credits.store import grouping, rulebooks
 
 
@@ -111,7 +111,7 @@ class LedgerStore:
                 "SELECT account_id FROM holds WHERE hold_id = $1", hold_id
             )
         if account_id is None:
-            raise holds.hold_unknown(hold_id)
+            raise batches.hold_unknown(hold_id)
         return account_id
 
     def _acquire(self) -> Any:

@@ -12,10 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from kit import postgres
-from services.credits import caps, holds, ledger, operations, rules
+from services.credits import batches, caps, holds, ledger, operations, rules
 from services.credits.store import rulebooks
 
-BEGIN = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan"
+BEGIN = (
+    "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; "
+    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+)
 """A posting's transaction, in one round trip. Its statements look up rows by key, with plans that are made once,
 perhaps while the tables are still small: the planner must not count on that."""
 
@@ -32,7 +35,7 @@ class Found:
     books: dict[str, ledger.Books]
     holds: dict[str, holds.Hold]
     parts: dict[str, tuple[ledger.Part, ...]]
-    requests: dict[operations.Request, tuple[str, str]]
+    requests: dict[batches.Request, tuple[str, str]]
     unsettled: dict[str, rules.Verdict]
 
 
@@ -60,12 +63,15 @@ async def open_accounts(connection: postgres.Connection, account_ids: Collection
 _READ = f"""
 SELECT clock_timestamp() AS now, {rulebooks.IN_FORCE_NOW},
     (
-        SELECT array_agg(ROW(l.account_id, l.lot_id, l.source, l.priority, l.expires_at, l.created_at,
-            l.granted, l.available, l.held, l.parent_lot_id))
+        SELECT array_agg(ROW(account_id, lot_id, source, priority, expires_at, created_at, granted,
+            available, held, parent_lot_id))
         FROM (
-            SELECT lot_id FROM lots WHERE account_id = ANY($1::text[]) AND open
-            UNION SELECT lot_id FROM hold_lots WHERE hold_id = ANY($2::text[])
-        ) wanted JOIN lots l USING (lot_id)
+            SELECT * FROM lots WHERE account_id = ANY($1::text[]) AND open
+            UNION ALL
+            SELECT l.* FROM (SELECT DISTINCT lot_id FROM hold_lots WHERE hold_id = ANY($2::text[])) p
+                JOIN lots l USING (lot_id)
+            WHERE NOT l.open
+        ) wanted
     ) AS lots,
     (
         SELECT array_agg(ROW(hold_id, account_id, state, created_at, fingerprint, item::text,
@@ -129,7 +135,7 @@ async def read(
         holds={fields[0]: _hold(fields) for fields in row["holds"] or ()},
         parts=parts,
         requests={
-            operations.Request(account_id, method, request_id): (fingerprint, lot_id)
+            batches.Request(account_id, method, request_id): (fingerprint, lot_id)
             for account_id, method, request_id, fingerprint, lot_id in row["requests"] or ()
         },
         unsettled={verdict.video_id: verdict for verdict in verdicts},
@@ -139,7 +145,10 @@ async def read(
 async def spending(
     connection: postgres.Connection, found: Found, wanted: Sequence[operations.Operation]
 ) -> caps.Spending:
-    """What was spent today of the caps that reservations meet; most meet none, and cost no statement."""
+    """What was spent today of the caps that reservations meet; most meet none, and cost no statement.
+
+    By the day's lines of the statement and their holds' keys: an index on the time of holds would be everybody's.
+    """
     met = {
         (one.account_id, name)
         for one in wanted
@@ -151,11 +160,13 @@ async def spending(
         rows = await connection.fetch(
             """
             SELECT w.account_id, w.key_id, (
-                SELECT coalesce(sum(h.reserved - h.released), 0)::bigint FROM holds h
-                WHERE h.account_id = w.account_id AND h.created_at >= $3
+                SELECT coalesce(sum(h.reserved - h.released), 0)::bigint
+                FROM transfers t JOIN holds h USING (hold_id)
+                WHERE t.account_id = w.account_id AND t.seq >= first.seq AND t.kind = 'RESERVE'
                     AND (w.key_id = '' OR h.key_id = w.key_id)
             ) AS credits
             FROM unnest($1::text[], $2::text[]) AS w (account_id, key_id)
+            CROSS JOIN LATERAL (SELECT first_seq_at(w.account_id, $3) AS seq OFFSET 0) first
             """,
             *_columns(2, met),
             spent.began,
@@ -232,13 +243,16 @@ WITH posted_accounts AS (
         AS u (account_id, available, held, last_seq, before)
     WHERE a.account_id = u.account_id AND a.last_seq = u.before
     RETURNING 1
-), posted_lots AS (
+), new_lots AS (
     INSERT INTO lots (account_id, lot_id, source, priority, expires_at, created_at, granted, available,
         held, parent_lot_id)
     SELECT * FROM unnest($7::text[], $8::text[], $9::text[], $10::int[], $11::timestamptz[],
         $12::timestamptz[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[])
-    ON CONFLICT (lot_id) DO UPDATE SET available = EXCLUDED.available, held = EXCLUDED.held,
-        expires_at = EXCLUDED.expires_at
+), changed_lots AS (
+    UPDATE lots l SET available = u.available, held = u.held, expires_at = u.expires_at
+    FROM unnest($74::text[], $75::bigint[], $76::bigint[], $77::timestamptz[])
+        AS u (lot_id, available, held, expires_at)
+    WHERE l.lot_id = u.lot_id
 ), new_holds AS (
     INSERT INTO holds (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
         captured, released, refunded, price_version, policy_version, refusal, not_after, cause, verdict,
@@ -249,7 +263,7 @@ WITH posted_accounts AS (
     FROM unnest($17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::text[], $22::text[],
         $23::text[], $24::bigint[], $25::bigint[], $26::bigint[], $27::bigint[], $28::text[],
         $29::text[], $30::text[], $31::timestamptz[], $32::text[], $33::text[], $34::timestamptz[],
-        $74::text[])
+        $78::text[])
         AS u (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
             captured, released, refunded, price_version, policy_version, refusal, not_after, cause,
             verdict, settled_at, key_id)
@@ -274,7 +288,7 @@ WITH posted_accounts AS (
     INSERT INTO transfers (account_id, seq, kind, available_change, held_change, hold_id, cause, note,
         trace_id, operator, purchase, created_at)
     SELECT *, $1 FROM unnest($54::text[], $55::bigint[], $56::text[], $57::bigint[], $58::bigint[],
-        $59::text[], $60::text[], $61::text[], $75::text[], $76::text[], $77::text[])
+        $59::text[], $60::text[], $61::text[], $79::text[], $80::text[], $81::text[])
 ), posted_entries AS (
     INSERT INTO entries (account_id, seq, line, book, credits, lot_id)
     SELECT * FROM unnest($62::text[], $63::bigint[], $64::smallint[], $65::text[], $66::bigint[],
@@ -289,7 +303,7 @@ SELECT (SELECT count(*) FROM posted_accounts) AS accounts, (SELECT count(*) FROM
 """
 
 
-async def write(connection: postgres.Connection, batch: operations.Batch) -> bool:
+async def write(connection: postgres.Connection, batch: batches.Batch) -> bool:
     """Writes down what operations made of a batch, in one statement; false when there is nothing to write."""
     moved = sorted(account_id for account_id, books in batch.books.items() if books.transfers)
     if not (moved or batch.new_holds or batch.changed_holds or batch.new_requests):
@@ -299,7 +313,7 @@ async def write(connection: postgres.Connection, batch: operations.Batch) -> boo
         _WRITE,
         batch.now,
         *_columns(5, (_account_row(batch, account_id) for account_id in moved)),
-        *_columns(10, (row for account_id in moved for row in _lot_rows(batch, account_id))),
+        *_columns(10, (row for account_id in moved for row in _new_lots(batch, account_id))),
         *_columns(18, (_hold_row(batch.holds[hold_id]) for hold_id in new)),
         *_columns(8, (_changed_row(batch.holds[hold_id]) for hold_id in changed)),
         *_columns(7, (row for hold_id in new for row in _part_rows(batch, hold_id))),
@@ -314,7 +328,8 @@ async def write(connection: postgres.Connection, batch: operations.Batch) -> boo
         *_columns(8, (row for account_id in moved for row in _transfer_rows(batch, account_id))),
         *_columns(6, (row for account_id in moved for row in _entry_rows(batch, account_id))),
         *_columns(5, (_request_row(batch, request) for request in batch.new_requests)),
-        [fact.hold.hold_id for fact in batch.facts if isinstance(fact, operations.Settled)],
+        [fact.hold.hold_id for fact in batch.facts if isinstance(fact, batches.Settled)],
+        *_columns(4, (row for account_id in moved for row in _changed_lots(batch, account_id))),
         [batch.holds[hold_id].key_id for hold_id in new],
         *_columns(3, (row for account_id in moved for row in _origin_rows(batch, account_id))),
     )
@@ -332,19 +347,26 @@ def _json(value: Any) -> str | None:
     return json.dumps(value) if value is not None else None
 
 
-def _account_row(batch: operations.Batch, account_id: str) -> tuple[Any, ...]:
+def _account_row(batch: batches.Batch, account_id: str) -> tuple[Any, ...]:
     books, before = batch.books[account_id], batch.before[account_id]
     return account_id, books.available, books.held, books.last_seq, before.last_seq
 
 
-def _lot_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _new_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     before = batch.before[account_id].lots
     for lot in batch.books[account_id].lots.values():
-        if before.get(lot.lot_id) != lot:
+        if lot.lot_id not in before:
             yield (
                 *(account_id, lot.lot_id, lot.source, lot.priority, lot.expires_at, lot.created_at),
                 *(lot.granted, lot.available, lot.held, lot.parent_lot_id),
             )
+
+
+def _changed_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+    before = batch.before[account_id].lots
+    for lot in batch.books[account_id].lots.values():
+        if lot.lot_id in before and before[lot.lot_id] is not lot:
+            yield lot.lot_id, lot.available, lot.held, lot.expires_at
 
 
 def _hold_row(hold: holds.Hold) -> tuple[Any, ...]:
@@ -365,7 +387,7 @@ def _changed_row(hold: holds.Hold) -> tuple[Any, ...]:
     )
 
 
-def _part_rows(batch: operations.Batch, hold_id: str) -> Iterable[tuple[Any, ...]]:
+def _part_rows(batch: batches.Batch, hold_id: str) -> Iterable[tuple[Any, ...]]:
     for place, part in enumerate(batch.parts.get(hold_id, ())):
         yield (
             *(hold_id, place, part.lot_id, part.credits, part.lifetime_left),
@@ -373,27 +395,27 @@ def _part_rows(batch: operations.Batch, hold_id: str) -> Iterable[tuple[Any, ...
         )
 
 
-def _transfer_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _transfer_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     first = batch.before[account_id].last_seq + 1
     for seq, one in enumerate(batch.books[account_id].transfers, first):
         available, held = one.change(ledger.Book.AVAILABLE), one.change(ledger.Book.HELD)
         yield account_id, seq, one.kind, available, held, one.hold_id, one.cause, one.note
 
 
-def _origin_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[str, str, str]]:
+def _origin_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[str, str, str]]:
     books, before = batch.books[account_id], batch.before[account_id]
     for seq in range(before.last_seq + 1, books.last_seq + 1):
         origin = batch.origins.get((account_id, seq), _NO_ORIGIN)
         yield origin.trace_id, origin.operator, origin.purchase
 
 
-def _entry_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _entry_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     first = batch.before[account_id].last_seq + 1
     for seq, one in enumerate(batch.books[account_id].transfers, first):
         for place, line in enumerate(one.lines):
             yield account_id, seq, place, line.book, line.credits, line.lot_id
 
 
-def _request_row(batch: operations.Batch, request: operations.Request) -> tuple[Any, ...]:
+def _request_row(batch: batches.Batch, request: batches.Request) -> tuple[Any, ...]:
     fingerprint, lot_id = batch.requests[request]
     return request.account_id, request.method, request.request_id, fingerprint, lot_id

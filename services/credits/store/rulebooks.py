@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from kit import errors, failpoints, postgres
-from services.credits import operations, quotes, rules
+from services.credits import batches, quotes, rules
 
 _LOAD_LOCK = 0x72756C65
 _CACHED = 256
@@ -195,7 +195,7 @@ class RulebookStore:
         in_force: tuple[str, str],
         quoted: Collection[str],
         policies: Collection[str],
-    ) -> operations.Rulebooks:
+    ) -> batches.Rulebooks:
         """The versions in force, those that quotes are of and the policies of holds, for a batch to be judged by."""
         price_version, policy_version = in_force
         key, prices, found = b"", {}, {}
@@ -207,7 +207,7 @@ class RulebookStore:
         for version in {policy_version, *policies}:
             if version:
                 found[version] = await self.refund_policy(connection, version)
-        return operations.Rulebooks(price_version, policy_version, prices, found, key)
+        return batches.Rulebooks(price_version, policy_version, prices, found, key)
 
     async def quote_key(self, connection: postgres.Connection) -> bytes:
         """What signs quotes; the same for all replicas."""

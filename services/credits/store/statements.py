@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from kit import errors, postgres
-from services.credits import holds, ledger, usage
+from services.credits import batches, holds, ledger, usage
 from services.credits.store import posting, proof, rulebooks
 
 MOST_USAGE_LINES = 5000
@@ -57,7 +57,7 @@ class StatementStore:
         async with self._acquire() as connection:
             read = await posting.read_books(connection, account_id)
         if read is None:
-            raise holds.account_unknown(account_id)
+            raise batches.account_unknown(account_id)
         return ledger.balance(ledger.expire_due(*read))
 
     async def list_entries(
@@ -182,4 +182,4 @@ class StatementStore:
 
 async def _require_account(connection: postgres.Connection, account_id: str) -> None:
     if not await connection.fetchval("SELECT true FROM accounts WHERE account_id = $1", account_id):
-        raise holds.account_unknown(account_id)
+        raise batches.account_unknown(account_id)
