@@ -39,6 +39,10 @@ class Pools:
             (account.pool for account in self.accounts.values() if model in account.models), None
         )
 
+    def reachable(self, name: str) -> bool:
+        """Whether there is such an account, with an address."""
+        return name in self.accounts and name not in self._closed
+
     def of_pool(self, pool: str) -> list[catalogue.ProviderAccount]:
         """The accounts of a pool that can be sent to."""
         return [

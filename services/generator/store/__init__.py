@@ -8,6 +8,7 @@ from kit import postgres
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
 from services.generator.store.submissions import SubmissionStore
+from services.generator.store.survey import SurveyStore
 from services.generator.store.videos import VideoStore
 
 
@@ -20,3 +21,4 @@ class Store:
         self.queue = QueueStore(pool, told)
         self.submissions = SubmissionStore(pool)
         self.renders = RenderStore(pool)
+        self.survey = SurveyStore(pool)
