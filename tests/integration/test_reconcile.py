@@ -298,14 +298,15 @@ async def test_exactly_what_was_planted_is_found_and_repaired(system: systems.Sy
         assert len(repairable) == 6
         for one in repairable:
             await system.operator.operations.repair(one.finding_id, why="planted")
+        for one in repairable:  # it looks again first: the second time there is nothing to do
+            if one.repair != "RING_JOB":  # the generator may not have heard it yet
+                await refused(system, one, "FINDING_NOT_FOUND")
         await in_state(client, planted.unheard, "COMPLETED")
         await system.quiet()
         left = await confirmed(system, 2)
         assert set(left) == {"OUTPUT_OBJECT_MISSING", "PROVIDER_JOB_UNKNOWN"}
         s3(system).put_object(BUCKET, planted.key, io.BytesIO(planted.film), len(planted.film))
         assert set(await confirmed(system, 1)) == {"PROVIDER_JOB_UNKNOWN"}
-        for one in repairable:  # the second time there is nothing to do
-            await refused(system, one, "FINDING_NOT_FOUND")
         again = [await client.get_video(one.video_id) for one in outputs]
         assert [(one.credits, one.outputs) for one in again] == [
             (one.credits, one.outputs) for one in outputs
