@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from framewire import client as clients
-from framewire import errors, operations, subjects, types
+from framewire import errors, reconciliation, subjects, types
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import operator_pb2
@@ -55,17 +55,17 @@ def prompt(text: str) -> str:
     return f"{text} {uuid.uuid4().hex}"
 
 
-async def reconciled(system: systems.System) -> operations.Reconciliation:
+async def reconciled(system: systems.System) -> reconciliation.Reconciliation:
     """One pass."""
     found = await system.operator.operations.reconcile()
     assert [side for side in found.done.sides if side.error] == []
     return found
 
 
-async def confirmed(system: systems.System, count: int) -> dict[str, operations.Finding]:
+async def confirmed(system: systems.System, count: int) -> dict[str, reconciliation.Finding]:
     """Passes until so many findings are confirmed, and no other is left; by kind."""
 
-    async def all_of_them() -> tuple[operations.Finding, ...]:
+    async def all_of_them() -> tuple[reconciliation.Finding, ...]:
         found = (await reconciled(system)).findings
         said = [(one.kind, one.video_id, one.confirmed, one.statements) for one in found]
         assert len(found) == count, said
@@ -76,7 +76,7 @@ async def confirmed(system: systems.System, count: int) -> dict[str, operations.
     return {} if found == (_NOTHING,) else {one.kind: one for one in found}
 
 
-_NOTHING = operations.Finding("", "", "", "", "", (), "", "", None, None, True)
+_NOTHING = reconciliation.Finding("", "", "", "", "", (), "", "", None, None, True)
 
 
 def s3(system: systems.System) -> minio.Minio:
@@ -264,7 +264,7 @@ async def plant(
     )
 
 
-async def refused(system: systems.System, finding: operations.Finding, reason: str) -> None:
+async def refused(system: systems.System, finding: reconciliation.Finding, reason: str) -> None:
     """A repair is not made."""
     with pytest.raises(errors.FramewireError) as caught:
         await system.operator.operations.repair(finding.finding_id)
@@ -317,7 +317,7 @@ async def test_exactly_what_was_planted_is_found_and_repaired(system: systems.Sy
     await audited(system, repairable)
 
 
-async def audited(system: systems.System, repaired: Sequence[operations.Finding]) -> None:
+async def audited(system: systems.System, repaired: Sequence[reconciliation.Finding]) -> None:
     """Each repair has its row."""
     async with system.database("gateway") as database:
         audit = await database.fetch(
