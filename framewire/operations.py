@@ -1,4 +1,4 @@
-"""What operators may do with the ledger, as `client.operations`: each leaves a row in the audit.
+"""What operators may do with the ledger and the whole system, as `client.operations`: each leaves a row in the audit.
 
 All but activate_rulebook are idempotent; what gives credits carries one `request_id`, kept over retries.
 """
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from google.protobuf import message as protobuf
 
-from framewire import encode, transport, types
+from framewire import encode, reconciliation, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
@@ -102,6 +102,21 @@ class Operations:
         """Proves the books of the whole ledger."""
         request = operator_pb2.CheckBooksRequest()
         return await self._call(types.Proof, self._stub.CheckBooks, request)
+
+    async def reconcile(self, since: datetime | None = None) -> reconciliation.Reconciliation:
+        """Compares all services once; changes nothing. `since`: 24 hours ago unless given, at most 35 days."""
+        request = operator_pb2.ReconcileRequest(since=encode.timestamp(since))
+        parts = await self._transport.collect(self._stub.Reconcile, request)
+        found = [part.finding for part in parts if part.HasField("finding")]
+        return reconciliation.Reconciliation(
+            tuple(decode(reconciliation.Finding, one) for one in found),
+            decode(reconciliation.Pass, parts[-1].done),
+        )
+
+    async def repair(self, finding_id: str, *, why: str = "") -> reconciliation.Finding:
+        """Applies the repair of one confirmed finding, where it still stands. Idempotent."""
+        request = operator_pb2.RepairRequest(finding_id=finding_id, why=why)
+        return await self._call(reconciliation.Finding, self._stub.Repair, request)
 
     async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
         return decode(kind, await self._transport.unary(send, request))

@@ -45,6 +45,15 @@ class Transport:
             lambda left: send(request, metadata=self._metadata, timeout=left)
         )
 
+    async def collect(self, send: Callable[..., Any], request: object) -> list[Any]:
+        """One idempotent server stream that ends by itself, whole; begun anew where it breaks off."""
+
+        async def whole(_: float) -> list[Any]:
+            call = send(request, metadata=self._metadata, timeout=STREAM_SECONDS)
+            return [response async for response in call]
+
+        return await self._retried(whole)
+
     async def upload(
         self, send: Callable[..., Awaitable[T]], requests: Callable[[], AsyncIterator[object]]
     ) -> T:

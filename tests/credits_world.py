@@ -17,7 +17,7 @@ from google.protobuf import json_format, timestamp_pb2
 from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.events.v1 import event_pb2
 from kit import auth, errors, ids, migrate, pages, postgres, rpc
-from services.credits import api, documents, holds, ledger, operations, rules
+from services.credits import api, documents, floor, holds, ledger, operations, rules, settlement
 from services.credits.store import Store
 from tests import containers
 
@@ -115,13 +115,17 @@ def has_reason(reason: str) -> Any:
 
 
 @asynccontextmanager
-async def served(world: World) -> AsyncIterator[Callable[[str], Any]]:
-    """The contract over gRPC; gives a client of a named service."""
+async def served(world: World, generator: Any = None) -> AsyncIterator[Callable[[str], Any]]:
+    """The contract over gRPC; gives a client of a named service. `generator`: who is asked how videos ended."""
+    settling = settlement.Settlement(
+        world.books, unsettled_after_seconds=600, unsettled_retry_seconds=1
+    )
+    asking = floor.Floor(settling, world.books, generator, overdue_seconds=600, seconds=1)
     secret = "s" * 32
     tokens = auth.ServiceTokens("credits", secret)
     server = grpc.aio.server(interceptors=[rpc.ServerInterceptor(api.authenticate(tokens))])
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(
-        api.LedgerService(world.books, pages.Pages(b"secret")), server
+        api.LedgerService(world.books, pages.Pages(b"secret"), asking), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from framewire.cli import account, credits, operators, output, videos
+from framewire.cli import account, credits, operators, output, reconcile, videos
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,7 @@ app.command()(account.models)
 app.command()(credits.balance)
 app.command()(credits.entries)
 app.command()(credits.grant)
+app.command()(reconcile.reconcile)
 app.command("events")(account.feed)
 
 ledger = typer.Typer(no_args_is_help=True, help="What an account has, was charged and used.")

@@ -44,7 +44,7 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
-            api.LedgerService(books, pages.Pages(settings.page_secret())),
+            api.LedgerService(books, pages.Pages(settings.page_secret()), asking),
         )
         process.loop(relay)
         process.loop(settlement.Consumer(nats, settling))

@@ -8,7 +8,17 @@ from typing import Any
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import vocabulary_pb2
 from kit import auth, errors, pages, rpc
-from services.credits import documents, holds, ledger, messages, operations, rules, store
+from services.credits import (
+    documents,
+    floor,
+    holds,
+    ledger,
+    messages,
+    operations,
+    rules,
+    settlement,
+    store,
+)
 from services.credits.store import rulebooks
 
 # The gateway checks principals and roles before it calls; `operator` is the command line inside the cluster.
@@ -30,6 +40,9 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "ListRulebooks": frozenset({"gateway", "operator"}),
     "ActivateRulebook": frozenset({"gateway", "operator"}),
     "CheckBooks": frozenset({"gateway", "operator"}),
+    "SurveyHolds": frozenset({"gateway", "operator"}),
+    "AssessHolds": frozenset({"gateway", "operator"}),
+    "SettleHold": frozenset({"gateway", "operator"}),
 }
 
 
@@ -46,12 +59,14 @@ def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """The ledger, served."""
 
-    def __init__(self, books: store.Store, pages_: pages.Pages) -> None:
+    def __init__(self, books: store.Store, pages_: pages.Pages, floor_: floor.Floor) -> None:
         self._ledger = books.ledger
         self._statements = books.statements
         self._accounts = books.accounts
         self._rulebooks = books.rulebooks
         self._pages = pages_
+        self._survey = books.survey
+        self._floor = floor_
 
     async def OpenAccount(self, request: ledger_pb2.OpenAccountRequest, context: Any) -> Any:
         """Makes an account's books."""
@@ -246,6 +261,52 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         at = messages.optional_moment(request, "effective_from")
         await self._rulebooks.activate(kind, version, request.content_hash, at, by)
         return await self._rulebook(kind, version)
+
+    async def SurveyHolds(self, request: ledger_pb2.SurveyHoldsRequest, context: Any) -> Any:
+        """Holds at a watermark."""
+        size = request.page_size or pages.DEFAULT_SIZE
+        before = pages.decode(request.page_token)
+        since = messages.optional_moment(request, "created_since")
+        if request.hold_ids:
+            found, as_of = await self._survey.by_ids(request.hold_ids)
+            size = len(found)
+        elif since is not None:
+            found, as_of = await self._survey.since(since, before, size + 1)
+        else:
+            found, as_of = await self._survey.open(before, size + 1)
+        last = found[size - 1] if len(found) > size else None
+        return ledger_pb2.SurveyHoldsResponse(
+            holds=[
+                ledger_pb2.SurveyedHold(
+                    hold=messages.hold(hold),
+                    refunded_credits=hold.refunded,
+                    by_operator=hold.settled_at is not None and hold.verdict is None,
+                )
+                for hold in found[:size]
+            ],
+            as_of=messages.timestamp(as_of),
+            next_page_token=pages.encode(last.created_at, last.hold_id) if last else "",
+        )
+
+    async def AssessHolds(self, request: ledger_pb2.AssessHoldsRequest, context: Any) -> Any:
+        """What the policies take."""
+        try:
+            ends = [settlement.verdict(event) for event in request.ends]
+        except settlement.UnreadableError as error:
+            sentence = f"an event that no hold is settled by: {error}"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"ends: {sentence}", violations=[("ends", sentence)]
+            ) from None
+        return ledger_pb2.AssessHoldsResponse(
+            assessments=[
+                ledger_pb2.Assessment(hold_id=hold_id, captured_credits=captured)
+                for hold_id, captured in await self._survey.assess(ends)
+            ]
+        )
+
+    async def SettleHold(self, request: ledger_pb2.SettleHoldRequest, context: Any) -> Any:
+        """Settles a hold by what the generator says."""
+        return messages.hold(await self._floor.settle(request.hold_id))
 
     async def _rulebook(self, kind: rules.Kind, version: str) -> ledger_pb2.Rulebook:
         (found,) = await self._rulebooks.versions(kind, version)

@@ -11,7 +11,7 @@ from prometheus_client import Gauge
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import attempt_pb2
 from kit import errors, loops, telemetry
-from services.credits import settlement, store
+from services.credits import holds, settlement, store
 
 log = telemetry.logger(__name__)
 
@@ -59,6 +59,7 @@ class Floor:
     ) -> None:
         self._settling = settling
         self._waiting = books.waiting
+        self._survey = books.survey
         self._generator = generator
         self._overdue_seconds = overdue_seconds
         self._seconds = seconds
@@ -93,6 +94,25 @@ class Floor:
         OLDEST_UNSETTLED.set(backlog.oldest_unsettled_seconds)
         PARKED_WAITING.set(backlog.parked)
         return not failures and max(len(late), len(overdue)) >= BATCH
+
+    async def settle(self, hold_id: str) -> holds.Hold:
+        """Asks about one hold at once, overdue or not, and settles it. Idempotent: one that is settled is answered.
+
+        Raises NotFound/HOLD_NOT_FOUND or ATTEMPT_NOT_FOUND, FailedPrecondition/VIDEO_NOT_TERMINAL.
+        """
+        request = attempt_pb2.GetVideoOutcomeRequest(video_id=hold_id)
+        outcome = await self._generator.GetVideoOutcome(request, timeout=ASK_SECONDS)
+        if outcome.last_event.kind not in _TERMINAL:
+            raise errors.FailedPrecondition(
+                "VIDEO_NOT_TERMINAL",
+                f"video {hold_id} is still being made; it settles when it ends",
+            )
+        found = settlement.verdict(outcome.last_event)
+        await self._settling.settle(found)
+        known, _ = await self._survey.by_ids([hold_id])
+        if not known:
+            raise errors.NotFound("HOLD_NOT_FOUND", f"there is no hold {hold_id}")
+        return known[0]
 
     async def _ask(self, video_id: str, limit: asyncio.Semaphore) -> Exception | None:
         """Settles by what the generator says; answers why it could not be asked."""

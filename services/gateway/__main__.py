@@ -23,6 +23,7 @@ from services.gateway import (
     peers,
     projector,
     publisher,
+    reconciler,
     store,
     sweeper,
     tasks,
@@ -72,11 +73,7 @@ async def main(settings: config.Settings) -> None:
             pages=pages.Pages(settings.page_secret()),
             check_after_seconds=settings.sweep_overdue_seconds,
         )
-        defaults = operators.Defaults(
-            settings.default_max_in_flight,
-            settings.default_requests_per_minute,
-            settings.default_videos_per_hour,
-        )
+        reconciling = reconciler.Reconciler(kept, behind, ringing, hub, settings)
         process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
         process.serve(
             upload_pb2_grpc.add_UploadServiceServicer_to_server,
@@ -88,9 +85,17 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             operator_pb2_grpc.add_OperatorServiceServicer_to_server,
-            operators.OperatorApi(kept.accounts, behind, defaults),
+            operators.OperatorApi(kept.accounts, behind, _defaults(settings), reconciling),
         )
         await process.run(keys)
+
+
+def _defaults(settings: config.Settings) -> operators.Defaults:
+    return operators.Defaults(
+        settings.default_max_in_flight,
+        settings.default_requests_per_minute,
+        settings.default_videos_per_hour,
+    )
 
 
 async def _stubs(process: service.Process, settings: config.Settings) -> peers.Stubs:

@@ -94,6 +94,8 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/ListRulebooks": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ActivateRulebook": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ListAttempts": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/Reconcile": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/Repair": _OPERATORS,
 }
 
 

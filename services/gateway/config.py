@@ -51,6 +51,8 @@ class Settings(config.ServiceSettings):
     """How long a live video may be silent before the generator is asked."""
     sweep_retry_seconds: float = Field(default=5, gt=0)
     """Pause before something that failed is tried again."""
+    reconcile_interval_seconds: float = Field(default=600, ge=0)
+    """How far apart two reconciliations must show a difference before it counts."""
     watch_floor_seconds: float = Field(default=10, gt=0)
     """How often watched videos are read without having been nudged."""
 

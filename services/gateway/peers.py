@@ -34,6 +34,9 @@ RETRIED = {
             "SetDailyCap",
             "AddRulebook",
             "ListRulebooks",
+            "SurveyHolds",
+            "AssessHolds",
+            "SettleHold",
         )
     ),
     "storage": tuple(
@@ -46,9 +49,13 @@ RETRIED = {
             "CreateUpload",
             "CompleteUpload",
             "Import",
+            "SurveyAssets",
+            "SurveyPins",
         )
     ),
-    "generator": tuple(f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt")),
+    "generator": tuple(
+        f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt", "SurveyVideos")
+    ),
 }
 """Methods that are idempotent by contract: tried again while UNAVAILABLE."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
 from kit import errors, pages
-from services.generator import catalogue, events, pools, standings
+from services.generator import catalogue, events, pools, quota, standings, survey
 from services.generator.store import Store, videos
 
 
@@ -18,6 +18,7 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
     def __init__(self, store: Store, pools_: pools.Pools) -> None:
         self._store = store
         self._pools = pools_
+        self._lists = survey.Lists(store.survey, quota.Quota(store.accounts, pools_), pools_)
 
     async def GetVideoOutcome(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
         """Where a video stands."""
@@ -72,6 +73,57 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
             item
             for item in listed.provider_accounts
             if item.provider_account == request.provider_account
+        )
+
+    async def SurveyVideos(self, request: Any, context: Any) -> attempt_pb2.SurveyVideosResponse:
+        """Videos at a watermark."""
+        size = request.page_size or pages.DEFAULT_SIZE
+        before = pages.decode(request.page_token)
+        if request.video_ids:
+            found, as_of = await self._store.survey.by_ids(request.video_ids)
+            size = len(found)
+        elif request.HasField("created_since"):
+            since = events.moment(request.created_since)
+            found, as_of = await self._store.survey.since(since, before, size + 1)
+        else:
+            found, as_of = await self._store.survey.live(before, size + 1)
+        last = found[size - 1] if len(found) > size else None
+        return attempt_pb2.SurveyVideosResponse(
+            videos=[
+                attempt_pb2.SurveyedVideo(
+                    outcome=_outcome(video.outcome),
+                    attempts=[_attempt(row) for row in video.attempts],
+                )
+                for video in found[:size]
+            ],
+            as_of=events.timestamp(as_of),
+            next_page_token=pages.encode(last.created_at, last.outcome.video_id) if last else "",
+        )
+
+    async def SurveyProviderJobs(
+        self, request: Any, context: Any
+    ) -> attempt_pb2.SurveyProviderJobsResponse:
+        """A page of a provider's list."""
+        if not self._pools.reachable(request.provider_account):
+            raise errors.NotFound(
+                "ACCOUNT_NOT_FOUND", "there is no provider account of that name with an address"
+            )
+        page = await self._lists.page(request.provider_account, request.page_token)
+        return attempt_pb2.SurveyProviderJobsResponse(
+            jobs=[
+                attempt_pb2.SurveyedJob(
+                    provider_job_id=job.provider_job_id,
+                    created_at=events.timestamp(job.created_at),
+                    status=job.status,
+                    video_id=job.video_id,
+                    superseded=job.superseded,
+                    marked_video_id=job.marked_video_id,
+                )
+                for job in page.jobs
+            ],
+            as_of=events.timestamp(page.as_of),
+            next_page_token=page.next_page_token,
+            exclusive=page.exclusive,
         )
 
     async def ResolveAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:

@@ -141,7 +141,7 @@ class Wait:
 
 
 Decision = Adopt | SendAgain | Wait
-_MARKER = re.compile(r"framewire-.+\.jpg")
+_MARKER = re.compile(r"framewire-(.+)\.jpg")
 
 
 def visible_fingerprint(prompt: str, model: str, width: int, height: int, seconds: int) -> str:
@@ -153,6 +153,12 @@ def visible_fingerprint(prompt: str, model: str, width: int, height: int, second
 def marker(attempt_id: str) -> str:
     """The name under which an attempt's image is sent: shown again by some, it says whose the job is."""
     return f"framewire-{attempt_id}.jpg"
+
+
+def marked_attempt(marker_: str) -> str:
+    """The attempt that gave this name; empty where it is no name of ours."""
+    found = _MARKER.fullmatch(marker_)
+    return found[1] if found else ""
 
 
 def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decision:

@@ -45,6 +45,10 @@ class Pools:
         """The pool that serves a model."""
         return self.pool_of_model.get(model)
 
+    def reachable(self, name: str) -> bool:
+        """Whether there is such an account, with an address."""
+        return name in self.accounts and name not in self._closed
+
     def of_pool(self, pool: str) -> dict[str, catalogue.ProviderAccount]:
         """The accounts of a pool that can be sent to, by name."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from services.storage import assets, blobs, fits, imports, puts, store, sweeper,
 
 SIGNED_SECONDS = 900
 DELETE_BATCH = 1000
+PINS_OF_OWNERS = 10_000
 
 _BOTH = frozenset({"gateway", "generator"})
 _GATEWAY = frozenset({"gateway"})
@@ -30,6 +32,8 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "SignUrl": _GATEWAY,
     "List": _GATEWAY,
     "Delete": _GATEWAY,
+    "SurveyAssets": _GATEWAY,
+    "SurveyPins": _GATEWAY,
 }
 
 
@@ -181,6 +185,55 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         asset = await self._store.library.delete(request.account_id, request.asset_id)
         await self._sweeper.remove(await self._store.library.deleting(asset.asset_id, DELETE_BATCH))
         return _asset(await self._store.library.in_any_state(asset.asset_id))
+
+    async def SurveyAssets(
+        self, request: storage_pb2.SurveyAssetsRequest, context: Any
+    ) -> storage_pb2.SurveyAssetsResponse:
+        """Assets, and whether their objects are there."""
+        found, as_of = await self._store.library.survey(request.asset_ids)
+        places = {
+            asset.asset_id: (assets.BUCKETS[asset.kind], asset.object_key)
+            for asset in found
+            if asset.object_key is not None
+        }
+        sizes = await asyncio.gather(*(self._blobs.size(*place) for place in places.values()))
+        there = dict(zip(places, sizes, strict=True))
+        return storage_pb2.SurveyAssetsResponse(
+            assets=[
+                storage_pb2.SurveyedAsset(
+                    asset=_asset(asset),
+                    object_found=there.get(asset.asset_id) is not None,
+                    object_size_bytes=there.get(asset.asset_id) or 0,
+                )
+                for asset in found
+            ],
+            as_of=_timestamp(as_of),
+        )
+
+    async def SurveyPins(
+        self, request: storage_pb2.SurveyPinsRequest, context: Any
+    ) -> storage_pb2.SurveyPinsResponse:
+        """Pins at a watermark."""
+        size = request.page_size or pages.DEFAULT_SIZE
+        limit = PINS_OF_OWNERS if request.owners else size + 1
+        before = pages.decode(request.page_token)
+        found, as_of = await self._store.library.survey_pins(request.owners, before, limit)
+        shown = found if request.owners else found[:size]
+        last = shown[-1] if len(found) > len(shown) else None
+        token = pages.encode(last.created_at, f"{last.asset_id} {last.owner}") if last else ""
+        return storage_pb2.SurveyPinsResponse(
+            pins=[
+                storage_pb2.Pin(
+                    asset_id=pin.asset_id,
+                    owner=pin.owner,
+                    account_id=pin.account_id,
+                    created_at=_timestamp(pin.created_at),
+                )
+                for pin in shown
+            ],
+            as_of=_timestamp(as_of),
+            next_page_token=token,
+        )
 
 
 async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:

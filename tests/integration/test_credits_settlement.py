@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from framewire.generator.v1 import attempt_pb2
 from kit import bus, errors, ids, outbox
 from services.credits import config, floor, rules, settlement
 from tests import containers
-from tests.credits_world import ONE, TEN, World, has_reason, served, server, soon, world
+from tests.credits_world import HOUR, ONE, TEN, World, has_reason, served, server, soon, world
 from tests.waiting import eventually
 
 __all__ = ["server", "world"]  # fixtures
@@ -365,3 +366,84 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CREDITS_SERVICE_TOKEN_SECRET", "s" * 32)
     monkeypatch.setenv("CREDITS_BALANCE_LOW_CREDITS", "7")
     assert config.Settings().balance_low_credits == 7  # pyright: ignore[reportCallIssue]
+
+
+async def test_a_survey_tells_holds_at_a_watermark(world: World) -> None:
+    account = await world.account(1000)
+    made = [(await world.reserve(account)).hold_id for _ in range(5)]
+    ends = [completed(hold_id, account) for hold_id in made[:2]]
+    await world.books.ledger.settle(settlement.verdict(ends[0]))
+    await world.books.ledger.release(made[1], account, "INTERNAL")
+    await world.books.ledger.refund(made[0], str(uuid.uuid4()), 4, "")
+    await world.pool.execute(
+        "UPDATE holds SET created_at = created_at - interval '2 days' WHERE hold_id = ANY($1)",
+        [made[0], made[4]],
+    )
+    yesterday = timestamp_pb2.Timestamp()
+    yesterday.FromDatetime(datetime.now(UTC) - 24 * HOUR)
+    async with served(world) as client:
+        gateway = client("gateway")
+
+        async def surveyed(**fields: Any) -> list[ledger_pb2.SurveyedHold]:
+            request = ledger_pb2.SurveyHoldsRequest(page_size=1, **fields)
+            found: list[ledger_pb2.SurveyedHold] = []
+            while True:
+                page = await gateway.SurveyHolds(request)
+                clock = await world.pool.fetchval("SELECT clock_timestamp()")
+                assert 0 <= (clock - page.as_of.ToDatetime(tzinfo=UTC)).total_seconds() < 10
+                found += page.holds
+                if not page.next_page_token:
+                    return found
+                request.page_token = page.next_page_token
+
+        is_open = [one.hold.hold_id for one in await surveyed()]
+        recent = [one.hold.hold_id for one in await surveyed(created_since=yesterday)]
+        assert is_open == [made[3], made[2], made[4]]
+        assert recent == [made[3], made[2], made[1]]
+        asked = await surveyed(hold_ids=[made[0], made[1], ids.new_id()])
+        facts = {one.hold.hold_id: (one.refunded_credits, one.by_operator) for one in asked}
+        assert facts == {made[0]: (4, False), made[1]: (0, True)}
+        with has_reason("ROLE_NOT_ALLOWED"):
+            await client("generator").SurveyHolds(ledger_pb2.SurveyHoldsRequest())
+        # What the policy takes, whatever was taken.
+        answer = await gateway.AssessHolds(ledger_pb2.AssessHoldsRequest(ends=ends))
+        assert {one.hold_id: one.captured_credits for one in answer.assessments} == {
+            made[0]: 10,
+            made[1]: 10,
+        }
+        failed = event_pb2.Event(video_id=made[0], account_id=account)
+        failed.failed.cause = vocabulary_pb2.CAUSE_TIMEOUT
+        answer = await gateway.AssessHolds(ledger_pb2.AssessHoldsRequest(ends=[failed]))
+        assert [one.captured_credits for one in answer.assessments] == [0]
+        started = event_pb2.Event(video_id=made[0], account_id=account)
+        started.started.attempt = 1
+        with has_reason("INVALID_FIELD"):
+            await gateway.AssessHolds(ledger_pb2.AssessHoldsRequest(ends=[started]))
+
+
+async def test_a_hold_is_settled_when_told(world: World) -> None:
+    account = await world.account(100)
+    done, running, unknown = [(await world.reserve(account)).hold_id for _ in range(3)]
+    stray = ids.new_id()
+    started = event_pb2.Event(video_id=running, kind=event_pb2.EVENT_KIND_STARTED)
+    generator = FakeGenerator(
+        {
+            done: attempt_pb2.VideoOutcome(video_id=done, last_event=completed(done, account)),
+            running: attempt_pb2.VideoOutcome(video_id=running, last_event=started),
+            stray: attempt_pb2.VideoOutcome(video_id=stray, last_event=completed(stray, account)),
+        }
+    )
+    async with served(world, generator) as client:
+        gateway = client("gateway")
+        for _ in range(2):
+            hold = await gateway.SettleHold(ledger_pb2.SettleHoldRequest(hold_id=done))
+            assert (hold.state, hold.captured_credits) == (ledger_pb2.HOLD_STATE_CAPTURED, 10)
+        for hold_id, reason in (
+            (running, "VIDEO_NOT_TERMINAL"),
+            (unknown, "ATTEMPT_NOT_FOUND"),
+            (stray, "HOLD_NOT_FOUND"),
+        ):
+            with has_reason(reason):
+                await gateway.SettleHold(ledger_pb2.SettleHoldRequest(hold_id=hold_id))
+    assert len(await world.told("settled")) == 1
+    assert await world.numbers(account) == (70, 20)

@@ -330,6 +330,55 @@ async def test_what_is_pinned_stays(world: World) -> None:
     assert (await world.delete(asset)).state == pb.ASSET_STATE_DELETED
 
 
+async def test_a_survey_asks_the_object_store_itself(world: World) -> None:
+    account, other = ids.new_id(), ids.new_id()
+    kept, lost, cut = [
+        await world.put(account, pictures.plain((at, 0, 0)), owner=str(at)) for at in range(3)
+    ]
+    deleted = await world.delete(await world.put(other, pictures.plain((9, 9, 9))))
+    keys = {asset.asset_id: key for asset in (lost, cut) for key in world.objects(account)
+            if asset.asset_id in key}  # fmt: skip
+    world.s3.remove_object("framewire-inputs", keys[lost.asset_id])
+    world.s3.put_object("framewire-inputs", keys[cut.asset_id], io.BytesIO(b"cut"), 3)
+    asked = [kept.asset_id, lost.asset_id, cut.asset_id, deleted.asset_id, ids.new_id()]
+    answer = await world.stub.SurveyAssets(pb.SurveyAssetsRequest(asset_ids=asked), timeout=10)
+    found = {one.asset.asset_id: one for one in answer.assets}
+    assert {key: (one.object_found, one.object_size_bytes) for key, one in found.items()} == {
+        kept.asset_id: (True, kept.size_bytes),
+        lost.asset_id: (False, 0),
+        cut.asset_id: (True, 3),
+        deleted.asset_id: (False, 0),
+    }
+    assert found[cut.asset_id].asset == cut
+    assert found[deleted.asset_id].asset.state == pb.ASSET_STATE_DELETED
+    assert answer.HasField("as_of")
+
+
+async def test_a_survey_tells_every_pin_once(world: World) -> None:
+    account = ids.new_id()
+    assets = [await world.put(account, pictures.plain((1, at, 0)), owner=str(at)) for at in (1, 2)]
+    pins = {(asset.asset_id, owner) for asset in assets for owner in ("p1", "p2")}
+    for asset_id, owner in pins:
+        who = {"account_id": account, "asset_id": asset_id}
+        await world.stub.Pin(pb.PinRequest(**who, owner=owner), timeout=10)
+    request = pb.SurveyPinsRequest(page_size=1)
+    seen: list[pb.Pin] = []
+    while True:
+        page = await world.stub.SurveyPins(request, timeout=10)
+        seen += [pin for pin in page.pins if pin.account_id == account]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert {(pin.asset_id, pin.owner) for pin in seen} == pins
+    assert len(seen) == len(pins)
+    some = await world.stub.SurveyPins(pb.SurveyPinsRequest(owners=["p1"], page_size=1), timeout=10)
+    assert {(pin.asset_id, pin.owner) for pin in some.pins} == {
+        pin for pin in pins if pin[1] == "p1"
+    }
+    for owner in ("p1", "p2"):
+        assert await world.unpin(account, owner) == 2
+
+
 async def test_delete_takes_the_bytes_and_what_was_made_of_them(
     world: World, tmp_path: Path
 ) -> None:

@@ -282,3 +282,15 @@ async def test_foreign_videos_and_images_are_not_found(system: systems.System) -
 async def test_every_invariant_holds_after_all_of_it(system: systems.System) -> None:
     await system.quiet()
     assert await invariants.violations(system) == []
+
+
+async def test_the_services_agree_after_all_of_it(system: systems.System) -> None:
+    """Pins of inputs are let go of a moment after the end."""
+
+    async def agreed() -> bool:
+        found = await system.operator.operations.reconcile()
+        assert found.findings == ()
+        assert [side for side in found.done.sides if side.error] == []
+        return found.done.videos > 0
+
+    await eventually(agreed, every_seconds=0.3)

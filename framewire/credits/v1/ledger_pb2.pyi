@@ -4,6 +4,7 @@ isort:skip_file
 The credit ledger: double entry, lots, and holds that are captured or released once."""
 
 from collections import abc as _abc
+from framewire.events.v1 import event_pb2 as _event_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -1470,3 +1471,203 @@ class CheckBooksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckBooksResponse: _TypeAlias = CheckBooksResponse  # noqa: Y015
+
+@_typing.final
+class SurveyHoldsRequest(_message.Message):
+    """Asks for holds: those of `hold_ids` where there are any; else those made since `created_since`; else all that are open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_IDS_FIELD_NUMBER: _builtins.int
+    CREATED_SINCE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many; 0: 50."""
+    page_token: _builtins.str
+    """From the previous page; empty: the first."""
+    @_builtins.property
+    def hold_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These, at most 500; then the answer has one page."""
+
+    @_builtins.property
+    def created_since(self) -> _timestamp_pb2.Timestamp:
+        """Those that were made then or later, by the ledger's clock."""
+
+    def __init__(
+        self,
+        *,
+        hold_ids: _abc.Iterable[_builtins.str] | None = ...,
+        created_since: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since", "hold_ids", b"hold_ids", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyHoldsRequest: _TypeAlias = SurveyHoldsRequest  # noqa: Y015
+
+@_typing.final
+class SurveyedHold(_message.Message):
+    """A hold as a reconciliation needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_FIELD_NUMBER: _builtins.int
+    REFUNDED_CREDITS_FIELD_NUMBER: _builtins.int
+    BY_OPERATOR_FIELD_NUMBER: _builtins.int
+    refunded_credits: _builtins.int
+    """Credits of what was captured that were given back since."""
+    by_operator: _builtins.bool
+    """True when an operator captured or released it, whatever the policy says."""
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """The hold."""
+
+    def __init__(
+        self,
+        *,
+        hold: Global___Hold | None = ...,
+        refunded_credits: _builtins.int = ...,
+        by_operator: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_operator", b"by_operator", "hold", b"hold", "refunded_credits", b"refunded_credits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyedHold: _TypeAlias = SurveyedHold  # noqa: Y015
+
+@_typing.final
+class SurveyHoldsResponse(_message.Message):
+    """A page of holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last."""
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___SurveyedHold]:
+        """Newest first."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The watermark: the ledger's clock just before the page was read."""
+
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___SurveyedHold] | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "holds", b"holds", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyHoldsResponse: _TypeAlias = SurveyHoldsResponse  # noqa: Y015
+
+@_typing.final
+class AssessHoldsRequest(_message.Message):
+    """Asks what is to be taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """How videos ended: the generator's terminal events, at most 500."""
+
+    def __init__(
+        self,
+        *,
+        ends: _abc.Iterable[_event_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssessHoldsRequest: _TypeAlias = AssessHoldsRequest  # noqa: Y015
+
+@_typing.final
+class Assessment(_message.Message):
+    """What the policy takes of one hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    CAPTURED_CREDITS_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """The hold."""
+    captured_credits: _builtins.int
+    """Credits to take, of those reserved."""
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+        captured_credits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_credits", b"captured_credits", "hold_id", b"hold_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Assessment: _TypeAlias = Assessment  # noqa: Y015
+
+@_typing.final
+class AssessHoldsResponse(_message.Message):
+    """What is to be taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSESSMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def assessments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assessment]:
+        """One for each hold that is known, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        assessments: _abc.Iterable[Global___Assessment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessments", b"assessments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssessHoldsResponse: _TypeAlias = AssessHoldsResponse  # noqa: Y015
+
+@_typing.final
+class SettleHoldRequest(_message.Message):
+    """Settles a hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """The hold."""
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleHoldRequest: _TypeAlias = SettleHoldRequest  # noqa: Y015

@@ -121,6 +121,21 @@ class LedgerServiceStub:
                 request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ActivateRulebookRequest.SerializeToString,
                 response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
                 _registered_method=True)
+        self.SurveyHolds = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/SurveyHolds',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SurveyHoldsRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SurveyHoldsResponse.FromString,
+                _registered_method=True)
+        self.AssessHolds = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/AssessHolds',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AssessHoldsRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AssessHoldsResponse.FromString,
+                _registered_method=True)
+        self.SettleHold = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/SettleHold',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SettleHoldRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
@@ -261,6 +276,29 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SurveyHolds(self, request, context):
+        """The ledger's side of a reconciliation: holds as they are at a watermark.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssessHolds(self, request, context):
+        """What the policy on each hold takes for how its video ended. Reads only; holds that are not known, or were never made, are left
+        out. INVALID_ARGUMENT/INVALID_FIELD for an event that is not terminal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleHold(self, request, context):
+        """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
+        NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -348,6 +386,21 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.ActivateRulebook,
                     request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ActivateRulebookRequest.FromString,
                     response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.SerializeToString,
+            ),
+            'SurveyHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.SurveyHolds,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SurveyHoldsRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SurveyHoldsResponse.SerializeToString,
+            ),
+            'AssessHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssessHolds,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AssessHoldsRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AssessHoldsResponse.SerializeToString,
+            ),
+            'SettleHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleHold,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SettleHoldRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -811,6 +864,87 @@ class LedgerService:
             '/framewire.credits.v1.LedgerService/ActivateRulebook',
             framewire_dot_credits_dot_v1_dot_ledger__pb2.ActivateRulebookRequest.SerializeToString,
             framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveyHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/SurveyHolds',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.SurveyHoldsRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.SurveyHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssessHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/AssessHolds',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AssessHoldsRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AssessHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/SettleHold',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.SettleHoldRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,16 @@ class LedgerServiceStub:
     """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
     FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
     """
+    SurveyHolds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SurveyHoldsRequest, _ledger_pb2.SurveyHoldsResponse]
+    """The ledger's side of a reconciliation: holds as they are at a watermark."""
+    AssessHolds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AssessHoldsRequest, _ledger_pb2.AssessHoldsResponse]
+    """What the policy on each hold takes for how its video ended. Reads only; holds that are not known, or were never made, are left
+    out. INVALID_ARGUMENT/INVALID_FIELD for an event that is not terminal.
+    """
+    SettleHold: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SettleHoldRequest, _ledger_pb2.Hold]
+    """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
+    NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
+    """
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -160,6 +170,16 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     ActivateRulebook: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
     """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
     FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+    """
+    SurveyHolds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SurveyHoldsRequest, _ledger_pb2.SurveyHoldsResponse]  # type: ignore[assignment]
+    """The ledger's side of a reconciliation: holds as they are at a watermark."""
+    AssessHolds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AssessHoldsRequest, _ledger_pb2.AssessHoldsResponse]  # type: ignore[assignment]
+    """What the policy on each hold takes for how its video ended. Reads only; holds that are not known, or were never made, are left
+    out. INVALID_ARGUMENT/INVALID_FIELD for an event that is not terminal.
+    """
+    SettleHold: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SettleHoldRequest, _ledger_pb2.Hold]  # type: ignore[assignment]
+    """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
+    NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
     """
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -326,6 +346,34 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_pb2.Rulebook, _abc.Awaitable[_ledger_pb2.Rulebook]]:
         """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
         FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+        """
+
+    @_abc_1.abstractmethod
+    def SurveyHolds(
+        self,
+        request: _ledger_pb2.SurveyHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.SurveyHoldsResponse, _abc.Awaitable[_ledger_pb2.SurveyHoldsResponse]]:
+        """The ledger's side of a reconciliation: holds as they are at a watermark."""
+
+    @_abc_1.abstractmethod
+    def AssessHolds(
+        self,
+        request: _ledger_pb2.AssessHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AssessHoldsResponse, _abc.Awaitable[_ledger_pb2.AssessHoldsResponse]]:
+        """What the policy on each hold takes for how its video ended. Reads only; holds that are not known, or were never made, are left
+        out. INVALID_ARGUMENT/INVALID_FIELD for an event that is not terminal.
+        """
+
+    @_abc_1.abstractmethod
+    def SettleHold(
+        self,
+        request: _ledger_pb2.SettleHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Hold, _abc.Awaitable[_ledger_pb2.Hold]]:
+        """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
+        NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
         """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -136,6 +136,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the URL is not https, or leads to an address that is not public."""
     ERROR_REASON_IMPORT_FAILED: _ErrorReason.ValueType  # 63
     """FAILED_PRECONDITION: the server of the URL did not give the image."""
+    ERROR_REASON_FINDING_NOT_FOUND: _ErrorReason.ValueType  # 80
+    """NOT_FOUND: there is no such finding, or what it says is no longer so."""
+    ERROR_REASON_FINDING_NOT_CONFIRMED: _ErrorReason.ValueType  # 81
+    """FAILED_PRECONDITION: only one pass has shown this finding; a second one must, an interval later."""
+    ERROR_REASON_NO_REPAIR: _ErrorReason.ValueType  # 82
+    """FAILED_PRECONDITION: nothing that may be done by itself puts this right; an operator must look."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -256,4 +262,10 @@ ERROR_REASON_URL_NOT_ALLOWED: ErrorReason.ValueType  # 62
 """INVALID_ARGUMENT: the URL is not https, or leads to an address that is not public."""
 ERROR_REASON_IMPORT_FAILED: ErrorReason.ValueType  # 63
 """FAILED_PRECONDITION: the server of the URL did not give the image."""
+ERROR_REASON_FINDING_NOT_FOUND: ErrorReason.ValueType  # 80
+"""NOT_FOUND: there is no such finding, or what it says is no longer so."""
+ERROR_REASON_FINDING_NOT_CONFIRMED: ErrorReason.ValueType  # 81
+"""FAILED_PRECONDITION: only one pass has shown this finding; a second one must, an interval later."""
+ERROR_REASON_NO_REPAIR: ErrorReason.ValueType  # 82
+"""FAILED_PRECONDITION: nothing that may be done by itself puts this right; an operator must look."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

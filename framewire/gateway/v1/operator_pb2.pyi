@@ -11,6 +11,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,6 +22,146 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _FindingKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_KIND_UNSPECIFIED: _FindingKind.ValueType  # 0
+    """Not set."""
+    FINDING_KIND_HOLD_WITHOUT_VIDEO: _FindingKind.ValueType  # 1
+    """Credits are held, or were taken, for a video that the gateway does not know."""
+    FINDING_KIND_HOLD_OPEN_AFTER_END: _FindingKind.ValueType  # 2
+    """The video has ended and its credits are still held."""
+    FINDING_KIND_HOLD_ENDED_EARLY: _FindingKind.ValueType  # 3
+    """The video is live and its credits are not held any more."""
+    FINDING_KIND_HOLD_AGAINST_POLICY: _FindingKind.ValueType  # 4
+    """Other credits were taken than the policy on the hold says for how the video ended."""
+    FINDING_KIND_VIDEO_WITHOUT_HOLD: _FindingKind.ValueType  # 5
+    """The ledger has never held credits for the video."""
+    FINDING_KIND_SETTLEMENT_NOT_SHOWN: _FindingKind.ValueType  # 6
+    """The hold is settled and the video does not say so."""
+    FINDING_KIND_AMOUNT_DIFFERS: _FindingKind.ValueType  # 7
+    """The video says other amounts than its hold."""
+    FINDING_KIND_VIDEO_UNKNOWN_TO_GENERATOR: _FindingKind.ValueType  # 8
+    """The generator does not know the video."""
+    FINDING_KIND_VIDEO_UNKNOWN_TO_GATEWAY: _FindingKind.ValueType  # 9
+    """The generator makes or made a video that the gateway does not know."""
+    FINDING_KIND_VIDEO_BEHIND: _FindingKind.ValueType  # 10
+    """The generator is further with the video than the gateway says."""
+    FINDING_KIND_END_DIFFERS: _FindingKind.ValueType  # 11
+    """Gateway and generator say different ends."""
+    FINDING_KIND_ATTEMPT_STRANDED: _FindingKind.ValueType  # 12
+    """A live video has no live attempt, or one that ended has one."""
+    FINDING_KIND_ACCOUNT_DIFFERS: _FindingKind.ValueType  # 13
+    """Two services say different accounts."""
+    FINDING_KIND_OUTPUT_MISSING: _FindingKind.ValueType  # 14
+    """An output of a COMPLETED video is no READY asset."""
+    FINDING_KIND_OUTPUT_OBJECT_MISSING: _FindingKind.ValueType  # 15
+    """An output's object is not in the object store."""
+    FINDING_KIND_OUTPUT_DIFFERS: _FindingKind.ValueType  # 16
+    """An output has another size or hash than was told."""
+    FINDING_KIND_PIN_AFTER_END: _FindingKind.ValueType  # 17
+    """An asset is kept for a video that has ended."""
+    FINDING_KIND_PROVIDER_JOB_UNKNOWN: _FindingKind.ValueType  # 18
+    """The provider lists a job of ours that no attempt knows."""
+    FINDING_KIND_PROVIDER_JOB_SUPERSEDED: _FindingKind.ValueType  # 19
+    """The provider has a job whose attempt went on with another one."""
+    FINDING_KIND_PROVIDER_JOB_LOST: _FindingKind.ValueType  # 20
+    """The provider's list lacks a job that an attempt waits for."""
+
+class FindingKind(_FindingKind, metaclass=_FindingKindEnumTypeWrapper):
+    """Kinds of differences; docs/guarantees.md says which invariant each breaks."""
+
+FINDING_KIND_UNSPECIFIED: FindingKind.ValueType  # 0
+"""Not set."""
+FINDING_KIND_HOLD_WITHOUT_VIDEO: FindingKind.ValueType  # 1
+"""Credits are held, or were taken, for a video that the gateway does not know."""
+FINDING_KIND_HOLD_OPEN_AFTER_END: FindingKind.ValueType  # 2
+"""The video has ended and its credits are still held."""
+FINDING_KIND_HOLD_ENDED_EARLY: FindingKind.ValueType  # 3
+"""The video is live and its credits are not held any more."""
+FINDING_KIND_HOLD_AGAINST_POLICY: FindingKind.ValueType  # 4
+"""Other credits were taken than the policy on the hold says for how the video ended."""
+FINDING_KIND_VIDEO_WITHOUT_HOLD: FindingKind.ValueType  # 5
+"""The ledger has never held credits for the video."""
+FINDING_KIND_SETTLEMENT_NOT_SHOWN: FindingKind.ValueType  # 6
+"""The hold is settled and the video does not say so."""
+FINDING_KIND_AMOUNT_DIFFERS: FindingKind.ValueType  # 7
+"""The video says other amounts than its hold."""
+FINDING_KIND_VIDEO_UNKNOWN_TO_GENERATOR: FindingKind.ValueType  # 8
+"""The generator does not know the video."""
+FINDING_KIND_VIDEO_UNKNOWN_TO_GATEWAY: FindingKind.ValueType  # 9
+"""The generator makes or made a video that the gateway does not know."""
+FINDING_KIND_VIDEO_BEHIND: FindingKind.ValueType  # 10
+"""The generator is further with the video than the gateway says."""
+FINDING_KIND_END_DIFFERS: FindingKind.ValueType  # 11
+"""Gateway and generator say different ends."""
+FINDING_KIND_ATTEMPT_STRANDED: FindingKind.ValueType  # 12
+"""A live video has no live attempt, or one that ended has one."""
+FINDING_KIND_ACCOUNT_DIFFERS: FindingKind.ValueType  # 13
+"""Two services say different accounts."""
+FINDING_KIND_OUTPUT_MISSING: FindingKind.ValueType  # 14
+"""An output of a COMPLETED video is no READY asset."""
+FINDING_KIND_OUTPUT_OBJECT_MISSING: FindingKind.ValueType  # 15
+"""An output's object is not in the object store."""
+FINDING_KIND_OUTPUT_DIFFERS: FindingKind.ValueType  # 16
+"""An output has another size or hash than was told."""
+FINDING_KIND_PIN_AFTER_END: FindingKind.ValueType  # 17
+"""An asset is kept for a video that has ended."""
+FINDING_KIND_PROVIDER_JOB_UNKNOWN: FindingKind.ValueType  # 18
+"""The provider lists a job of ours that no attempt knows."""
+FINDING_KIND_PROVIDER_JOB_SUPERSEDED: FindingKind.ValueType  # 19
+"""The provider has a job whose attempt went on with another one."""
+FINDING_KIND_PROVIDER_JOB_LOST: FindingKind.ValueType  # 20
+"""The provider's list lacks a job that an attempt waits for."""
+Global___FindingKind: _TypeAlias = FindingKind  # noqa: Y015
+
+class _RepairKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_KIND_UNSPECIFIED: _RepairKind.ValueType  # 0
+    """Not set."""
+    REPAIR_KIND_NONE: _RepairKind.ValueType  # 1
+    """Nothing that may be done by itself: an operator must look."""
+    REPAIR_KIND_SETTLE_HOLD: _RepairKind.ValueType  # 2
+    """Credits asks the generator how the video ended, and settles by it."""
+    REPAIR_KIND_RELEASE_HOLD: _RepairKind.ValueType  # 3
+    """The generator is told never to make the video; then its hold is released."""
+    REPAIR_KIND_PROJECT_VIDEO: _RepairKind.ValueType  # 4
+    """The gateway asks the generator, and projects its answer."""
+    REPAIR_KIND_PROJECT_SETTLEMENT: _RepairKind.ValueType  # 5
+    """The gateway takes the amounts over from the hold."""
+    REPAIR_KIND_RING_JOB: _RepairKind.ValueType  # 6
+    """The job is published again."""
+    REPAIR_KIND_UNPIN: _RepairKind.ValueType  # 7
+    """The pins of the video are dropped."""
+
+class RepairKind(_RepairKind, metaclass=_RepairKindEnumTypeWrapper):
+    """What would put a difference right. Every one is idempotent, and looks again before it acts."""
+
+REPAIR_KIND_UNSPECIFIED: RepairKind.ValueType  # 0
+"""Not set."""
+REPAIR_KIND_NONE: RepairKind.ValueType  # 1
+"""Nothing that may be done by itself: an operator must look."""
+REPAIR_KIND_SETTLE_HOLD: RepairKind.ValueType  # 2
+"""Credits asks the generator how the video ended, and settles by it."""
+REPAIR_KIND_RELEASE_HOLD: RepairKind.ValueType  # 3
+"""The generator is told never to make the video; then its hold is released."""
+REPAIR_KIND_PROJECT_VIDEO: RepairKind.ValueType  # 4
+"""The gateway asks the generator, and projects its answer."""
+REPAIR_KIND_PROJECT_SETTLEMENT: RepairKind.ValueType  # 5
+"""The gateway takes the amounts over from the hold."""
+REPAIR_KIND_RING_JOB: RepairKind.ValueType  # 6
+"""The job is published again."""
+REPAIR_KIND_UNPIN: RepairKind.ValueType  # 7
+"""The pins of the video are dropped."""
+Global___RepairKind: _TypeAlias = RepairKind  # noqa: Y015
 
 @_typing.final
 class Account(_message.Message):
@@ -404,3 +545,277 @@ class ListAttemptsRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAttemptsRequest: _TypeAlias = ListAttemptsRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileRequest(_message.Message):
+    """Asks for a pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Videos since then are compared, and all that is still open, whatever its age; not set: 24 hours. At most 35 days back."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileResponse(_message.Message):
+    """One message of a pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def finding(self) -> Global___Finding:
+        """A difference."""
+
+    @_builtins.property
+    def done(self) -> Global___ReconcilePass:
+        """What was compared. Without it the pass broke off."""
+
+    def __init__(
+        self,
+        *,
+        finding: Global___Finding | None = ...,
+        done: Global___ReconcilePass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "finding", b"finding", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "finding", b"finding", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["finding", "done"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015
+
+@_typing.final
+class Statement(_message.Message):
+    """What one side says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    SAYS_FIELD_NUMBER: _builtins.int
+    side: _builtins.str
+    """"gateway", "credits", "generator", "storage", or "provider NAME"."""
+    says: _builtins.str
+    """What it says, in a few words."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The watermark: that side's own clock just before it was read."""
+
+    def __init__(
+        self,
+        *,
+        side: _builtins.str = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        says: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "says", b"says", "side", b"side"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Statement: _TypeAlias = Statement  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """A difference between services."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    STATEMENTS_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    finding_id: _builtins.str
+    """Always the same for the same difference."""
+    kind: Global___FindingKind.ValueType
+    """Which kind."""
+    video_id: _builtins.str
+    """The video; empty where none is known."""
+    account_id: _builtins.str
+    """Its account; empty where none is known."""
+    subject: _builtins.str
+    """Asset, or provider job, where that is what differs; else empty."""
+    repair: Global___RepairKind.ValueType
+    """What would put it right."""
+    advice: _builtins.str
+    """What to look at, for an operator."""
+    confirmed: _builtins.bool
+    """True when two passes an interval apart showed it: only then it counts, and can be repaired."""
+    @_builtins.property
+    def statements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Statement]:
+        """What each side says."""
+
+    @_builtins.property
+    def first_seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When a pass first showed it as it is now, by the gateway's database clock."""
+
+    @_builtins.property
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When a pass last showed it."""
+
+    def __init__(
+        self,
+        *,
+        finding_id: _builtins.str = ...,
+        kind: Global___FindingKind.ValueType = ...,
+        video_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        statements: _abc.Iterable[Global___Statement] | None = ...,
+        repair: Global___RepairKind.ValueType = ...,
+        advice: _builtins.str = ...,
+        first_seen_at: _timestamp_pb2.Timestamp | None = ...,
+        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
+        confirmed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_seen_at", b"first_seen_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "advice", b"advice", "confirmed", b"confirmed", "finding_id", b"finding_id", "first_seen_at", b"first_seen_at", "kind", b"kind", "last_seen_at", b"last_seen_at", "repair", b"repair", "statements", b"statements", "subject", b"subject", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class ReconcileSide(_message.Message):
+    """One side of a pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    side: _builtins.str
+    """As in Statement."""
+    error: _builtins.str
+    """Why it could not be read; empty: it was. Findings that hang on it stay as they were."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """Its watermark when the pass began with it."""
+
+    def __init__(
+        self,
+        *,
+        side: _builtins.str = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "error", b"error", "side", b"side"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileSide: _TypeAlias = ReconcileSide  # noqa: Y015
+
+@_typing.final
+class ReconcilePass(_message.Message):
+    """What was compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    PROVIDER_JOBS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    SIDES_FIELD_NUMBER: _builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
+    videos: _builtins.int
+    """Videos that were compared."""
+    provider_jobs: _builtins.int
+    """Jobs of providers that were compared."""
+    objects: _builtins.int
+    """Objects that were looked for."""
+    findings: _builtins.int
+    """Differences that were found."""
+    confirmed: _builtins.int
+    """Those of them that are confirmed."""
+    interval_seconds: _builtins.float
+    """How far apart two passes must be, in seconds."""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When it began, by the gateway's database clock."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """From when on videos were compared."""
+
+    @_builtins.property
+    def sides(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReconcileSide]:
+        """The sides."""
+
+    def __init__(
+        self,
+        *,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        videos: _builtins.int = ...,
+        provider_jobs: _builtins.int = ...,
+        objects: _builtins.int = ...,
+        findings: _builtins.int = ...,
+        confirmed: _builtins.int = ...,
+        sides: _abc.Iterable[Global___ReconcileSide] | None = ...,
+        interval_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed", "findings", b"findings", "interval_seconds", b"interval_seconds", "objects", b"objects", "provider_jobs", b"provider_jobs", "sides", b"sides", "since", b"since", "started_at", b"started_at", "videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcilePass: _TypeAlias = ReconcilePass  # noqa: Y015
+
+@_typing.final
+class RepairRequest(_message.Message):
+    """Applies a repair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    finding_id: _builtins.str
+    """The finding."""
+    why: _builtins.str
+    """Why, for the audit."""
+    def __init__(
+        self,
+        *,
+        finding_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding_id", b"finding_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairRequest: _TypeAlias = RepairRequest  # noqa: Y015

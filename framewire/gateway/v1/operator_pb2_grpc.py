@@ -92,6 +92,16 @@ class OperatorServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListAttemptsRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsResponse.FromString,
                 _registered_method=True)
+        self.Reconcile = channel.unary_stream(
+                '/framewire.gateway.v1.OperatorService/Reconcile',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
+        self.Repair = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/Repair',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RepairRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Finding.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -175,6 +185,23 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reconcile(self, request, context):
+        """One pass over all services: compares ledger, videos, attempts, providers' lists and stored objects. Answers each difference, then
+        the pass itself. A difference is confirmed when two passes an interval (10 minutes) apart show the same. Changes nothing but the
+        findings that are kept. INVALID_ARGUMENT/INVALID_FIELD, UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Repair(self, request, context):
+        """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
+        NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -232,6 +259,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListAttempts,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListAttemptsRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsResponse.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ReconcileRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ReconcileResponse.SerializeToString,
+            ),
+            'Repair': grpc.unary_unary_rpc_method_handler(
+                    servicer.Repair,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RepairRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Finding.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -532,6 +569,60 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/ListAttempts',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.ListAttemptsRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/Reconcile',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ReconcileRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Repair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/Repair',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.RepairRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.Finding.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,15 @@ class OperatorServiceStub:
     """Puts a version in force."""
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]
     """Attempts, newest first."""
+    Reconcile: _grpc.UnaryStreamMultiCallable[_operator_pb2.ReconcileRequest, _operator_pb2.ReconcileResponse]
+    """One pass over all services: compares ledger, videos, attempts, providers' lists and stored objects. Answers each difference, then
+    the pass itself. A difference is confirmed when two passes an interval (10 minutes) apart show the same. Changes nothing but the
+    findings that are kept. INVALID_ARGUMENT/INVALID_FIELD, UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+    """
+    Repair: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RepairRequest, _operator_pb2.Finding]
+    """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
+    NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
+    """
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -85,6 +94,15 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Puts a version in force."""
     ListAttempts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     """Attempts, newest first."""
+    Reconcile: _aio.UnaryStreamMultiCallable[_operator_pb2.ReconcileRequest, _operator_pb2.ReconcileResponse]  # type: ignore[assignment]
+    """One pass over all services: compares ledger, videos, attempts, providers' lists and stored objects. Answers each difference, then
+    the pass itself. A difference is confirmed when two passes an interval (10 minutes) apart show the same. Changes nothing but the
+    findings that are kept. INVALID_ARGUMENT/INVALID_FIELD, UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+    """
+    Repair: _aio.UnaryUnaryMultiCallable[_operator_pb2.RepairRequest, _operator_pb2.Finding]  # type: ignore[assignment]
+    """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
+    NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -176,5 +194,26 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.ListAttemptsResponse, _abc.Awaitable[_attempt_pb2.ListAttemptsResponse]]:
         """Attempts, newest first."""
+
+    @_abc_1.abstractmethod
+    def Reconcile(
+        self,
+        request: _operator_pb2.ReconcileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.ReconcileResponse], _abc.AsyncIterator[_operator_pb2.ReconcileResponse]]:
+        """One pass over all services: compares ledger, videos, attempts, providers' lists and stored objects. Answers each difference, then
+        the pass itself. A difference is confirmed when two passes an interval (10 minutes) apart show the same. Changes nothing but the
+        findings that are kept. INVALID_ARGUMENT/INVALID_FIELD, UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def Repair(
+        self,
+        request: _operator_pb2.RepairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Finding, _abc.Awaitable[_operator_pb2.Finding]]:
+        """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
+        NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
+        """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

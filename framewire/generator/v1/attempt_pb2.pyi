@@ -510,3 +510,213 @@ class PauseProviderAccountRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PauseProviderAccountRequest: _TypeAlias = PauseProviderAccountRequest  # noqa: Y015
+
+@_typing.final
+class SurveyVideosRequest(_message.Message):
+    """Asks for videos: those of `video_ids` where there are any; else those that came since `created_since`; else all that are live."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_IDS_FIELD_NUMBER: _builtins.int
+    CREATED_SINCE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many; 0: 50."""
+    page_token: _builtins.str
+    """From the previous page; empty: the first."""
+    @_builtins.property
+    def video_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These, at most 500; then the answer has one page."""
+
+    @_builtins.property
+    def created_since(self) -> _timestamp_pb2.Timestamp:
+        """Those that came then or later, by the generator's clock."""
+
+    def __init__(
+        self,
+        *,
+        video_ids: _abc.Iterable[_builtins.str] | None = ...,
+        created_since: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since", "page_size", b"page_size", "page_token", b"page_token", "video_ids", b"video_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyVideosRequest: _TypeAlias = SurveyVideosRequest  # noqa: Y015
+
+@_typing.final
+class SurveyedVideo(_message.Message):
+    """A video as a reconciliation needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcome(self) -> Global___VideoOutcome:
+        """Where it stands; its last event is the terminal one when it has ended."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """Its attempts, by number."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___VideoOutcome | None = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyedVideo: _TypeAlias = SurveyedVideo  # noqa: Y015
+
+@_typing.final
+class SurveyVideosResponse(_message.Message):
+    """A page of videos."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last."""
+    @_builtins.property
+    def videos(self) -> _containers.RepeatedCompositeFieldContainer[Global___SurveyedVideo]:
+        """Newest first."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The watermark: the generator's clock just before the page was read."""
+
+    def __init__(
+        self,
+        *,
+        videos: _abc.Iterable[Global___SurveyedVideo] | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "next_page_token", b"next_page_token", "videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyVideosResponse: _TypeAlias = SurveyVideosResponse  # noqa: Y015
+
+@_typing.final
+class SurveyProviderJobsRequest(_message.Message):
+    """Asks for a page of a provider's list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    provider_account: _builtins.str
+    """Its name in the catalogue."""
+    page_token: _builtins.str
+    """From the previous page; empty: the newest jobs. Good for as long as the provider's cursor is."""
+    def __init__(
+        self,
+        *,
+        provider_account: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "provider_account", b"provider_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyProviderJobsRequest: _TypeAlias = SurveyProviderJobsRequest  # noqa: Y015
+
+@_typing.final
+class SurveyedJob(_message.Message):
+    """A job as the provider lists it, and whose it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_JOB_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
+    MARKED_VIDEO_ID_FIELD_NUMBER: _builtins.int
+    provider_job_id: _builtins.str
+    """The provider's id of it."""
+    status: _builtins.str
+    """What the provider says of it: "running", "done" or "failed"."""
+    video_id: _builtins.str
+    """Video of the attempt that it is on record with; empty: none."""
+    superseded: _builtins.bool
+    """True when that attempt has another job, or is waiting to be sent: this one was paid for besides."""
+    marked_video_id: _builtins.str
+    """Video whose attempt gave the name that this job shows again; empty: it shows none of ours."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made, by the provider's clock."""
+
+    def __init__(
+        self,
+        *,
+        provider_job_id: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        status: _builtins.str = ...,
+        video_id: _builtins.str = ...,
+        superseded: _builtins.bool = ...,
+        marked_video_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "marked_video_id", b"marked_video_id", "provider_job_id", b"provider_job_id", "status", b"status", "superseded", b"superseded", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyedJob: _TypeAlias = SurveyedJob  # noqa: Y015
+
+@_typing.final
+class SurveyProviderJobsResponse(_message.Message):
+    """A page of a provider's list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last."""
+    exclusive: _builtins.bool
+    """True: the key is ours alone and the list is complete, so that a job that nobody knows is ours, and one that it lacks is gone."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SurveyedJob]:
+        """Newest first."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The watermark: the generator's clock just before the list was asked for."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___SurveyedJob] | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        next_page_token: _builtins.str = ...,
+        exclusive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "exclusive", b"exclusive", "jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyProviderJobsResponse: _TypeAlias = SurveyProviderJobsResponse  # noqa: Y015

@@ -70,6 +70,16 @@ class AttemptServiceStub:
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.PauseProviderAccountRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
                 _registered_method=True)
+        self.SurveyVideos = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/SurveyVideos',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyVideosRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyVideosResponse.FromString,
+                _registered_method=True)
+        self.SurveyProviderJobs = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/SurveyProviderJobs',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsResponse.FromString,
+                _registered_method=True)
 
 
 class AttemptServiceServicer:
@@ -126,6 +136,21 @@ class AttemptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SurveyVideos(self, request, context):
+        """The generator's side of a reconciliation: videos and their attempts as they are at a watermark.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SurveyProviderJobs(self, request, context):
+        """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
+        account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttemptServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +188,16 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.PauseProviderAccount,
                     request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.PauseProviderAccountRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.SerializeToString,
+            ),
+            'SurveyVideos': grpc.unary_unary_rpc_method_handler(
+                    servicer.SurveyVideos,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyVideosRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyVideosResponse.SerializeToString,
+            ),
+            'SurveyProviderJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.SurveyProviderJobs,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +390,60 @@ class AttemptService:
             '/framewire.generator.v1.AttemptService/PauseProviderAccount',
             framewire_dot_generator_dot_v1_dot_attempt__pb2.PauseProviderAccountRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveyVideos(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/SurveyVideos',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyVideosRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyVideosResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveyProviderJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/SurveyProviderJobs',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

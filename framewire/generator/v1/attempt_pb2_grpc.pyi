@@ -49,6 +49,12 @@ class AttemptServiceStub:
     """State of the provider accounts: circuit, quota, jobs at once."""
     PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
     """Stops or starts sending to a provider account."""
+    SurveyVideos: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.SurveyVideosRequest, _attempt_pb2.SurveyVideosResponse]
+    """The generator's side of a reconciliation: videos and their attempts as they are at a watermark."""
+    SurveyProviderJobs: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.SurveyProviderJobsRequest, _attempt_pb2.SurveyProviderJobsResponse]
+    """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
+    account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
+    """
 
 @_typing.type_check_only
 class AttemptServiceAsyncStub(AttemptServiceStub):
@@ -71,6 +77,12 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     """State of the provider accounts: circuit, quota, jobs at once."""
     PauseProviderAccount: _aio.UnaryUnaryMultiCallable[_attempt_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]  # type: ignore[assignment]
     """Stops or starts sending to a provider account."""
+    SurveyVideos: _aio.UnaryUnaryMultiCallable[_attempt_pb2.SurveyVideosRequest, _attempt_pb2.SurveyVideosResponse]  # type: ignore[assignment]
+    """The generator's side of a reconciliation: videos and their attempts as they are at a watermark."""
+    SurveyProviderJobs: _aio.UnaryUnaryMultiCallable[_attempt_pb2.SurveyProviderJobsRequest, _attempt_pb2.SurveyProviderJobsResponse]  # type: ignore[assignment]
+    """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
+    account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
+    """
 
 class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers for videos and their attempts. Called by the gateway, credits and operators."""
@@ -132,5 +144,23 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.ProviderAccount, _abc.Awaitable[_attempt_pb2.ProviderAccount]]:
         """Stops or starts sending to a provider account."""
+
+    @_abc_1.abstractmethod
+    def SurveyVideos(
+        self,
+        request: _attempt_pb2.SurveyVideosRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.SurveyVideosResponse, _abc.Awaitable[_attempt_pb2.SurveyVideosResponse]]:
+        """The generator's side of a reconciliation: videos and their attempts as they are at a watermark."""
+
+    @_abc_1.abstractmethod
+    def SurveyProviderJobs(
+        self,
+        request: _attempt_pb2.SurveyProviderJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.SurveyProviderJobsResponse, _abc.Awaitable[_attempt_pb2.SurveyProviderJobsResponse]]:
+        """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
+        account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
+        """
 
 def add_AttemptServiceServicer_to_server(servicer: AttemptServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -96,6 +96,16 @@ class StorageServiceStub:
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
                 _registered_method=True)
+        self.SurveyAssets = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/SurveyAssets',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyAssetsRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyAssetsResponse.FromString,
+                _registered_method=True)
+        self.SurveyPins = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/SurveyPins',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServiceServicer:
@@ -195,6 +205,21 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SurveyAssets(self, request, context):
+        """Storage's side of a reconciliation: assets in any state, of any account, and whether their objects are really there. Asks the
+        object store about each. UNAVAILABLE/DEPENDENCY_UNAVAILABLE when it does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SurveyPins(self, request, context):
+        """Pins at a watermark, of any account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -257,6 +282,16 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.DeleteRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
+            'SurveyAssets': grpc.unary_unary_rpc_method_handler(
+                    servicer.SurveyAssets,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyAssetsRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyAssetsResponse.SerializeToString,
+            ),
+            'SurveyPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.SurveyPins,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -585,6 +620,60 @@ class StorageService:
             '/framewire.storage.v1.StorageService/Delete',
             framewire_dot_storage_dot_v1_dot_storage__pb2.DeleteRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveyAssets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/SurveyAssets',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyAssetsRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyAssetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveyPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/SurveyPins',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,12 @@ class StorageServiceStub:
     """Assets of an account, newest first."""
     Delete: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]
     """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
+    SurveyAssets: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SurveyAssetsRequest, _storage_pb2.SurveyAssetsResponse]
+    """Storage's side of a reconciliation: assets in any state, of any account, and whether their objects are really there. Asks the
+    object store about each. UNAVAILABLE/DEPENDENCY_UNAVAILABLE when it does not answer.
+    """
+    SurveyPins: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SurveyPinsRequest, _storage_pb2.SurveyPinsResponse]
+    """Pins at a watermark, of any account."""
 
 @_typing.type_check_only
 class StorageServiceAsyncStub(StorageServiceStub):
@@ -117,6 +123,12 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Assets of an account, newest first."""
     Delete: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]  # type: ignore[assignment]
     """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
+    SurveyAssets: _aio.UnaryUnaryMultiCallable[_storage_pb2.SurveyAssetsRequest, _storage_pb2.SurveyAssetsResponse]  # type: ignore[assignment]
+    """Storage's side of a reconciliation: assets in any state, of any account, and whether their objects are really there. Asks the
+    object store about each. UNAVAILABLE/DEPENDENCY_UNAVAILABLE when it does not answer.
+    """
+    SurveyPins: _aio.UnaryUnaryMultiCallable[_storage_pb2.SurveyPinsRequest, _storage_pb2.SurveyPinsResponse]  # type: ignore[assignment]
+    """Pins at a watermark, of any account."""
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores and serves assets and does all work on media, in a sandbox. Called by services only.
@@ -231,5 +243,23 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
         """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
+
+    @_abc_1.abstractmethod
+    def SurveyAssets(
+        self,
+        request: _storage_pb2.SurveyAssetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.SurveyAssetsResponse, _abc.Awaitable[_storage_pb2.SurveyAssetsResponse]]:
+        """Storage's side of a reconciliation: assets in any state, of any account, and whether their objects are really there. Asks the
+        object store about each. UNAVAILABLE/DEPENDENCY_UNAVAILABLE when it does not answer.
+        """
+
+    @_abc_1.abstractmethod
+    def SurveyPins(
+        self,
+        request: _storage_pb2.SurveyPinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.SurveyPinsResponse, _abc.Awaitable[_storage_pb2.SurveyPinsResponse]]:
+        """Pins at a watermark, of any account."""
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ from services.credits.store.accounts import AccountStore
 from services.credits.store.movements import LedgerStore
 from services.credits.store.rulebooks import RulebookStore
 from services.credits.store.statements import StatementStore
+from services.credits.store.survey import SurveyStore
 from services.credits.store.waiting import WaitingStore
 
 
@@ -34,3 +35,4 @@ class Store:
         self.accounts = AccountStore(pool)
         self.statements = StatementStore(pool, self.rulebooks)
         self.waiting = WaitingStore(pool)
+        self.survey = SurveyStore(pool, self.rulebooks)

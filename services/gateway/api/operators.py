@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,9 +11,9 @@ from framewire.credits.v1 import ledger_pb2
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
 from kit import errors
-from services.gateway import messages, peers, store, videos
+from services.gateway import messages, peers, reconciler, store, videos
 from services.gateway.api import common
-from services.gateway.store import rows
+from services.gateway.store import findings, rows
 
 T = TypeVar("T")
 
@@ -35,11 +35,16 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     """Operations, served."""
 
     def __init__(
-        self, accounts: store.AccountStore, peers_: peers.Peers, defaults: Defaults
+        self,
+        accounts: store.AccountStore,
+        peers_: peers.Peers,
+        defaults: Defaults,
+        reconciler_: reconciler.Reconciler,
     ) -> None:
         self._accounts = accounts
         self._peers = peers_
         self._defaults = defaults
+        self._reconciler = reconciler_
 
     async def CreateAccount(
         self, request: operator_pb2.CreateAccountRequest, context: Any
@@ -215,6 +220,49 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             lambda: stub.ListAttempts(asked, timeout=peers.TIMEOUT_SECONDS),
         )
 
+    async def Reconcile(
+        self, request: operator_pb2.ReconcileRequest, context: Any
+    ) -> AsyncIterator[operator_pb2.ReconcileResponse]:
+        """One pass over all services."""
+        since = messages.moment(request, "since")
+        detail = {"since": since.isoformat() if since else ""}
+        caller, outcome = common.caller().key_id, "BROKEN_OFF"
+        audit_id = await self._accounts.audit_begins(caller, "Reconcile", "", "", detail)
+        try:
+            async for part in self._reconciler.run_pass(since):
+                if isinstance(part, reconciler.Pass):
+                    outcome = "OK"
+                    yield operator_pb2.ReconcileResponse(done=_pass(part))
+                else:
+                    yield operator_pb2.ReconcileResponse(finding=_finding(part))
+        except errors.ServiceError as error:
+            outcome = error.reason
+            raise peers.for_caller(error) from error
+        finally:
+            await self._accounts.audit_ends(audit_id, outcome)
+
+    async def Repair(
+        self, request: operator_pb2.RepairRequest, context: Any
+    ) -> operator_pb2.Finding:
+        """Applies the repair of a confirmed finding."""
+        kept = await self._reconciler.find(request.finding_id)
+        finding = kept.finding
+        detail = {
+            "finding_id": finding.finding_id,
+            "kind": finding.kind,
+            "video_id": finding.video_id,
+            "repair": finding.repair,
+            "says": [f"{one.side}: {one.says}" for one in finding.statements],
+        }
+        await self._audited(
+            "Repair",
+            finding.account_id,
+            request.why,
+            detail,
+            lambda: self._reconciler.repair(kept),
+        )
+        return _finding(kept)
+
     async def _audited(
         self,
         method: str,
@@ -250,4 +298,45 @@ def _account(account: rows.Account) -> operator_pb2.Account:
         requests_per_minute=account.requests_per_minute,
         videos_per_hour=account.videos_per_hour,
         created_at=messages.timestamp(account.created_at),
+    )
+
+
+def _finding(kept: findings.Kept) -> operator_pb2.Finding:
+    finding = kept.finding
+    return operator_pb2.Finding(
+        finding_id=finding.finding_id,
+        kind=operator_pb2.FindingKind.Value(f"FINDING_KIND_{finding.kind}"),
+        video_id=finding.video_id,
+        account_id=finding.account_id,
+        subject=finding.subject,
+        statements=[
+            operator_pb2.Statement(
+                side=said.side, as_of=messages.timestamp(said.as_of), says=said.says
+            )
+            for said in finding.statements
+        ],
+        repair=operator_pb2.RepairKind.Value(f"REPAIR_KIND_{finding.repair}"),
+        advice=finding.advice,
+        first_seen_at=messages.timestamp(kept.first_seen_at),
+        last_seen_at=messages.timestamp(kept.last_seen_at),
+        confirmed=kept.confirmed,
+    )
+
+
+def _pass(done: reconciler.Pass) -> operator_pb2.ReconcilePass:
+    return operator_pb2.ReconcilePass(
+        started_at=messages.timestamp(done.started_at),
+        since=messages.timestamp(done.since),
+        videos=done.videos,
+        provider_jobs=done.provider_jobs,
+        objects=done.objects,
+        findings=done.findings,
+        confirmed=done.confirmed,
+        sides=[
+            operator_pb2.ReconcileSide(
+                side=side.side, as_of=messages.timestamp(side.as_of), error=side.error
+            )
+            for side in done.sides
+        ],
+        interval_seconds=done.interval.total_seconds(),
     )

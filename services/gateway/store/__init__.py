@@ -5,6 +5,7 @@ from __future__ import annotations
 from kit import postgres
 from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
+from services.gateway.store.findings import FindingStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
 
@@ -17,3 +18,4 @@ class Store:
         self.admissions = AdmissionStore(pool)
         self.videos = VideoStore(pool)
         self.sweeping = SweepStore(pool)
+        self.findings = FindingStore(pool)

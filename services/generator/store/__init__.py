@@ -11,6 +11,7 @@ from services.generator.store.hints import HintStore
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
 from services.generator.store.submissions import SubmissionStore
+from services.generator.store.survey import SurveyStore
 from services.generator.store.videos import VideoStore
 
 
@@ -26,3 +27,4 @@ class Store:
         self.submissions = SubmissionStore(pool)
         self.renders = RenderStore(pool)
         self.hints = HintStore(pool)
+        self.survey = SurveyStore(pool)

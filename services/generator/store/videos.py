@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import job_pb2
@@ -244,14 +245,7 @@ class VideoStore:
             """,
             video_id,
         )
-        if row is None:
-            return None
-        stage = "DONE"
-        if row["state"] not in telling.TERMINAL_STATES:
-            stage = attempts.STAGES[attempts.State(row["attempt_state"])]
-            stage = "CANCELLING" if row["cancel_requested"] else stage
-        event = event_pb2.Event.FromString(bytes(row["last_event"])) if row["last_event"] else None
-        return Outcome(row["video_id"], row["account_id"], row["state"], stage, event)
+        return outcome(row) if row else None
 
     async def list_attempts(
         self, video_id: str, state: str, before: tuple[datetime, str] | None, limit: int
@@ -277,3 +271,13 @@ class VideoStore:
 
 def _weight(job: job_pb2.Job) -> int:
     return max(1, min(MAX_WEIGHT, job.weight or ORDINARY_WEIGHT))
+
+
+def outcome(row: Any) -> Outcome:
+    """Where a video stands, from its row with the state of its newest attempt."""
+    stage = "DONE"
+    if row["state"] not in telling.TERMINAL_STATES and row["attempt_state"]:
+        stage = attempts.STAGES[attempts.State(row["attempt_state"])]
+        stage = "CANCELLING" if row["cancel_requested"] else stage
+    event = event_pb2.Event.FromString(bytes(row["last_event"])) if row["last_event"] else None
+    return Outcome(row["video_id"], row["account_id"], row["state"], stage, event)

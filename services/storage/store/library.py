@@ -142,6 +142,34 @@ class LibraryStore:
             asset_id,
         )
 
+    async def survey(self, asset_ids: Sequence[str]) -> tuple[Sequence[assets.Asset], datetime]:
+        """Assets in any state, of any account, and the clock from just before they were read."""
+        as_of = await self._pool.fetchval("SELECT clock_timestamp()")
+        found = await self._pool.fetch(
+            f"SELECT {rows.COLUMNS} FROM assets WHERE asset_id = ANY($1) ORDER BY asset_id",
+            list(asset_ids),
+        )
+        return [rows.asset(row) for row in found], as_of
+
+    async def survey_pins(
+        self, owners: Sequence[str], before: tuple[datetime, str] | None, limit: int
+    ) -> tuple[Sequence[rows.Pin], datetime]:
+        """Pins of the owners, or of all where none is named, newest first, and the clock from just before."""
+        as_of = await self._pool.fetchval("SELECT clock_timestamp()")
+        found = await self._pool.fetch(
+            """
+            SELECT asset_id, owner, account_id, created_at FROM pins
+            WHERE (cardinality($1::text[]) = 0 OR owner = ANY($1))
+                AND ($2::timestamptz IS NULL OR (created_at, asset_id || ' ' || owner) < ($2, $3))
+            ORDER BY created_at DESC, asset_id || ' ' || owner DESC LIMIT $4
+            """,
+            list(owners),
+            before[0] if before else None,
+            before[1] if before else "",
+            limit,
+        )
+        return [rows.Pin(**dict(row)) for row in found], as_of
+
     async def in_any_state(self, asset_id: str) -> assets.Asset:
         """An asset that was READY once, whatever became of it."""
         row = await self._pool.fetchrow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
 
@@ -21,6 +21,16 @@ class Leftover:
     nonce: str
     bucket: assets.Bucket
     object_keys: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An asset that is kept for somebody."""
+
+    asset_id: str
+    owner: str
+    account_id: str
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
