@@ -258,7 +258,7 @@ class Stack:
 
 def simulated(environ: Mapping[str, str]) -> bool:
     """Whether the simulator makes the videos: no provider of one's own is given."""
-    names = ("FRAMEWIRE_PROVIDER_BASE_URL", "FRAMEWIRE_AZURE_BASE_URL")
+    names = [f"FRAMEWIRE_{name}_BASE_URL" for name in ("PROVIDER", "AZURE", "RUNWAY")]
     return not any(environ.get(name, "").strip() for name in names)
 
 
