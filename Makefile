@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fault test-compose check format proto requirements clean
+.PHONY: help demo up test test-fault test-compose bench-credits check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +28,9 @@ test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 
 test-compose: $(VENV)/dev ## builds the images, runs two replicas of each service, kills one of each, checks the books
 	@$(BIN)/python -m tests.deploy.compose_run
+
+bench-credits: $(VENV)/dev ## measures the ledger against echo and pgbench; FULL=1: with ten million entries, too
+	@$(BIN)/python -m bench.credits
 
 check: $(VENV)/dev ## format, lint, types, import walls, contracts, drift of the stubs
 	@$(BIN)/ruff format --check .

@@ -12,6 +12,8 @@ from kit import errors
 TOKEN_SECONDS = 120
 _ALGORITHM = "HS256"
 _AUDIENCE = "framewire-services"
+_LEEWAY_SECONDS = 30
+_REMEMBERED = 256
 
 
 class ServiceTokens:
@@ -24,6 +26,7 @@ class ServiceTokens:
         self._secret = secret
         self._token = ""
         self._renew_at = 0.0
+        self._checked: dict[str, tuple[str, float]] = {}
 
     def token(self) -> str:
         """A token that is good for at least a minute."""
@@ -45,6 +48,15 @@ class ServiceTokens:
 
     def caller(self, authorization: str, allowed: Collection[str]) -> str:
         """The service that calls; Unauthenticated or PermissionDenied when it may not."""
+        caller, until = self._checked.get(authorization, ("", 0.0))
+        if time.time() >= until:
+            caller = self._check(authorization)
+        if caller not in allowed:
+            raise errors.PermissionDenied("ROLE_NOT_ALLOWED", f"{caller} may not call this service")
+        return caller
+
+    def _check(self, authorization: str) -> str:
+        """Who a token says calls; remembered for a little, since a caller sends the same one for a minute."""
         if not authorization.startswith("Bearer "):
             raise errors.Unauthenticated("CREDENTIALS_INVALID", "a service token is needed")
         try:
@@ -53,14 +65,15 @@ class ServiceTokens:
                 self._secret,
                 algorithms=[_ALGORITHM],
                 audience=_AUDIENCE,
-                leeway=30,
+                leeway=_LEEWAY_SECONDS,
                 options={"require": ["iss", "exp"]},
             )
         except jwt.InvalidTokenError as error:
             raise errors.Unauthenticated(
                 "CREDENTIALS_INVALID", f"the service token is not valid: {error}"
             ) from error
+        if len(self._checked) >= _REMEMBERED:
+            self._checked.clear()
         caller = str(claims["iss"])
-        if caller not in allowed:
-            raise errors.PermissionDenied("ROLE_NOT_ALLOWED", f"{caller} may not call this service")
+        self._checked[authorization] = (caller, float(claims["exp"]) + _LEEWAY_SECONDS)
         return caller

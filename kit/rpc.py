@@ -96,6 +96,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, authenticate: Authenticate) -> None:
         self._authenticate = authenticate
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wraps the handler of our own methods; health and reflection stay as they are."""
@@ -103,6 +104,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/framewire."):
             return handler
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            # Once per method of the contract, not once per call.
+            wrapped = self._wrap(method, handler)
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
         served = wrap(self, method, handler)
         make = {

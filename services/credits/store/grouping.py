@@ -25,7 +25,7 @@ from services.credits.store import posting, rulebooks
 
 log = telemetry.logger(__name__)
 
-SHARDS = 4
+SHARDS = 2
 MOST_IN_A_BATCH = 256
 MOST_WAITING = 2048
 """Of one shard; who comes then is sent away, for what waits longer than its caller is of no use."""

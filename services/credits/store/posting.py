@@ -15,7 +15,10 @@ from kit import postgres
 from services.credits import caps, holds, ledger, operations, rules
 from services.credits.store import rulebooks
 
-BEGIN = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan"
+BEGIN = (
+    "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; "
+    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+)
 """A posting's transaction, in one round trip. Its statements look up rows by key, with plans that are made once,
 perhaps while the tables are still small: the planner must not count on that."""
 
@@ -60,12 +63,15 @@ async def open_accounts(connection: postgres.Connection, account_ids: Collection
 _READ = f"""
 SELECT clock_timestamp() AS now, {rulebooks.IN_FORCE_NOW},
     (
-        SELECT array_agg(ROW(l.account_id, l.lot_id, l.source, l.priority, l.expires_at, l.created_at,
-            l.granted, l.available, l.held, l.parent_lot_id))
+        SELECT array_agg(ROW(account_id, lot_id, source, priority, expires_at, created_at, granted,
+            available, held, parent_lot_id))
         FROM (
-            SELECT lot_id FROM lots WHERE account_id = ANY($1::text[]) AND open
-            UNION SELECT lot_id FROM hold_lots WHERE hold_id = ANY($2::text[])
-        ) wanted JOIN lots l USING (lot_id)
+            SELECT * FROM lots WHERE account_id = ANY($1::text[]) AND open
+            UNION ALL
+            SELECT l.* FROM (SELECT DISTINCT lot_id FROM hold_lots WHERE hold_id = ANY($2::text[])) p
+                JOIN lots l USING (lot_id)
+            WHERE NOT l.open
+        ) wanted
     ) AS lots,
     (
         SELECT array_agg(ROW(hold_id, account_id, state, created_at, fingerprint, item::text,
@@ -232,13 +238,16 @@ WITH posted_accounts AS (
         AS u (account_id, available, held, last_seq, before)
     WHERE a.account_id = u.account_id AND a.last_seq = u.before
     RETURNING 1
-), posted_lots AS (
+), new_lots AS (
     INSERT INTO lots (account_id, lot_id, source, priority, expires_at, created_at, granted, available,
         held, parent_lot_id)
     SELECT * FROM unnest($7::text[], $8::text[], $9::text[], $10::int[], $11::timestamptz[],
         $12::timestamptz[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[])
-    ON CONFLICT (lot_id) DO UPDATE SET available = EXCLUDED.available, held = EXCLUDED.held,
-        expires_at = EXCLUDED.expires_at
+), changed_lots AS (
+    UPDATE lots l SET available = u.available, held = u.held, expires_at = u.expires_at
+    FROM unnest($78::text[], $79::bigint[], $80::bigint[], $81::timestamptz[])
+        AS u (lot_id, available, held, expires_at)
+    WHERE l.lot_id = u.lot_id
 ), new_holds AS (
     INSERT INTO holds (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
         captured, released, refunded, price_version, policy_version, refusal, not_after, cause, verdict,
@@ -299,7 +308,7 @@ async def write(connection: postgres.Connection, batch: operations.Batch) -> boo
         _WRITE,
         batch.now,
         *_columns(5, (_account_row(batch, account_id) for account_id in moved)),
-        *_columns(10, (row for account_id in moved for row in _lot_rows(batch, account_id))),
+        *_columns(10, (row for account_id in moved for row in _new_lots(batch, account_id))),
         *_columns(18, (_hold_row(batch.holds[hold_id]) for hold_id in new)),
         *_columns(8, (_changed_row(batch.holds[hold_id]) for hold_id in changed)),
         *_columns(7, (row for hold_id in new for row in _part_rows(batch, hold_id))),
@@ -317,6 +326,7 @@ async def write(connection: postgres.Connection, batch: operations.Batch) -> boo
         [fact.hold.hold_id for fact in batch.facts if isinstance(fact, operations.Settled)],
         [batch.holds[hold_id].key_id for hold_id in new],
         *_columns(3, (row for account_id in moved for row in _origin_rows(batch, account_id))),
+        *_columns(4, (row for account_id in moved for row in _changed_lots(batch, account_id))),
     )
     assert row is not None
     assert row["accounts"] == len(moved), "an account was written without its lock"
@@ -337,14 +347,21 @@ def _account_row(batch: operations.Batch, account_id: str) -> tuple[Any, ...]:
     return account_id, books.available, books.held, books.last_seq, before.last_seq
 
 
-def _lot_rows(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+def _new_lots(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
     before = batch.before[account_id].lots
     for lot in batch.books[account_id].lots.values():
-        if before.get(lot.lot_id) != lot:
+        if lot.lot_id not in before:
             yield (
                 *(account_id, lot.lot_id, lot.source, lot.priority, lot.expires_at, lot.created_at),
                 *(lot.granted, lot.available, lot.held, lot.parent_lot_id),
             )
+
+
+def _changed_lots(batch: operations.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
+    before = batch.before[account_id].lots
+    for lot in batch.books[account_id].lots.values():
+        if lot.lot_id in before and before[lot.lot_id] is not lot:
+            yield lot.lot_id, lot.available, lot.held, lot.expires_at
 
 
 def _hold_row(hold: holds.Hold) -> tuple[Any, ...]:
