@@ -304,11 +304,12 @@ async def long_history(
 
 NOTES = f"""\
 Callers call again as soon as they are answered; each Reserve is a new hold of 1 credit. Over gRPC: {RPC_CALLERS}
-callers in one process, plain stubs, the service and both echoes processes of their own. Posting: {POSTING_CALLERS} callers in
-the process that posts, asyncpg over loopback. `pgbench` is the one of the same Postgres 18 (scale 16), `fsync` and
-`synchronous_commit` on. {ROUNDS} rounds of {SECONDS:g} s each. CPU is that of all processes of a side, Postgres
-too: rates depend on what else the machine does, this hardly. The interceptors' cost is the server's CPU a call with them
-less that without.{"" if FULL else " The figure with ten million entries is taken with `FULL=1`."}"""
+callers in one process, plain stubs, the service and both echoes processes of their own. Posting:
+{POSTING_CALLERS} callers in the process that posts, asyncpg over loopback. `pgbench` is the one of the same
+Postgres 18 (scale 16), `fsync` and `synchronous_commit` on. {ROUNDS} rounds of {SECONDS:g} s each. CPU is that of all
+processes of a side, Postgres too: rates depend on what else the machine does, this hardly. The interceptors' cost is
+the server's CPU a call with them less that
+without.{"" if FULL else " The figure with ten million entries is taken with `FULL=1`."}"""
 
 
 async def main() -> None:

@@ -181,9 +181,9 @@ class S3(Server):
         return await probes.http_answers(self.endpoint)
 
 
-def postgres(data_dir: Path) -> Postgres | local_postgres.Postgres:
-    """The Postgres of this mode, to be started."""
-    return Postgres() if IN_DOCKER else local_postgres.Postgres(data_dir)
+def postgres(data_dir: Path, **settings: str) -> Postgres | local_postgres.Postgres:
+    """The Postgres of this mode, to be started; `settings` are for the embedded one."""
+    return Postgres() if IN_DOCKER else local_postgres.Postgres(data_dir, settings=settings)
 
 
 def nats(data_dir: Path) -> Nats | local_nats.Nats:

@@ -1,0 +1,1 @@
+"""Models that services are held against."""
