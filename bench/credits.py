@@ -258,10 +258,32 @@ UPDATE lots SET available = available - $1
 """
 
 
-async def make_history(made: Database, url: str, entries: int) -> None:
+# Accounts whose entries do not sum to zero, or are not what the account and its lots say.
+_WRONG = """
+SELECT count(*) FROM accounts a
+LEFT JOIN (
+    SELECT account_id, count(*) AS lines, sum(credits) AS total,
+        sum(credits) FILTER (WHERE book = 'available') AS available,
+        sum(credits) FILTER (WHERE book = 'held') AS held
+    FROM entries GROUP BY account_id
+) e USING (account_id)
+LEFT JOIN (
+    SELECT account_id, sum(available) AS available, sum(held) AS held FROM lots GROUP BY account_id
+) l USING (account_id)
+LEFT JOIN (
+    SELECT account_id, count(*) AS transfers, sum(available_change) AS available FROM transfers
+    GROUP BY account_id
+) t USING (account_id)
+WHERE (e.total, e.lines, e.available, coalesce(e.held, 0), l.available, l.held, t.transfers, t.available)
+    IS DISTINCT FROM
+    (0, 2 * a.last_seq, a.available, a.held, a.available, a.held, a.last_seq, a.available)
+"""
+
+
+async def make_history(url: str, entries: int) -> None:
     """Holds that were captured, evenly on all accounts, as the ledger would have posted them.
 
-    In bulk, without the triggers; the books are checked whole afterwards instead.
+    In bulk, without the triggers; that the books balance is proved afterwards instead.
     """
     connection = await asyncpg.connect(url)
     try:
@@ -273,11 +295,11 @@ async def make_history(made: Database, url: str, entries: int) -> None:
             each -= step
         await connection.execute("VACUUM ANALYZE", timeout=900)
         await connection.execute("CHECKPOINT", timeout=300)
+        wrong = await connection.fetchval(_WRONG, timeout=1800)
     finally:
         await connection.close()
-    proof = await made.books.statements.check_books()
-    if proof.findings:
-        raise SystemExit(f"the history that was made does not balance: {proof.findings[:3]}")
+    if wrong:
+        raise SystemExit(f"the history that was made does not balance: {wrong} accounts")
 
 
 async def long_history(
@@ -288,7 +310,7 @@ async def long_history(
     for entries in (SHORT, LONG):
         made[entries] = await database(stack, servers, f"history_{entries}")
         url = servers.postgres.database_url(f"history_{entries}")
-        await make_history(made[entries], url, entries)
+        await make_history(url, entries)
     rates: dict[int, list[float]] = {entries: [] for entries in made}
     for _ in range(ROUNDS):
         for entries, used in made.items():
@@ -307,8 +329,8 @@ Callers call again as soon as they are answered; each Reserve is a new hold of 1
 callers in one process, plain stubs, the service and both echoes processes of their own. Posting:
 {POSTING_CALLERS} callers in the process that posts, asyncpg over loopback. `pgbench` is the one of the same
 Postgres 18 (scale 16), `fsync` and `synchronous_commit` on. {ROUNDS} rounds of {SECONDS:g} s each. CPU is that of all
-processes of a side, Postgres too: rates depend on what else the machine does, this hardly. The interceptors' cost is
-the server's CPU a call with them less that
+processes of a side, Postgres too. The rates are meant for an idle machine: of a busy one, pgbench's sixteen sessions
+get a larger share than one process. The interceptors' cost is the server's CPU a call with them less that
 without.{"" if FULL else " The figure with ten million entries is taken with `FULL=1`."}"""
 
 

@@ -30,7 +30,7 @@ from tests.waiting import eventually
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.long,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(containers.IN_DOCKER, reason="kills processes of its own"),
 ]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
 from kit import errors, failpoints, ids, postgres
 from services.credits import holds, ledger, operations, rules
@@ -43,12 +44,13 @@ async def held_up(world: World, account_id: str) -> AsyncIterator[list[asyncio.T
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _waits_for_a_lock(world: World) -> bool:
+async def _waits_for_a_lock(world: World, backends: int = 1) -> bool:
     return await world.pool.fetchval(
         """
-        SELECT count(*) > 0 FROM pg_stat_activity
+        SELECT count(*) >= $1 FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'
-        """
+        """,
+        backends,
     )
 
 
@@ -187,6 +189,32 @@ async def test_replicas_over_crossing_accounts_neither_deadlock_nor_lose(world: 
     assert deadlocks == 0
     held = await world.pool.fetchval("SELECT count(*) FROM holds WHERE state = 'HELD'")
     assert held == sum([(await world.numbers(one))[1] for one in accounts]) > 100
+
+
+async def test_two_replicas_that_want_the_same_accounts_take_them_in_one_order(
+    world: World,
+) -> None:
+    accounts = [await world.account(100)]
+    for _ in range(15):
+        accounts.append(shard_mate(accounts[0]))
+        await world.books.ledger.open_account(accounts[-1])
+        await world.grant(accounts[-1], 100)
+    async with postgres.pool(world.url, "other", 8) as pool:
+        replicas = [world, World(pool, Store(pool), world.url)]
+        replayed = REGISTRY.get_sample_value("framewire_credits_batches_replayed_total")
+        for middle in sorted(accounts)[3:13:2]:
+            async with world.pool.acquire() as connection, connection.transaction():
+                # Both batches have some of their locks when they come to this one.
+                statement = "SELECT FROM accounts WHERE account_id = $1 FOR UPDATE"
+                await connection.execute(statement, middle)
+                calls = [
+                    asyncio.create_task(replica.reserve(account, ONE))
+                    for replica in replicas
+                    for account in accounts
+                ]
+                await eventually(lambda: _waits_for_a_lock(world, 2))
+            assert {answer.state for answer in await asyncio.gather(*calls)} == {"HELD"}
+    assert REGISTRY.get_sample_value("framewire_credits_batches_replayed_total") == replayed
 
 
 async def test_who_leaves_takes_only_his_own_call_back(world: World) -> None:

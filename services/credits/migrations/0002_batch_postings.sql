@@ -32,8 +32,7 @@ DROP FUNCTION require_balanced_transfer();
 DROP TRIGGER entries_balance ON entries;
 DROP FUNCTION require_balanced_entries();
 
--- The settings on each function, and sub-selects by key instead of joins: a few new rows look up their parents by the
--- primary key, however large the tables have grown and however small they were when the plan was made.
+-- The settings on each function: a few new rows look up their parents by index, however large the tables have grown.
 CREATE FUNCTION require_known(missing boolean, what text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF missing THEN
@@ -66,8 +65,10 @@ CREATE FUNCTION check_new_parts() RETURNS trigger LANGUAGE plpgsql
 BEGIN
     PERFORM require_known(EXISTS (
         SELECT FROM fresh f
-        WHERE coalesce((SELECT h.account_id FROM holds h WHERE h.hold_id = f.hold_id), '')
-            IS DISTINCT FROM (SELECT l.account_id FROM lots l WHERE l.lot_id = f.lot_id)
+        WHERE NOT EXISTS (
+            SELECT FROM holds h JOIN lots l ON l.account_id = h.account_id
+            WHERE h.hold_id = f.hold_id AND l.lot_id = f.lot_id
+        )
     ), 'hold_lots');
     RETURN NULL;
 END $$;
@@ -87,14 +88,13 @@ BEGIN
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfers_balance';
     END IF;
     PERFORM require_known(EXISTS (
-        SELECT FROM fresh f
-        WHERE f.hold_id IS NULL
-            AND NOT EXISTS (SELECT FROM accounts a WHERE a.account_id = f.account_id)
+        SELECT FROM (SELECT DISTINCT account_id FROM fresh) f
+        WHERE NOT EXISTS (SELECT FROM accounts a WHERE a.account_id = f.account_id)
     ) OR EXISTS (
         SELECT FROM fresh f
-        WHERE f.hold_id IS NOT NULL
-            AND (SELECT h.account_id FROM holds h WHERE h.hold_id = f.hold_id)
-                IS DISTINCT FROM f.account_id
+        WHERE f.hold_id IS NOT NULL AND NOT EXISTS (
+            SELECT FROM holds h WHERE h.hold_id = f.hold_id AND h.account_id = f.account_id
+        )
     ), 'transfers');
     RETURN NULL;
 END $$;
@@ -127,8 +127,9 @@ BEGIN
     END IF;
     PERFORM require_known(EXISTS (
         SELECT FROM (SELECT DISTINCT account_id, lot_id FROM fresh WHERE lot_id IS NOT NULL) f
-        WHERE (SELECT l.account_id FROM lots l WHERE l.lot_id = f.lot_id)
-            IS DISTINCT FROM f.account_id
+        WHERE NOT EXISTS (
+            SELECT FROM lots l WHERE l.lot_id = f.lot_id AND l.account_id = f.account_id
+        )
     ), 'entries');
     RETURN NULL;
 END $$;
