@@ -43,6 +43,8 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         self.assets: dict[str, tuple[storage_pb2.Asset, bytes]] = {}
         self.puts = 0
         self.down = False
+        self.unusable: set[int] = set()
+        """Variants of whose bytes it says that they are no video."""
 
     async def Fit(self, request: Any, context: Any) -> storage_pb2.Asset:
         if self.down:
@@ -74,7 +76,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         if self.down:
             raise errors.Unavailable("DEPENDENCY_UNAVAILABLE", "storage is down")
         content = b"".join([request.chunk async for request in request_iterator])
-        if content[4:8] != b"ftyp":
+        if content[4:8] != b"ftyp" or header.variant in self.unusable:
             raise errors.InvalidArgument("NOT_A_VIDEO", "these bytes are no video")
         if header.size_bytes not in (0, len(content)):
             raise errors.InvalidArgument("CHECKSUM_MISMATCH", "more or fewer bytes than said")

@@ -25,6 +25,8 @@ MIGRATIONS = Path(attempts.__file__).parent / "migrations"
 LANES = {"VIP": 8.0, "STANDARD": 3.0, "BATCH": 1.0}
 DATABASE = "framewire_generator"
 TABLES = (
+    "outputs",
+    "late_renders",
     "attempts",
     "videos",
     "attempt_history",

@@ -15,8 +15,10 @@ from services.generator import (
     assets,
     config,
     dispatch,
+    download,
     fetch,
     intake,
+    late,
     poll,
     pools,
     progress,
@@ -49,7 +51,8 @@ async def main(settings: config.Settings) -> None:
         await process.enter(aclosing(sender))
         teller = progress.Teller(database.renders, connected)
         dispatcher = dispatch.Dispatcher(settings, database, opened, stored, sender, teller)
-        fetcher = fetch.Fetcher(settings, database, opened, stored, teller)
+        downloads = download.Downloads(settings, database, opened, stored)
+        fetcher = fetch.Fetcher(settings, database, opened, downloads, teller)
         jobs = intake.Intake(database.videos, opened, dispatcher.wake)
 
         process.loop(jobs.loop(connected))
@@ -57,7 +60,8 @@ async def main(settings: config.Settings) -> None:
         process.loop(resolve.Resolver(settings, database, opened, dispatcher.wake))
         process.loop(poll.Poller(settings, database, opened, teller, fetcher.wake))
         process.loop(fetcher)
-        process.loop(sweep.Sweeper(settings, database))
+        process.loop(sweep.Sweeper(settings, database, opened))
+        process.loop(late.LateRenders(settings, database, opened, downloads))
         process.loop(relay)
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,

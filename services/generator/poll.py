@@ -154,6 +154,10 @@ class Poller:
         count, seconds = await self._store.renders.not_found(attempt)
         if count >= LOST_COUNT and seconds >= account.lost_after_seconds and sibling:
             verdict = videos.Verdict(
-                "PROVIDER_LOST", "the provider does not know the job any more", True, billed=None
+                "PROVIDER_LOST",
+                "the provider does not know the job any more",
+                True,
+                billed=None,
+                look_back=timedelta(seconds=account.retention_seconds),
             )
             await self._store.videos.fail(attempt, verdict, another_try=False)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from kit import loops, telemetry
-from services.generator import config
+from services.generator import config, pools
 from services.generator.store import Store, videos
 
 log = telemetry.logger(__name__)
 
 BATCH = 100
+LOOK_BACK = timedelta(days=1)
+"""For renders of accounts that are not in the catalogue any more; else the provider's retention says how long."""
 
 
 class Sweeper:
     """The loop over deadlines."""
 
-    def __init__(self, settings: config.Settings, store: Store) -> None:
+    def __init__(self, settings: config.Settings, store: Store, pools_: pools.Pools) -> None:
         self._settings = settings
         self._store = store
+        self._pools = pools_
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Sweeps until told to stop."""
@@ -38,7 +42,9 @@ class Sweeper:
                 if known
                 else "whether the provider had it could not be told in time"
             )
-            verdict = videos.Verdict(cause, message, True, billed=None)
+            account = self._pools.accounts.get(attempt.provider_account or "")
+            look_back = timedelta(seconds=account.retention_seconds) if account else LOOK_BACK
+            verdict = videos.Verdict(cause, message, True, billed=None, look_back=look_back)
             if await self._store.videos.fail(attempt, verdict, another_try=False):
                 log.error("attempt_given_up", attempt_id=attempt.attempt_id, cause=cause)
         return len(overdue) == BATCH

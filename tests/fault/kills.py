@@ -62,6 +62,9 @@ ELSEWHERE = {
     "gateway.abandon.before_release",
     "generator.resolve.after_adopt",
     "generator.resolve.before_put_back",
+    "generator.fetch.after_spool",
+    "generator.late.before_commit",
+    "generator.late.after_commit",
     "credits.release.before_commit",
 }
 LEDGER = (

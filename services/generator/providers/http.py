@@ -146,7 +146,7 @@ class Server:
             async with self._reader.stream(
                 "GET", f"{self._base_url}{path}", params=self._parameters
             ) as response:
-                if response.status_code in (404, 409, 425):
+                if response.status_code in (404, 409, 410, 425):
                     raise contract.ContentGone(f"HTTP {response.status_code}")
                 if response.status_code != 200:
                     await response.aread()

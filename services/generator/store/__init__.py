@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit import postgres
+from services.generator.store.late import LateStore
+from services.generator.store.outputs import OutputStore
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
 from services.generator.store.submissions import SubmissionStore
@@ -20,3 +22,5 @@ class Store:
         self.queue = QueueStore(pool, told)
         self.submissions = SubmissionStore(pool)
         self.renders = RenderStore(pool)
+        self.outputs = OutputStore(pool)
+        self.late = LateStore(pool)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import job_pb2
@@ -38,6 +38,8 @@ class Verdict:
     retryable: bool
     billed: bool | None = False
     """Whether the provider charges for it; None: not known."""
+    look_back: timedelta | None = None
+    """How long a render of it that turns up after all is looked for; None: there can be none."""
 
 
 class VideoStore:
@@ -158,8 +160,10 @@ class VideoStore:
         assert outcome is not None
         return outcome
 
-    async def complete(self, attempt: rows.Attempt, outputs: Sequence[storage_pb2.Asset]) -> bool:
-        """Ends the video well. False when the attempt is no longer the caller's."""
+    async def complete(
+        self, attempt: rows.Attempt, outputs: Mapping[int, storage_pb2.Asset]
+    ) -> bool:
+        """Ends the video well, with its outputs by variant. False when the attempt is no longer the caller's."""
         async with self._pool.acquire() as connection, connection.transaction():
             video = await telling.lock(connection, attempt.video_id)
             if video is None or video.state in telling.TERMINAL_STATES:
@@ -210,6 +214,8 @@ class VideoStore:
             )
             if not done:
                 return False
+            if verdict.look_back is not None:
+                await self._look_back(connection, attempt, verdict.look_back)
             in_time = await connection.fetchval(
                 "SELECT $1::timestamptz > clock_timestamp()", attempt.start_by
             )
@@ -223,6 +229,45 @@ class VideoStore:
             await failpoint("generator.finish.before_commit")
         self._told()
         await failpoint("generator.finish.after_commit")
+        return True
+
+    async def _look_back(
+        self, connection: postgres.Connection, attempt: rows.Attempt, span: timedelta
+    ) -> None:
+        await connection.execute(
+            """
+            INSERT INTO late_renders (attempt_id, provider_account, provider_job_id, look_until)
+            SELECT attempt_id, provider_account, provider_job_id, clock_timestamp() + $2
+            FROM attempts WHERE attempt_id = $1
+            """,
+            attempt.attempt_id,
+            span,
+        )
+
+    async def recovered(
+        self, late: rows.LateRender, outputs: Mapping[int, storage_pb2.Asset]
+    ) -> bool:
+        """Keeps a render that turned up after its attempt was given up, and tells of it. The verdict stands.
+
+        False when the late render is no longer the caller's.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            video = await telling.lock(connection, late.attempt.video_id)
+            assert video is not None
+            kept = await connection.fetchval(
+                """
+                UPDATE late_renders SET state = 'KEPT', message = '', updated_at = clock_timestamp()
+                WHERE attempt_id = $1 AND fence = $2 AND state = 'FETCHING' RETURNING true
+                """,
+                late.attempt.attempt_id,
+                late.fence,
+            )
+            if not kept:
+                return False
+            await telling.tell(connection, video, events.recovered(outputs))
+            await failpoint("generator.late.before_commit")
+        self._told()
+        await failpoint("generator.late.after_commit")
         return True
 
     async def outcome(self, video_id: str) -> Outcome | None:
