@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf import message as protobuf
 
-from framewire import downloads, encode, errors, transport, types
+from framewire import downloads, encode, errors, operators, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
@@ -345,6 +345,11 @@ class Client:
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
 
     # Operators
+
+    @property
+    def operator(self) -> operators.Operators:
+        """What operators do to attempts and provider accounts."""
+        return operators.Operators(self._transport)
 
     async def create_account(
         self,

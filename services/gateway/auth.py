@@ -89,6 +89,12 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/SetAdmission": _OPERATORS,
     "framewire.gateway.v1.OperatorService/CheckBooks": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ListAttempts": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/GetAttempt": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/ResolveAttempt": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/RetryAttempt": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/CancelAttempt": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/ListProviderAccounts": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/PauseProviderAccount": _OPERATORS,
 }
 
 

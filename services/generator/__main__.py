@@ -65,7 +65,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(relay)
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
-            api.AttemptApi(database, opened),
+            api.AttemptApi(database, opened, dispatcher.wake),
         )
 
         async def authenticate(_: str, metadata: Mapping[str, str]) -> str:

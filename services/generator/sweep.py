@@ -34,6 +34,8 @@ class Sweeper:
         for attempt in overdue:
             verdict = videos.Verdict("QUEUE_TIMEOUT", "its turn did not come before start_by", True)
             await self._store.videos.fail(attempt, verdict, another_try=False)
+        for video_id, account_id in await self._store.videos.cancelled_waiting():
+            await self._store.videos.cancel(video_id, account_id)
         for attempt in await self._store.renders.late():
             known = attempt.provider_job_id is not None
             cause = "TIMEOUT" if known else "UNRESOLVED"

@@ -44,7 +44,9 @@ def asked(*faults: str) -> str:
 
 
 def failure(generator: Generator, made: job_pb2.Job) -> str:
-    (failed,) = [event.failed for event in generator.told[made.video_id] if event.HasField("failed")]  # fmt: skip
+    (failed,) = [
+        event.failed for event in generator.told[made.video_id] if event.HasField("failed")
+    ]
     return vocabulary_pb2.Cause.Name(failed.cause).removeprefix("CAUSE_")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kit import postgres
 from services.generator.store.late import LateStore
+from services.generator.store.operators import OperatorStore
 from services.generator.store.outputs import OutputStore
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
@@ -24,3 +25,4 @@ class Store:
         self.renders = RenderStore(pool)
         self.outputs = OutputStore(pool)
         self.late = LateStore(pool)
+        self.operators = OperatorStore(pool)
