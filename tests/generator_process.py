@@ -43,6 +43,9 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         self.assets: dict[str, tuple[storage_pb2.Asset, bytes]] = {}
         self.puts = 0
         self.down = False
+        self.answering = asyncio.Event()
+        self.answering.set()
+        """Not set: a Put waits."""
         self.unusable: set[int] = set()
         """Variants of whose bytes it says that they are no video."""
 
@@ -68,6 +71,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
 
     async def Put(self, request_iterator: Any, context: Any) -> storage_pb2.Asset:
         self.puts += 1
+        await self.answering.wait()
         header = (await anext(request_iterator)).header
         kind = storage_pb2.AssetKind.Name(header.kind).removeprefix("ASSET_KIND_")
         asset_id = ids.derived_id(header.account_id, header.owner, kind, header.variant)
@@ -146,6 +150,17 @@ class Generator:
             made.video_id,
         )
         return " ".join(map(str, found[0])) if found else "none"
+
+    async def sentinel(self) -> None:
+        """Has a video made, whose job proves later that a list is whole. On a busy machine a create may time out."""
+        for last in (False, False, True):
+            made = await self.ask()
+            try:
+                assert (await self.ended(made, within_seconds=15))[-1] == "completed"
+                return
+            except AssertionError:
+                if last:
+                    raise
 
     async def until(self, made: job_pb2.Job, state: str) -> None:
         async def check() -> bool:
@@ -233,6 +248,7 @@ def _variables(
         "PASS_LEASE_SECONDS": "0.5",
         "LOOP_SECONDS": "0.05",
         "SPOOL_DIR": str(folder / "spool"),
+        "DRAIN_SECONDS": "2",
     }
     variables = {f"GENERATOR_{name}": value for name, value in settings.items()}
     variables["FRAMEWIRE_FAILPOINTS"] = str(folder / "failpoints")

@@ -24,7 +24,7 @@ RECOVERED = [*FAILED, "recovered"]
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def generator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Generator]:
     async with generator_process.running(tmp_path_factory.mktemp("late")) as started:
-        assert await started.ended(await started.ask()) == WHOLE
+        await started.sentinel()
         yield started
 
 
@@ -34,6 +34,7 @@ async def healthy(generator: Generator) -> AsyncIterator[None]:
     await generator.simulator.clear()
     generator.storage.down = False
     generator.storage.unusable.clear()
+    generator.storage.answering.set()
     (generator.folder / "failpoints").unlink(missing_ok=True)
     await generator.program.start()
     await generator.fetch("UPDATE late_renders SET look_until = '-infinity'")
@@ -229,6 +230,31 @@ async def test_it_fails_when_no_output_is_usable(generator: Generator) -> None:
     made = await generator.ask(asked(), model="sora-1", variants=2)
     assert await generator.ended(made) == FAILED
     assert failure(generator, made) == "OUTPUT_UNUSABLE"
+
+
+@pytest.mark.long
+async def test_a_fetch_that_outlasts_the_grace_time_is_given_back(generator: Generator) -> None:
+    generator.storage.answering.clear()
+    puts = generator.storage.puts
+    made = await generator.ask(asked())
+
+    async def putting() -> bool:
+        return generator.storage.puts > puts
+
+    await eventually(putting)
+    await generator.program.stop()
+    assert generator.program.exit_code == 0
+    (row,) = await generator.fetch(
+        """
+        SELECT state, lease_until, next_step_at <= clock_timestamp() AS due
+        FROM attempts WHERE video_id = $1
+        """,
+        made.video_id,
+    )
+    assert (row["state"], row["lease_until"], row["due"]) == ("FETCHING", None, True)
+    generator.storage.answering.set()
+    await generator.program.start()
+    assert await generator.ended(made) == WHOLE
 
 
 # Our own disk
