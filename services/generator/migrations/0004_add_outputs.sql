@@ -60,7 +60,8 @@ CREATE UNIQUE INDEX late_renders_job ON late_renders (provider_account, provider
 -- States that cannot be: sent without an account, a price and a count; held by nobody and leased; finished for ever.
 ALTER TABLE attempts
     ADD CHECK (state NOT IN ('SUBMITTING', 'UNKNOWN', 'UNRESOLVED', 'RENDERING', 'FETCHING')
-               OR (provider_account IS NOT NULL AND cost_micros IS NOT NULL AND submissions > 0)),
+               OR (provider_account IS NOT NULL AND submissions > 0)),
+    ADD CHECK (state NOT IN ('SUBMITTING', 'UNKNOWN') OR cost_micros IS NOT NULL),
     ADD CHECK (lease_until IS NULL OR state IN ('PREPARING', 'SUBMITTING', 'FETCHING')),
     ADD CHECK (state <> 'FETCHING' OR content_expires_at IS NOT NULL),
     ADD CHECK (state <> 'COMPLETED' OR cost_known),
