@@ -133,7 +133,7 @@ async def test_a_render_whose_id_turns_up_too_late_is_kept_free(generator: Gener
 
 @pytest.mark.long
 async def test_a_render_that_was_too_slow_is_kept_free(generator: Generator) -> None:
-    made = await generator.ask(asked(), seconds=12, width=1280, height=720)
+    made = await generator.ask(asked(), seconds=12)
     await generator.until(made, "RENDERING")
     await generator.fetch(
         "UPDATE attempts SET render_deadline = clock_timestamp() WHERE video_id = $1", made.video_id
