@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf import message as protobuf
 
-from framewire import downloads, encode, errors, operators, transport, types
+from framewire import attempts, downloads, encode, errors, operations, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
@@ -305,12 +305,49 @@ class Client:
         request = account_pb2.GetBalanceRequest(account_id=self.account_id)
         return await self._call(types.Balance, self._accounts.GetBalance, request)
 
-    async def entries(self) -> AsyncGenerator[types.Entry, None]:
-        """The account's statement, newest first, fetched page by page as it is taken."""
-        request = account_pb2.ListEntriesRequest(account_id=self.account_id, page_size=_PAGE_SIZE)
+    async def entries(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        video_id: str = "",
+        kinds: Iterable[str] = (),
+    ) -> AsyncGenerator[types.Entry, None]:
+        """The account's statement, newest first, fetched page by page as it is taken. Kinds: "GRANT", "CAPTURE", ..."""
+        request = account_pb2.ListEntriesRequest(
+            account_id=self.account_id,
+            page_size=_PAGE_SIZE,
+            video_id=video_id,
+            kinds=[
+                encode.enum_value(ledger_pb2.TransferKind, "TRANSFER_KIND_", kind, "kind")
+                for kind in kinds
+            ],
+            **encode.period(since, until),
+        )
         async for page in self._pages(self._accounts.ListEntries, request):
             for entry in page.entries:
                 yield decode(types.Entry, entry)
+
+    async def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        group_by: Iterable[str] = (),
+        label: str = "",
+    ) -> tuple[types.UsageLine, ...]:
+        """What the account used, by month; this month's unless told. Groups: "MODEL", "LANE", "KEY", "LABEL"."""
+        request = account_pb2.GetUsageRequest(
+            account_id=self.account_id,
+            group_by=[
+                encode.enum_value(ledger_pb2.UsageGroup, "USAGE_GROUP_", group, "group_by")
+                for group in group_by
+            ],
+            label=label,
+            **encode.period(since, until),
+        )
+        answer = await self._transport.unary(self._accounts.GetUsage, request)
+        return tuple(decode(types.UsageLine, line) for line in answer.lines)
 
     async def models(self) -> tuple[types.Model, ...]:
         """What can be asked for, the default model first."""
@@ -347,9 +384,14 @@ class Client:
     # Operators
 
     @property
-    def operator(self) -> operators.Operators:
+    def attempts(self) -> attempts.Attempts:
         """What operators do to attempts and provider accounts."""
-        return operators.Operators(self._transport)
+        return attempts.Attempts(self._transport)
+
+    @property
+    def operations(self) -> operations.Operations:
+        """What operators may do with the ledger."""
+        return operations.Operations(self._transport)
 
     async def create_account(
         self,
@@ -382,6 +424,7 @@ class Client:
         source: str = "PROMOTION",
         expires_at: datetime | None = None,
         note: str = "",
+        purchase: str = "",
         why: str = "",
         request_id: str = "",
     ) -> types.Grant:
@@ -393,6 +436,7 @@ class Client:
             source=encode.enum_value(ledger_pb2.LotSource, "LOT_SOURCE_", source, "source"),
             expires_at=encode.timestamp(expires_at),
             note=note,
+            purchase=purchase,
         )
         request = operator_pb2.GrantRequest(grant=grant, why=why)
         return await self._call(types.Grant, self._operators.Grant, request)

@@ -90,3 +90,8 @@ def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
 def invalid(reason: str, message: str) -> errors.FramewireError:
     """A refusal as a server would give it."""
     return transport.failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message)
+
+
+def period(since: datetime | None, until: datetime | None) -> dict[str, Any]:
+    """The fields `from` and `to`, of which the first is a word of Python's."""
+    return {"from": timestamp(since), "to": timestamp(until)}

@@ -206,6 +206,61 @@ class Entry:
     cause: str
     created_at: datetime | None
     note: str
+    operator: str
+    purchase: str
+    price_version: str
+    policy_version: str
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """What was used in one month (UTC) by one group; what it was not grouped by is empty."""
+
+    month: str
+    model: str
+    lane: str
+    key_id: str
+    label_value: str
+    videos: int
+    credits: int
+    refunded_credits: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRules:
+    """What operators set for an account; caps are credits a day (UTC)."""
+
+    account_id: str
+    frozen: bool
+    daily_cap_credits: int | None
+    key_daily_cap_credits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rulebook:
+    """A version of the price book or refund policy. Its content never changes."""
+
+    kind: str
+    version: str
+    content_hash: str
+    loaded_at: datetime | None
+    loaded_by: str
+    in_force: bool
+    effective_from: datetime | None
+    activated_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whether the books balance, and one sentence for each row that disagrees."""
+
+    balanced: bool
+    findings: tuple[str, ...]
+    transfers: int
+    accounts: int
+    open_holds: int
+    recomputed_holds: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ Every database that speaks has two tables of this shape (see any service's migra
            data bytea, created_at timestamptz, published_at timestamptz, stream_sequence bigint)
     outbox_stream(stream text PRIMARY KEY, created text)
 
-Rows stay RETENTION_DAYS. When the stream turns out to be new (its disk was lost), all of them are told again under
-the same ids.
+Rows stay RETENTION_DAYS; `Retention` then takes those that were told. When the stream turns out to be new (its disk was
+lost), all of them are told again under the same ids.
 """
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kit import bus, loops, postgres, telemetry
@@ -25,6 +25,7 @@ log = telemetry.logger(__name__)
 SHARDS = 4
 BATCH = 200
 RETENTION_DAYS = 35
+RETENTION_BATCH = 1000
 _LOCK_CLASS = 0x6F757462
 
 
@@ -40,8 +41,8 @@ class Row:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def add(connection: postgres.Connection, row: Row) -> None:
-    """Puts a message into the outbox, inside the caller's transaction. Idempotent by ce_id."""
+def headed(row: Row) -> Row:
+    """The row with the headers that every message has, the current trace among them."""
     headers = {
         **telemetry.trace_headers(),
         "ce-specversion": "1.0",
@@ -49,20 +50,61 @@ async def add(connection: postgres.Connection, row: Row) -> None:
         "content-type": "application/json",
         **row.headers,
     }
+    return replace(row, headers=headers)
+
+
+async def add(connection: postgres.Connection, row: Row) -> None:
+    """Puts a message into the outbox, inside the caller's transaction. Idempotent by ce_id."""
+    await add_all(connection, [headed(row)])
+
+
+async def add_all(connection: postgres.Connection, rows: Sequence[Row]) -> None:
+    """Puts messages that are `headed` into the outbox, by one statement."""
     await connection.execute(
         """
         INSERT INTO outbox (ce_id, ordering_key, seq, shard, subject, headers, data, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp())
+        SELECT *, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::bigint[], $4::smallint[],
+            $5::text[], $6::jsonb[], $7::bytea[])
         ON CONFLICT (ce_id) DO NOTHING
         """,
-        row.ce_id,
-        row.ordering_key,
-        row.seq,
-        zlib.crc32(row.ordering_key.encode()) % SHARDS,
-        row.subject,
-        headers,
-        row.data,
+        [row.ce_id for row in rows],
+        [row.ordering_key for row in rows],
+        [row.seq for row in rows],
+        [zlib.crc32(row.ordering_key.encode()) % SHARDS for row in rows],
+        [row.subject for row in rows],
+        [dict(row.headers) for row in rows],
+        [row.data for row in rows],
     )
+
+
+class Retention:
+    """Deletes what was told RETENTION_DAYS ago: by then the stream has forgotten it, and it is not told again."""
+
+    def __init__(self, pool: postgres.Pool, seconds: float = 3600) -> None:
+        self._pool = pool
+        self._seconds = seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Deletes until told to stop."""
+        await loops.every("outbox_retention", self._seconds, self.run_once, stopping)
+
+    async def run_once(self) -> bool:
+        """One batch; true when there may be more. What was never told stays, however old: somebody waits for it."""
+        async with self._pool.acquire() as connection:
+            # Two replicas take rows apart; neither waits for the relay.
+            done = await connection.execute(
+                """
+                DELETE FROM outbox WHERE ce_id IN (
+                    SELECT ce_id FROM outbox
+                    WHERE published_at IS NOT NULL
+                      AND created_at < clock_timestamp() - make_interval(days => $1)
+                    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                )
+                """,
+                RETENTION_DAYS,
+                RETENTION_BATCH,
+            )
+        return int(done.split()[-1]) >= RETENTION_BATCH
 
 
 class Relay:

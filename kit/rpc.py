@@ -74,6 +74,8 @@ def validate(request: Any) -> None:
 
 
 def _path(path: Any) -> str:
+    if path is None:  # a rule of the whole message
+        return "request"
     return ".".join(element.field_name for element in path.elements)
 
 

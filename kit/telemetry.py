@@ -33,9 +33,8 @@ _tracer = trace.get_tracer("framewire")
 
 
 def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event["trace_id"] = format(context.trace_id, "032x")
+    if current := trace_id():
+        event["trace_id"] = current
     return event
 
 
@@ -102,6 +101,12 @@ def span(name: str, kind: SpanKind, carrier: Mapping[str, str] | None = None) ->
         name, context=parent, kind=kind, record_exception=False, set_status_on_exception=False
     ) as current:
         yield current
+
+
+def trace_id() -> str:
+    """The id of the current trace, as in `traceparent`; empty outside of one."""
+    context = trace.get_current_span().get_span_context()
+    return format(context.trace_id, "032x") if context.is_valid else ""
 
 
 def trace_headers() -> dict[str, str]:

@@ -10,14 +10,16 @@ import abc
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from services.local import nats as local_nats
+from services.local import places, probes, process, stack
 from services.local import postgres as local_postgres
-from services.local import probes
 from services.local import s3 as local_s3
 from tests.waiting import eventually
 
@@ -35,13 +37,14 @@ READY_SECONDS = 60.0
 
 
 class Server(abc.ABC):
-    """One container. Subclasses say which, and how to ask whether it answers."""
+    """One container, at one address for all its life. Subclasses say which, and how to ask whether it answers."""
 
     image: str
     port: int
 
     def __init__(self) -> None:
         self.password = secrets.token_hex(16)
+        self._published: int | None = None
         self._container: Any = None
 
     @abc.abstractmethod
@@ -60,8 +63,12 @@ class Server(abc.ABC):
         return f"{host}:{self._container.get_exposed_port(self.port)}"
 
     async def start(self) -> Self:
-        """Starts and waits until it answers in its own protocol. Leaves nothing running when it does not."""
-        await asyncio.to_thread(self._run)
+        """Starts, after a kill with its data, and waits until it answers in its own protocol. Leaves nothing running
+        when it does not.
+        """
+        if self._published is None:  # by us: the engine would choose another one at each start
+            self._published = places.free_port(self.image)
+        await asyncio.to_thread(self._run if self._container is None else self._run_again)
         try:
             what = f"{self.image} answering"
             await eventually(self.answers, within_seconds=READY_SECONDS, what=what)
@@ -70,6 +77,10 @@ class Server(abc.ABC):
             await self.stop()
             raise
         return self
+
+    async def kill(self) -> None:
+        """SIGKILL. Its data stay for a new start."""
+        await asyncio.to_thread(self._container.get_wrapped_container().kill)
 
     async def stop(self) -> None:
         """Removes the container and its data. Idempotent."""
@@ -86,10 +97,13 @@ class Server(abc.ABC):
 
         # Ryuk would be a fourth image to pull, from a registry of its choice; we stop what we start.
         testcontainers_config.ryuk_disabled = True
-        container = DockerContainer(self.image).with_exposed_ports(self.port)
+        container = DockerContainer(self.image).with_bind_ports(self.port, self._published)
         container.with_kwargs(labels={LABEL: str(os.getpid())})
         self.describe(container)
         self._container = container.start()
+
+    def _run_again(self) -> None:
+        self._container.get_wrapped_container().start()
 
 
 class Postgres(Server):
@@ -177,24 +191,47 @@ def nats(data_dir: Path) -> Nats | local_nats.Nats:
     return Nats() if IN_DOCKER else local_nats.Nats(data_dir)
 
 
+async def lose_disk(server: Server | process.Program) -> None:
+    """Kills it and starts it again with nothing that it had."""
+    await server.kill()
+    if isinstance(server, Server):
+        await server.stop()
+    else:
+        shutil.rmtree(server.data_dir / server.name)
+    await server.start()
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """Servers in containers for a Stack; none, with which it starts its own."""
+
+    servers: Mapping[str, Server]
+    environ: Mapping[str, str]
+
+    def server(self, whole: stack.Stack, name: str) -> Server | process.Program:
+        """Who serves the stack as postgres, nats or s3."""
+        return self.servers[name] if self.servers else whole.supervisor.get(name)
+
+
 @asynccontextmanager
-async def outer_servers() -> AsyncIterator[dict[str, str]]:
-    """The `environ` of a Stack: fresh servers in containers, or nothing, with which it starts its own."""
+async def outer_servers() -> AsyncIterator[Outer]:
+    """Fresh ones, running; removed at the end."""
     if not IN_DOCKER:
-        yield {}
+        yield Outer({}, {})
         return
     database, bus, objects = Postgres(), Nats(), S3()
-    servers = (database, bus, objects)
+    servers = {"postgres": database, "nats": bus, "s3": objects}
     try:
         async with asyncio.TaskGroup() as group:
-            for server in servers:
+            for server in servers.values():
                 group.create_task(server.start())
-        yield {
+        environ = {
             "FRAMEWIRE_POSTGRES_URL": database.url,
             "FRAMEWIRE_NATS_URL": bus.url,
             "FRAMEWIRE_S3_ENDPOINT": objects.endpoint,
             "FRAMEWIRE_S3_ACCESS_KEY": objects.access_key,
             "FRAMEWIRE_S3_SECRET_KEY": objects.secret_key,
         }
+        yield Outer(servers, environ)
     finally:
-        await asyncio.gather(*(server.stop() for server in servers))
+        await asyncio.gather(*(server.stop() for server in servers.values()))

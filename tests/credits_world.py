@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from google.protobuf import json_format
+from google.protobuf import json_format, timestamp_pb2
 
+from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.events.v1 import event_pb2
-from kit import errors, ids, migrate, postgres
-from services.credits import documents, holds, ledger, rules
-from services.credits.store import Store, movements
+from kit import auth, errors, ids, migrate, pages, postgres, rpc
+from services.credits import api, documents, holds, ledger, operations, rules
+from services.credits.store import Store
 from tests import containers
 
 HERE = Path(rules.__file__).parent
@@ -40,16 +43,23 @@ class World:
             await self.grant(account_id, amount, **fields)
         return account_id
 
-    async def grant(self, account_id: str, amount: int, **fields: Any) -> movements.Given:
+    async def grant(self, account_id: str, amount: int, **fields: Any) -> operations.Given:
         request = {"request_id": str(uuid.uuid4()), "source": ledger.LotSource.PURCHASE, **fields}
-        return await self.books.ledger.grant(movements.Grant(account_id, credits=amount, **request))
+        return await self.books.ledger.grant(
+            operations.Grant(account_id, credits=amount, **request)
+        )
 
     async def reserve(self, account_id: str, item: rules.Item = TEN, **fields: Any) -> holds.Hold:
         soon = datetime.now(UTC) + timedelta(seconds=30)
         request = {"hold_id": ids.new_id(), "not_after": soon, "item": item, **fields}
         return await self.books.ledger.reserve(
-            movements.Reservation(account_id=account_id, **request)
+            operations.Reservation(account_id=account_id, **request)
         )
+
+    async def activate(self, kind: rules.Kind, version: str, at: datetime | None = None) -> None:
+        """Puts a version in force, with the hash that it has."""
+        (found,) = await self.books.rulebooks.versions(kind, version)
+        await self.books.rulebooks.activate(kind, version, found.content_hash, at, "test")
 
     async def numbers(self, account_id: str) -> tuple[int, int]:
         balance = await self.books.statements.get_balance(account_id)
@@ -102,3 +112,48 @@ async def world(server: Any) -> AsyncIterator[World]:
 
 def has_reason(reason: str) -> Any:
     return pytest.raises(errors.ServiceError, check=lambda error: error.reason == reason)
+
+
+@asynccontextmanager
+async def served(world: World) -> AsyncIterator[Callable[[str], Any]]:
+    """The contract over gRPC; gives a client of a named service."""
+    secret = "s" * 32
+    tokens = auth.ServiceTokens("credits", secret)
+    server = grpc.aio.server(interceptors=[rpc.ServerInterceptor(api.authenticate(tokens))])
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(
+        api.LedgerService(world.books, pages.Pages(b"secret")), server
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channels: list[grpc.aio.Channel] = []
+
+    def client(service: str) -> Any:
+        channels.append(rpc.channel(f"127.0.0.1:{port}", auth.ServiceTokens(service, secret)))
+        return ledger_pb2_grpc.LedgerServiceStub(channels[-1])
+
+    try:
+        yield client
+    finally:
+        for channel in channels:
+            await channel.close()
+        await server.stop(None)
+
+
+def soon() -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(datetime.now(UTC) + HOUR)
+    return stamp
+
+
+async def backdate(world: World, account: str, by: timedelta) -> None:
+    """Lets all that happened in an account be longer ago."""
+    await world.pool.execute(
+        f"""
+        SET session_replication_role = replica;
+        UPDATE transfers SET created_at = created_at - interval '{by.days} days'
+            WHERE account_id = '{account}';
+        UPDATE holds SET created_at = created_at - interval '{by.days} days',
+            settled_at = settled_at - interval '{by.days} days' WHERE account_id = '{account}';
+        SET session_replication_role = origin
+        """
+    )

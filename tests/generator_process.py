@@ -26,9 +26,8 @@ from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc, job_pb2
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import auth, bus, errors, ids, rpc
 from services.generator import catalogue
-from services.local import environment, places, postgres, probes, process
-from services.local import nats as local_nats
-from tests import generator_world, pictures, simulated
+from services.local import environment, places, probes, process
+from tests import containers, generator_world, pictures, simulated
 from tests.waiting import eventually
 
 SECRET = "s" * 32
@@ -118,7 +117,7 @@ class Generator:
         await self.publish(made)
         return made
 
-    async def ended(self, made: job_pb2.Job, within_seconds: float = 30) -> list[str]:
+    async def ended(self, made: job_pb2.Job, within_seconds: float = 90) -> list[str]:
         """The kinds of a video's events, once it has ended."""
 
         async def check() -> bool:
@@ -258,7 +257,8 @@ def _variables(
 @asynccontextmanager
 async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
     """The generator and its peers; `account` changes its provider account."""
-    database, broker = postgres.Postgres(folder), local_nats.Nats(folder)
+    places.prepare(folder)
+    database, broker = containers.postgres(folder), containers.nats(folder)
     try:
         await asyncio.gather(database.start(), broker.start())
         await database.create_database("framewire_generator")
@@ -293,7 +293,7 @@ async def running(folder: Path, **account: Any) -> AsyncIterator[Generator]:
                 await program.stop()
                 await client.close()
     finally:
-        await broker.kill()
+        await broker.stop()
         await database.destroy()
 
 

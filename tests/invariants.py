@@ -38,7 +38,7 @@ async def _rows(system: systems.System, service: str, statement: str) -> list[di
 
 async def _ledger(system: systems.System) -> list[str]:
     books = await system.check_books()
-    return [f"L1-L3: {finding}" for finding in books.findings]
+    return [f"L1-L7: {finding}" for finding in books.findings]
 
 
 async def _holds(system: systems.System, videos: list[dict[str, Any]]) -> list[str]:

@@ -32,6 +32,7 @@ FAST = {
     "AZURE_MAX_CONCURRENT_JOBS": "0",
     "AZURE_RENDER_SECONDS_PER_SECOND": "40",
 }
+QUEUE_SECONDS = 5.0 / 100  # so long at least is a job queued
 AZURE = "/openai/v1/video/generations"
 VERSION = {"api-version": "preview"}
 
@@ -184,7 +185,7 @@ class Simulator:
 
 async def eventually(check: Callable[[], Awaitable[Any]]) -> Any:
     """The first answer that is true, soon after it is."""
-    return await waiting.eventually(check, within_seconds=15, every_seconds=0.02)
+    return await waiting.eventually(check, within_seconds=60, every_seconds=0.02)
 
 
 @contextlib.asynccontextmanager

@@ -39,8 +39,11 @@ SETTINGS = {
 class World:
     """The running service and what tests do with it."""
 
-    def __init__(self, running: stack.Stack, stub: Any, pool: asyncpg.Pool) -> None:
+    def __init__(
+        self, running: stack.Stack, outer: containers.Outer, stub: Any, pool: asyncpg.Pool
+    ) -> None:
         self.stack = running
+        self.objects_server = outer.server(running, "s3")
         self.stub = stub
         self.pool = pool
         self.data_dir = running.data_dir
@@ -178,9 +181,12 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
         "STORAGE_SCRATCH_DIR": str(place / "scratch"),
     }
-    async with containers.outer_servers() as environ:
+    async with containers.outer_servers() as outer:
         whole = stack.Stack(
-            place, services=("storage",), environ=environ, overrides={"storage": SETTINGS | own}
+            place,
+            services=("storage",),
+            environ=outer.environ,
+            overrides={"storage": SETTINGS | own},
         )
         try:
             await whole.start()
@@ -188,7 +194,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
                 rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
                 asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
             ):
-                yield World(whole, storage_pb2_grpc.StorageServiceStub(channel), pool)
+                yield World(whole, outer, storage_pb2_grpc.StorageServiceStub(channel), pool)
         finally:
             await whole.destroy()
 

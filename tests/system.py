@@ -49,8 +49,9 @@ SETTINGS: dict[str, dict[str, str]] = {
 class System:
     """The running system and what tests do with it."""
 
-    def __init__(self, running: stack.Stack, failpoints: Path) -> None:
+    def __init__(self, running: stack.Stack, outer: containers.Outer, failpoints: Path) -> None:
         self.stack = running
+        self.bus = outer.server(running, "nats")
         self.supervisor = running.supervisor
         self._failpoints = failpoints
         self.operator: client.Client
@@ -150,11 +151,13 @@ async def running(
         name: {**values, "FRAMEWIRE_FAILPOINTS": str(failpoints), **(overrides or {}).get(name, {})}
         for name, values in SETTINGS.items()
     }
-    async with containers.outer_servers() as environ:
-        whole = stack.Stack(data_dir, time_factor=TIME_FACTOR, overrides=settings, environ=environ)
+    async with containers.outer_servers() as outer:
+        whole = stack.Stack(
+            data_dir, time_factor=TIME_FACTOR, overrides=settings, environ=outer.environ
+        )
         try:
             await whole.start()
-            system = System(whole, failpoints)
+            system = System(whole, outer, failpoints)
             async with client.Client(whole.gateway_address, whole.operator_key) as operator:
                 system.operator = operator
                 yield system

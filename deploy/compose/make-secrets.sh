@@ -4,7 +4,7 @@
 #
 #   deploy/compose/make-secrets.sh && docker compose up --build --detach
 #
-# FRAMEWIRE_PROVIDER_API_KEY, when set, is the key of a real provider; otherwise one for the simulator is made.
+# FRAMEWIRE_PROVIDER_API_KEY and FRAMEWIRE_AZURE_API_KEY, when set, are keys of real providers; otherwise ones for the simulator are made.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,6 +22,9 @@ put() {
   chmod 444 "$to/.draft"
   mv -f "$to/.draft" "$to/$1"
 }
+
+# Younger than the others: those who have them get it here.
+[ -e "$to/azure_api_key" ] || printf '%s' "${FRAMEWIRE_AZURE_API_KEY:-$(random)}" | put azure_api_key
 
 if [ -e "$to/operator_key" ]; then
   echo "kept the secrets in $to"

@@ -1,4 +1,4 @@
-"""The commands about models, credits and events."""
+"""The commands about models and events."""
 
 from __future__ import annotations
 
@@ -25,75 +25,6 @@ def models(
         output.print_table(columns, (_model_row(model) for model in found))
 
     running.with_client(work, address, api_key, for_account=False)
-
-
-def balance(
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    account: options.Account = "",
-    as_json: options.Json = False,
-) -> None:
-    """Show the account's credits."""
-
-    async def work(opened: client.Client) -> None:
-        _show_balance(await opened.balance(), as_json)
-
-    running.with_client(work, address, api_key, account)
-
-
-def grant(
-    credits: Annotated[int, typer.Argument(metavar="CREDITS", min=1)],
-    source: Annotated[
-        str, typer.Option(help="purchase, promotion, subscription or correction.")
-    ] = "promotion",
-    note: Annotated[str, typer.Option(help="For the account's statement.")] = "",
-    why: Annotated[str, typer.Option(help="For the audit.")] = "",
-    request_id: Annotated[
-        str, typer.Option(help="A UUID; given again, nothing is given twice.")
-    ] = "",
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    account: options.Account = "",
-    as_json: options.Json = False,
-) -> None:
-    """Give credits to an account (operators)."""
-
-    async def work(opened: client.Client) -> None:
-        if not opened.account_id:
-            raise output.usage("say who gets them: --account ID or FRAMEWIRE_ACCOUNT")
-        given = await opened.grant(
-            opened.account_id, credits, source=source, note=note, why=why, request_id=request_id
-        )
-        if as_json:
-            output.print_json(given)
-        else:
-            _show_balance(given.balance, as_json)
-
-    running.with_client(work, address, api_key, account)
-
-
-def entries(
-    limit: options.Limit = 50,
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    account: options.Account = "",
-    as_json: options.Json = False,
-) -> None:
-    """Show the account's statement, newest first."""
-
-    async def work(opened: client.Client) -> None:
-        found: list[types.Entry] = []
-        async for entry in opened.entries():
-            if as_json:
-                output.print_json(entry)
-            found.append(entry)
-            if len(found) == limit:
-                break
-        if not as_json:
-            columns = ("when", "kind", "available", "held", "video", "why")
-            output.print_table(columns, (_entry_row(entry) for entry in found))
-
-    running.with_client(work, address, api_key, account)
 
 
 def feed(
@@ -140,21 +71,6 @@ def feed(
     running.run(work())
 
 
-def _show_balance(found: types.Balance, as_json: bool) -> None:
-    if as_json:
-        output.print_json(found)
-        return
-    expiry = f"{output.counted(found.next_expiry_credits)} at {output.clock(found.next_expiry_at)}"
-    output.print_facts(
-        [
-            ("account", found.account_id),
-            ("available", output.counted(found.available_credits)),
-            ("held", output.counted(found.held_credits)),
-            ("next to expire", expiry if found.next_expiry_at else ""),
-        ]
-    )
-
-
 def _model_row(model: types.Model) -> tuple[object, ...]:
     ways = [
         name
@@ -169,15 +85,4 @@ def _model_row(model: types.Model) -> tuple[object, ...]:
         ", ".join(ways),
         model.default_credits,
         output.clock(model.retires_at)[:10],
-    )
-
-
-def _entry_row(entry: types.Entry) -> tuple[object, ...]:
-    return (
-        output.clock(entry.created_at),
-        entry.kind,
-        f"{entry.available_change:+d}",
-        f"{entry.held_change:+d}",
-        entry.video_id,
-        entry.note or ("" if entry.cause == "NONE" else entry.cause),
     )

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from framewire.cli import account, operators, output, videos
+from framewire.cli import account, attempts, credits, operators, output, videos
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 local = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
 app.add_typer(local, name="local")
-app.add_typer(operators.attempts, name="attempts")
-app.add_typer(operators.providers, name="providers")
+app.add_typer(attempts.attempts, name="attempts")
+app.add_typer(attempts.providers, name="providers")
 
 app.command()(videos.generate)
 app.command()(videos.get)
@@ -30,10 +30,30 @@ app.command()(videos.download)
 app.command()(videos.quote)
 app.command()(videos.cancel)
 app.command()(account.models)
-app.command()(account.balance)
-app.command()(account.entries)
-app.command()(account.grant)
+app.command()(credits.balance)
+app.command()(credits.entries)
+app.command()(credits.grant)
 app.command("events")(account.feed)
+
+ledger = typer.Typer(no_args_is_help=True, help="What an account has, was charged and used.")
+app.add_typer(ledger, name="credits")
+ledger.command()(credits.balance)
+ledger.command()(credits.entries)
+ledger.command()(credits.usage)
+ledger.command()(credits.grant)
+
+operator = typer.Typer(
+    no_args_is_help=True, help="Look after the ledger: prices, caps, refunds (operators)."
+)
+app.add_typer(operator, name="operator")
+operator.command()(operators.refund)
+operator.command()(operators.freeze)
+operator.command()(operators.unfreeze)
+operator.command()(operators.cap)
+operator.command()(operators.rulebooks)
+operator.command("add-rulebook")(operators.add_rulebook)
+operator.command("activate-rulebook")(operators.activate_rulebook)
+operator.command("check-books")(operators.check_books)
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

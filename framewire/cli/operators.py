@@ -1,290 +1,254 @@
-"""The commands of operators about attempts and provider accounts."""
+"""The commands of operators about the ledger. Each leaves a row in the audit."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from framewire import client, operators
+from framewire import client, types
 from framewire.cli import options, output, running
 
-attempts = typer.Typer(
-    no_args_is_help=True, help="Look into attempts and decide what nobody else can (operators)."
-)
-providers = typer.Typer(
-    no_args_is_help=True, help="Provider accounts: see, pause, resume (operators)."
-)
-
-Number = Annotated[
-    int, typer.Option(min=0, help="Which attempt, from 1. Default: the newest.", show_default=False)
-]
-Why = Annotated[str, typer.Option(help="For the audit.", show_default=False)]
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="As `framewire providers list` shows it.")
-]
+Kind = Annotated[str, typer.Argument(metavar="KIND", help="prices or refunds.")]
+_KINDS = {"prices": "PRICE_BOOK", "refunds": "REFUND_POLICY"}
 
 
-@attempts.command("list")
-def list_attempts(
-    video: Annotated[str, typer.Option(help="Only of this video.", show_default=False)] = "",
-    state: Annotated[
-        str, typer.Option(help="Only in this state, for instance unresolved.", show_default=False)
-    ] = "",
-    provider: Annotated[
-        str, typer.Option(help="Only at this provider account.", show_default=False)
-    ] = "",
-    account: Annotated[str, typer.Option(help="Only of this account.", show_default=False)] = "",
-    limit: options.Limit = 50,
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    as_json: options.Json = False,
-) -> None:
-    """List attempts, newest first."""
-
-    async def work(opened: client.Client) -> None:
-        found: list[operators.Attempt] = []
-        listed = opened.operator.attempts(
-            video_id=video, state=state, account_id=account, provider_account=provider
-        )
-        async for attempt in listed:
-            if as_json:
-                output.print_json(attempt)
-            found.append(attempt)
-            if len(found) == limit:
-                break
-        if not as_json:
-            columns = ("video", "try", "state", "provider", "job", "changed", "why")
-            output.print_table(columns, (_row(attempt) for attempt in found))
-
-    running.with_client(work, address, api_key, for_account=False)
-
-
-@attempts.command()
-def show(
+def refund(
     video_id: options.VideoId,
-    number: Number = 0,
+    credits: Annotated[int, typer.Argument(metavar="CREDITS", min=1)],
+    from_loss: Annotated[
+        bool, typer.Option(help="What was charged stays earned; the platform bears the refund.")
+    ] = False,
+    note: Annotated[str, typer.Option(help="For the account's statement.")] = "",
+    why: options.Why = "",
+    request_id: Annotated[
+        str, typer.Option(help="A UUID; given again, nothing is given twice.")
+    ] = "",
     address: options.Address = "",
     api_key: options.ApiKey = "",
     as_json: options.Json = False,
 ) -> None:
-    """Show everything on record of an attempt: history, provider jobs, outputs, cost."""
+    """Give back credits that a video was charged."""
 
     async def work(opened: client.Client) -> None:
-        found = await opened.operator.attempt(video_id, number)
+        given = await opened.operations.refund(
+            video_id, credits, from_loss=from_loss, note=note, why=why, request_id=request_id
+        )
         if as_json:
-            output.print_json(found)
+            output.print_json(given)
         else:
-            output.print_facts(_facts(found))
-
-    running.with_client(work, address, api_key, for_account=False)
-
-
-@attempts.command()
-def resolve(
-    video_id: options.VideoId,
-    job: Annotated[
-        str, typer.Option(help="It is this job of the provider's.", show_default=False)
-    ] = "",
-    never_accepted: Annotated[
-        bool, typer.Option("--never-accepted", help="The provider never had it: send it again.")
-    ] = False,
-    give_up: Annotated[
-        bool, typer.Option("--give-up", help="Nobody can tell: it fails, nothing is charged.")
-    ] = False,
-    number: Number = 0,
-    why: Why = "",
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    as_json: options.Json = False,
-) -> None:
-    """Say what became of an attempt that is unknown or unresolved."""
-    if [bool(job), never_accepted, give_up].count(True) != 1:
-        raise output.usage("say one of --job ID, --never-accepted and --give-up")
-    resolution = "ADOPT" if job else "NEVER_ACCEPTED" if never_accepted else "GIVE_UP"
-
-    async def work(opened: client.Client) -> None:
-        done = await opened.operator.resolve(
-            video_id, resolution, provider_job_id=job, number=number, why=why
-        )
-        _show(done, as_json)
-
-    running.with_client(work, address, api_key, for_account=False)
-
-
-@attempts.command()
-def retry(
-    video_id: options.VideoId,
-    number: Annotated[
-        int, typer.Option(min=1, help="Which attempt is to be followed by another one.")
-    ],
-    accept_double_cost: Annotated[
-        bool, typer.Option("--accept-double-cost", help="The provider may be paid twice.")
-    ] = False,
-    why: Why = "",
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    as_json: options.Json = False,
-) -> None:
-    """Give an undecided attempt up and send its video again, on the same hold."""
-
-    async def work(opened: client.Client) -> None:
-        done = await opened.operator.retry(
-            video_id, number=number, accept_double_cost=accept_double_cost, why=why
-        )
-        _show(done, as_json)
-
-    running.with_client(work, address, api_key, for_account=False)
-
-
-@attempts.command()
-def cancel(
-    video_id: options.VideoId,
-    why: Why = "",
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    as_json: options.Json = False,
-) -> None:
-    """Ask for the end of a video, whosever it is."""
-
-    async def work(opened: client.Client) -> None:
-        done = await opened.operator.cancel(video_id, why=why)
-        if as_json:
-            output.print_json(done)
-        else:
+            balance = given.balance
             output.print_facts(
-                [("video", done.video_id), ("state", done.state), ("stage", done.stage.lower())]
+                [
+                    ("account", balance.account_id),
+                    ("available", output.counted(balance.available_credits)),
+                ]
             )
 
     running.with_client(work, address, api_key, for_account=False)
 
 
-@providers.command("list")
-def list_providers(
+def freeze(
+    why: options.Why = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    account: options.Account = "",
+    as_json: options.Json = False,
+) -> None:
+    """Stop an account from making new videos; those under way go on."""
+    _set_frozen(True, why, address, api_key, account, as_json)
+
+
+def unfreeze(
+    why: options.Why = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    account: options.Account = "",
+    as_json: options.Json = False,
+) -> None:
+    """Let a frozen account go on."""
+    _set_frozen(False, why, address, api_key, account, as_json)
+
+
+def cap(
+    credits: Annotated[
+        str, typer.Argument(metavar="CREDITS", help="Most credits a day (UTC), or none: no cap.")
+    ],
+    key: Annotated[str, typer.Option(help="Only this API key, by its id.")] = "",
+    why: options.Why = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    account: options.Account = "",
+    as_json: options.Json = False,
+) -> None:
+    """Cap what an account, or one of its API keys, may use in a day."""
+    most = None if credits.lower() == "none" else _number(credits)
+
+    async def work(opened: client.Client) -> None:
+        account_id = _named(opened)
+        found = await opened.operations.set_daily_cap(account_id, most, key_id=key, why=why)
+        _show_rules(found, as_json)
+
+    running.with_client(work, address, api_key, account)
+
+
+def rulebooks(
+    kind: Kind,
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """List the versions of the price book or the refund policy, newest first."""
+    name = _kind(kind)
+
+    async def work(opened: client.Client) -> None:
+        found = await opened.operations.rulebooks(name)
+        if as_json:
+            for one in found:
+                output.print_json(one)
+            return
+        columns = ("version", "in force", "from", "by", "added", "hash")
+        output.print_table(columns, (_rulebook_row(one) for one in found))
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
+def add_rulebook(
+    kind: Kind,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML document.")],
+    why: options.Why = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """Add a version of the price book or the refund policy; it is checked whole, and not put in force."""
+    name = _kind(kind)
+
+    async def work(opened: client.Client) -> None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise output.usage(f"{file} is not a text in UTF-8") from None
+        _show_rulebook(await opened.operations.add_rulebook(name, text, why=why), as_json)
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
+def activate_rulebook(
+    kind: Kind,
+    version: Annotated[str, typer.Argument(metavar="VERSION")],
+    content_hash: Annotated[
+        str, typer.Argument(metavar="HASH", help="As `framewire operator rulebooks` lists it.")
+    ],
+    at: Annotated[str, typer.Option(help="From then, in ISO 8601.", show_default="now")] = "",
+    why: options.Why = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """Put a version in force for new quotes and holds; those that are there keep theirs."""
+    name, start = _kind(kind), options.moment(at) if at else None
+
+    async def work(opened: client.Client) -> None:
+        found = await opened.operations.activate_rulebook(
+            name, version, content_hash, effective_from=start, why=why
+        )
+        _show_rulebook(found, as_json)
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
+def check_books(
     address: options.Address = "", api_key: options.ApiKey = "", as_json: options.Json = False
 ) -> None:
-    """List the provider accounts with what they are doing."""
+    """Prove the books of the whole ledger; exit code 1 when a row disagrees."""
 
     async def work(opened: client.Client) -> None:
-        found = await opened.operator.provider_accounts()
+        proof = await opened.operations.check_books()
         if as_json:
-            output.print_json(found)
+            output.print_json(proof)
         else:
-            _show_providers(found)
-
-    running.with_client(work, address, api_key, for_account=False)
-
-
-@providers.command()
-def pause(
-    name: Name,
-    why: Why = "",
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    as_json: options.Json = False,
-) -> None:
-    """Send nothing to a provider account until told otherwise."""
-    _set_paused(name, True, why, address, api_key, as_json)
-
-
-@providers.command()
-def resume(
-    name: Name,
-    why: Why = "",
-    address: options.Address = "",
-    api_key: options.ApiKey = "",
-    as_json: options.Json = False,
-) -> None:
-    """Send to a provider account again."""
-    _set_paused(name, False, why, address, api_key, as_json)
-
-
-def _set_paused(
-    name: str, paused: bool, why: str, address: str, api_key: str, as_json: bool
-) -> None:
-    async def work(opened: client.Client) -> None:
-        done = await opened.operator.pause(name, paused=paused, why=why)
-        if as_json:
-            output.print_json(done)
-        else:
-            _show_providers((done,))
-
-    running.with_client(work, address, api_key, for_account=False)
-
-
-def _show_providers(found: tuple[operators.ProviderAccount, ...]) -> None:
-    columns = ("name", "dialect", "open", "in flight", "models")
-    rows = (
-        (
-            one.provider_account,
-            one.dialect,
-            "yes" if one.open else f"no: {one.closed_reason}",
-            f"{one.jobs_in_flight} of {one.max_jobs_in_flight}",
-            " ".join(one.models),
-        )
-        for one in found
-    )
-    output.print_table(columns, rows)
-
-
-def _show(attempt: operators.Attempt, as_json: bool) -> None:
-    if as_json:
-        output.print_json(attempt)
-    else:
-        output.print_facts(_attempt_facts(attempt))
-
-
-def _row(attempt: operators.Attempt) -> tuple[object, ...]:
-    return (
-        attempt.video_id,
-        attempt.number,
-        attempt.state,
-        attempt.provider_account,
-        attempt.provider_job_id,
-        output.clock(attempt.updated_at),
-        attempt.message or ("" if attempt.cause == "NONE" else attempt.cause),
-    )
-
-
-def _attempt_facts(attempt: operators.Attempt) -> list[tuple[str, object]]:
-    return [
-        ("video", attempt.video_id),
-        ("attempt", attempt.number),
-        ("account", attempt.account_id),
-        ("state", attempt.state),
-        ("cause", "" if attempt.cause == "NONE" else attempt.cause),
-        ("message", attempt.message),
-        ("provider", attempt.provider_account),
-        ("provider job", attempt.provider_job_id),
-        ("given up at", output.clock(attempt.resolve_by)),
-    ]
-
-
-def _facts(found: operators.AttemptDetail) -> list[tuple[str, object]]:
-    cost = "" if found.cost_micros is None else f"${found.cost_micros / 1e6:.6g}"
-    facts = _attempt_facts(found.attempt)
-    facts += [
-        ("attempt id", found.attempt_id),
-        ("sent", f"{found.submissions} times, last {output.clock(found.submitted_at) or 'never'}"),
-        ("cost", cost if found.cost_known else f"{cost} if it was charged: not known"),
-        ("held until", output.clock(found.lease_until)),
-        ("next step", "" if found.attempt.cause else output.clock(found.next_step_at)),
-    ]
-    for change in found.history:
-        facts.append(("history", f"{output.clock(change.at)}  {change.state}  {change.message}"))
-    for job in found.provider_jobs:
-        how = "adopted" if job.adopted else "answered"
-        facts.append(
-            (
-                "job",
-                f"{job.provider_account} {job.provider_job_id}, {how} {output.clock(job.seen_at)}",
+            for finding in proof.findings:
+                print(finding)
+            output.print_facts(
+                [
+                    ("books", "balance" if proof.balanced else "DISAGREE"),
+                    ("transfers", proof.transfers),
+                    ("accounts", proof.accounts),
+                    ("open holds", proof.open_holds),
+                    ("recomputed", proof.recomputed_holds),
+                ]
             )
-        )
-    for made in found.outputs:
-        facts.append(("output", f"{made.variant}: {made.state}  {made.message}"))
-    if late := found.late_render:
-        until = f"until {output.clock(late.look_until)}"
-        facts.append(
-            ("late render", f"{late.state} {late.provider_job_id} {until}  {late.message}")
-        )
-    return facts
+        if not proof.balanced:
+            raise typer.Exit(output.EXIT_REFUSED)
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
+def _set_frozen(
+    frozen: bool, why: str, address: str, api_key: str, account: str, as_json: bool
+) -> None:
+    async def work(opened: client.Client) -> None:
+        _show_rules(await opened.operations.set_frozen(_named(opened), frozen, why=why), as_json)
+
+    running.with_client(work, address, api_key, account)
+
+
+def _named(opened: client.Client) -> str:
+    if not opened.account_id:
+        raise output.usage("say whose: --account ID or FRAMEWIRE_ACCOUNT")
+    return opened.account_id
+
+
+def _kind(kind: str) -> str:
+    if kind not in _KINDS:
+        raise output.usage(f"there is no {kind!r}; give prices or refunds")
+    return _KINDS[kind]
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 12):
+        raise output.usage(f"{text!r} is no number of credits; give for instance 500, or none")
+    return int(text)
+
+
+def _show_rules(found: types.AccountRules, as_json: bool) -> None:
+    if as_json:
+        output.print_json(found)
+        return
+    cap = found.daily_cap_credits
+    keys = found.key_daily_cap_credits
+    output.print_facts(
+        [
+            ("account", found.account_id),
+            ("frozen", "yes" if found.frozen else "no"),
+            ("a day", "no cap" if cap is None else output.counted(cap)),
+            *((f"key {key}", f"{output.counted(keys[key])} a day") for key in sorted(keys)),
+        ]
+    )
+
+
+def _show_rulebook(found: types.Rulebook, as_json: bool) -> None:
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_facts(
+        [
+            ("version", found.version),
+            ("hash", found.content_hash),
+            ("in force", "yes" if found.in_force else "no"),
+            ("from", output.clock(found.effective_from)),
+        ]
+    )
+
+
+def _rulebook_row(one: types.Rulebook) -> tuple[object, ...]:
+    return (
+        one.version,
+        "yes" if one.in_force else "",
+        output.clock(one.effective_from),
+        one.activated_by,
+        f"{output.clock(one.loaded_at)} by {one.loaded_by}",
+        one.content_hash,
+    )

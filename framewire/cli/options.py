@@ -37,6 +37,12 @@ Account = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; for streams one line per item.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV with a line of names.")]
+Since = Annotated[
+    str, typer.Option(help="From then: 10m, 2h, 3d ago, a date, or a month: 2026-11.")
+]
+Until = Annotated[str, typer.Option(help="Until before then, in the same words; a month: its end.")]
+Why = Annotated[str, typer.Option(help="For the audit.")]
 VideoId = Annotated[str, typer.Argument(metavar="ID", help="The video's id.", show_default=False)]
 Limit = Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")]
 Model = Annotated[
@@ -81,3 +87,34 @@ def moment(text: str) -> datetime:
         raise output.usage(
             f"{text!r} is no time; give for instance 10m, 2h, 3d or 2026-11-20T08:00"
         ) from None
+
+
+def period(since: str, until: str) -> tuple[datetime | None, datetime | None]:
+    """From when until before when. A month is UTC's, as usage counts it."""
+    start, end = _month(since, 0), _month(until, 1)
+    return (
+        start or (moment(since) if since else None),
+        end or (moment(until) if until else None),
+    )
+
+
+def usage_groups(by: list[str]) -> tuple[tuple[str, ...], str]:
+    """What usage is grouped by, and the label whose values are the groups."""
+    groups: list[str] = []
+    label = ""
+    for text in by:
+        name, _, value = text.lower().partition(":")
+        known = name in ("model", "lane", "key") and not value
+        if not known and not (name == "label" and value and not label):
+            raise output.usage(f"{text!r} is no group; give model, lane, key, or once label:NAME")
+        groups.append(name)
+        label = value or label
+    return tuple(dict.fromkeys(groups)), label
+
+
+def _month(text: str, later: int) -> datetime | None:
+    found = re.fullmatch(r"(\d{4})-(\d{2})", text.strip())
+    if found is None or not 1 <= int(found[2]) <= 12 or not 1 <= int(found[1]) <= 9998:
+        return None
+    months = int(found[1]) * 12 + int(found[2]) - 1 + later
+    return datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC)

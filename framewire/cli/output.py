@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import sys
@@ -30,6 +31,8 @@ _HINTS = {
     "ATTEMPT_NOT_UNDECIDED": "See where it stands: framewire attempts show ID",
     "COULD_PAY_TWICE": "Look at the provider, then say: framewire attempts resolve ID; or give --accept-double-cost.",
     "CREDENTIALS_INVALID": "Check --api-key, FRAMEWIRE_API_KEY or FRAMEWIRE_API_KEY_FILE.",
+    "ACCOUNT_FROZEN": "Ask an operator; they undo it with: framewire operator unfreeze",
+    "CREDIT_CAP_REACHED": "Ask an operator, who can raise it: framewire operator cap",
     "DEPENDENCY_UNAVAILABLE": "Is it running (`framewire local status`), is the address right (--address)?",
     "LANE_NOT_ALLOWED": "Choose another --lane, or ask an operator for this one.",
     "MODEL_UNKNOWN": "See what there is: framewire models",
@@ -37,6 +40,9 @@ _HINTS = {
     "OPTION_NOT_SUPPORTED": "See what there is: framewire models --json",
     "OUTPUT_NOT_READY": "Wait for it: framewire watch ID",
     "PRICE_CHANGED": "See the price with `framewire quote`; raise --max-credits to accept it.",
+    "RULEBOOK_EXISTS": "Give the changed document a new version.",
+    "RULEBOOK_MISMATCH": "See the versions and their hashes: framewire operator rulebooks",
+    "RULEBOOK_NOT_FOUND": "See the versions there are: framewire operator rulebooks",
     "REQUEST_ID_REUSED": "Leave --request-id out for a new request.",
     "ROLE_NOT_ALLOWED": "This needs an operator's key.",
     "SECONDS_NOT_SUPPORTED": "See what there is: framewire models",
@@ -57,6 +63,41 @@ def console() -> Console:
 def print_json(item: Any) -> None:
     """One line; keys as in the dataclasses, times in ISO 8601."""
     print(json.dumps(_plain(item), ensure_ascii=False, default=_text), flush=True)
+
+
+class Lines:
+    """Prints items one by one as they come, for programs: JSON lines, or CSV whose first line has the names."""
+
+    def __init__(self, kind: type[Any], *, as_csv: bool) -> None:
+        self._names = [field.name for field in dataclasses.fields(kind)] if as_csv else []
+        self._writer = csv.writer(sys.stdout)
+        self._begun = not as_csv
+
+    def __call__(self, item: Any) -> None:
+        if not self._names:
+            print_json(item)
+            return
+        self.end()
+        self._writer.writerow(_cell(getattr(item, name)) for name in self._names)
+
+    def end(self) -> None:
+        """Where there was nothing, the names alone; a call that failed prints nothing at all."""
+        if not self._begun:
+            self._writer.writerow(self._names)
+            self._begun = True
+
+
+def lines(kind: type[Any], *, as_json: bool, as_csv: bool) -> Lines | None:
+    """What prints for programs; None: people get a table at the end."""
+    if as_json and as_csv:
+        raise usage("give --json or --csv, not both")
+    return Lines(kind, as_csv=as_csv) if as_json or as_csv else None
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula is marked as text."""
+    text = _text(value) if isinstance(value, datetime) else value
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text
 
 
 def _plain(item: Any) -> Any:

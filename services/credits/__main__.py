@@ -7,8 +7,8 @@ from pathlib import Path
 from framewire import subjects
 from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.generator.v1 import attempt_pb2_grpc
-from kit import auth, bus, outbox, postgres, rpc, service
-from services.credits import api, config, documents, floor, settlement, store
+from kit import auth, bus, outbox, pages, postgres, rpc, service
+from services.credits import api, checking, config, documents, floor, settlement, store
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -44,12 +44,14 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
-            api.LedgerService(books),
+            api.LedgerService(books, pages.Pages(settings.page_secret())),
         )
         process.loop(relay)
         process.loop(settlement.Consumer(nats, settling))
         process.loop(asking)
         process.loop(floor.Expiry(books, settings.expiry_seconds))
+        process.loop(outbox.Retention(pool))
+        process.loop(checking.BooksCheck(books, settings.check_books_seconds))
         await process.run(api.authenticate(tokens))
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
-
-from google.protobuf import timestamp_pb2
 
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import vocabulary_pb2
 from kit import auth, errors, pages, rpc
-from services.credits import holds, ledger, rules, store
-from services.credits.store import movements, statements
+from services.credits import documents, holds, ledger, messages, operations, rules, store
+from services.credits.store import rulebooks
 
 # The gateway checks principals and roles before it calls; `operator` is the command line inside the cluster.
 _CALLERS: Mapping[str, frozenset[str]] = {
@@ -26,6 +23,12 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "GetBalance": frozenset({"gateway", "operator"}),
     "ListEntries": frozenset({"gateway", "operator"}),
     "ListHolds": frozenset({"gateway", "operator"}),
+    "GetUsage": frozenset({"gateway", "operator"}),
+    "SetFrozen": frozenset({"gateway", "operator"}),
+    "SetDailyCap": frozenset({"gateway", "operator"}),
+    "AddRulebook": frozenset({"gateway", "operator"}),
+    "ListRulebooks": frozenset({"gateway", "operator"}),
+    "ActivateRulebook": frozenset({"gateway", "operator"}),
     "CheckBooks": frozenset({"gateway", "operator"}),
 }
 
@@ -43,97 +46,125 @@ def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """The ledger, served."""
 
-    def __init__(self, books: store.Store) -> None:
+    def __init__(self, books: store.Store, pages_: pages.Pages) -> None:
         self._ledger = books.ledger
         self._statements = books.statements
+        self._accounts = books.accounts
+        self._rulebooks = books.rulebooks
+        self._pages = pages_
 
     async def OpenAccount(self, request: ledger_pb2.OpenAccountRequest, context: Any) -> Any:
         """Makes an account's books."""
-        return _balance(await self._ledger.open_account(request.account_id))
+        return messages.balance(await self._ledger.open_account(request.account_id))
 
     async def Grant(self, request: ledger_pb2.GrantRequest, context: Any) -> Any:
         """Gives credits as a new lot."""
-        grant = movements.Grant(
+        grant = operations.Grant(
             account_id=request.account_id,
             request_id=request.request_id,
             credits=request.credits,
-            source=ledger.LotSource(_name(ledger_pb2.LotSource, request.source, "LOT_SOURCE_")),
+            source=ledger.LotSource(
+                messages.name(ledger_pb2.LotSource, request.source, "LOT_SOURCE_")
+            ),
             priority=request.priority,
-            expires_at=_moment(request.expires_at, "expires_at")
-            if request.HasField("expires_at")
-            else None,
-            note=_text(request.note, "note"),
+            expires_at=messages.optional_moment(request, "expires_at"),
+            note=messages.text(request.note, "note"),
+            origin=ledger.Origin(
+                operator=messages.text(request.operator, "operator"),
+                purchase=messages.text(request.purchase, "purchase"),
+            ),
         )
         given = await self._ledger.grant(grant)
-        return ledger_pb2.GrantResponse(lot_id=given.lot_id, balance=_balance(given.balance))
+        return ledger_pb2.GrantResponse(
+            lot_id=given.lot_id, balance=messages.balance(given.balance)
+        )
 
     async def Quote(self, request: ledger_pb2.QuoteRequest, context: Any) -> Any:
         """Prices an item without reserving."""
-        quote_id, quote = await self._ledger.quote(_item(request.item))
+        quote_id, quote = await self._ledger.quote(messages.item(request.item))
         return ledger_pb2.PriceQuote(
             quote_id=quote_id,
             credits=quote.credits,
             price_version=quote.price_version,
-            expires_at=_timestamp(quote.expires_at),
+            expires_at=messages.timestamp(quote.expires_at),
         )
 
     async def Reserve(self, request: ledger_pb2.ReserveRequest, context: Any) -> Any:
         """Prices and holds credits."""
-        reservation = movements.Reservation(
+        reservation = operations.Reservation(
             hold_id=request.hold_id,
             account_id=request.account_id,
-            item=_item(request.item),
-            not_after=_moment(request.not_after, "not_after"),
+            item=messages.item(request.item),
+            not_after=messages.moment(request.not_after, "not_after"),
             quote_id=request.quote_id,
             max_credits=request.max_credits if request.HasField("max_credits") else None,
             labels={
-                _text(key, "labels"): _text(value, "labels")
+                messages.text(key, "labels"): messages.text(value, "labels")
                 for key, value in request.labels.items()
             },
+            key_id=request.key_id,
         )
-        return _hold(await self._ledger.reserve(reservation))
+        return messages.hold(await self._ledger.reserve(reservation))
 
     async def Capture(self, request: ledger_pb2.CaptureRequest, context: Any) -> Any:
         """Takes part or all of a hold."""
-        cause = _name(vocabulary_pb2.Cause, request.cause, "CAUSE_")
-        return _hold(await self._ledger.capture(request.hold_id, request.credits, cause))
+        cause = messages.name(vocabulary_pb2.Cause, request.cause, "CAUSE_")
+        operator = messages.text(request.operator, "operator")
+        return messages.hold(
+            await self._ledger.capture(request.hold_id, request.credits, cause, operator)
+        )
 
     async def Release(self, request: ledger_pb2.ReleaseRequest, context: Any) -> Any:
         """Gives a hold back."""
-        cause = _name(vocabulary_pb2.Cause, request.cause, "CAUSE_")
-        return _hold(await self._ledger.release(request.hold_id, request.account_id, cause))
+        cause = messages.name(vocabulary_pb2.Cause, request.cause, "CAUSE_")
+        operator = messages.text(request.operator, "operator")
+        return messages.hold(
+            await self._ledger.release(request.hold_id, request.account_id, cause, operator)
+        )
 
     async def Refund(self, request: ledger_pb2.RefundRequest, context: Any) -> Any:
         """Gives captured credits back."""
+        loss = request.taken_from == ledger_pb2.REFUND_FROM_LOSS
         given = await self._ledger.refund(
-            request.hold_id, request.request_id, request.credits, _text(request.note, "note")
+            request.hold_id,
+            request.request_id,
+            request.credits,
+            messages.text(request.note, "note"),
+            operator=messages.text(request.operator, "operator"),
+            taken_from=ledger.Book.LOSS if loss else ledger.Book.REVENUE,
         )
-        return ledger_pb2.RefundResponse(lot_id=given.lot_id, balance=_balance(given.balance))
+        return ledger_pb2.RefundResponse(
+            lot_id=given.lot_id, balance=messages.balance(given.balance)
+        )
 
     async def GetBalance(self, request: ledger_pb2.GetBalanceRequest, context: Any) -> Any:
         """What an account has."""
-        return _balance(await self._statements.get_balance(request.account_id))
+        return messages.balance(await self._statements.get_balance(request.account_id))
 
     async def ListEntries(self, request: ledger_pb2.ListEntriesRequest, context: Any) -> Any:
         """The account's statement."""
         size = request.page_size or pages.DEFAULT_SIZE
-        place = pages.decode(request.page_token)
-        before = _seq(place[1]) if place else None
-        lines = await self._statements.list_entries(request.account_id, before, size + 1)
+        only = messages.entry_filter(request)
+        listing = ("entries", request.account_id, only)
+        place = self._pages.place(listing, request.page_token)
+        lines = await self._statements.list_entries(
+            request.account_id, int(place[1]) if place else None, size + 1, only
+        )
         token = ""
         if len(lines) > size:
             last = lines[size - 1]
-            token = pages.encode(last.created_at, str(last.seq))
+            token = self._pages.token(listing, last.created_at, str(last.seq))
         return ledger_pb2.ListEntriesResponse(
-            entries=[_entry(line) for line in lines[:size]], next_page_token=token
+            entries=[messages.entry(line) for line in lines[:size]], next_page_token=token
         )
 
     async def ListHolds(self, request: ledger_pb2.ListHoldsRequest, context: Any) -> Any:
         """Holds, newest first."""
         size = request.page_size or pages.DEFAULT_SIZE
-        before = pages.decode(request.page_token)
+        listing = ("holds", request.account_id, request.state)
+        before = self._pages.place(listing, request.page_token)
         state = (
-            holds.HoldState(_name(ledger_pb2.HoldState, request.state, "HOLD_STATE_"))
+            holds.HoldState(messages.name(ledger_pb2.HoldState, request.state, "HOLD_STATE_"))
             if request.state
             else None
         )
@@ -143,9 +174,19 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         token = ""
         if len(found) > size:
             last = found[size - 1]
-            token = pages.encode(last.created_at, last.hold_id)
+            token = self._pages.token(listing, last.created_at, last.hold_id)
         return ledger_pb2.ListHoldsResponse(
-            holds=[_hold(hold) for hold in found[:size]], next_page_token=token
+            holds=[messages.hold(hold) for hold in found[:size]], next_page_token=token
+        )
+
+    async def GetUsage(self, request: ledger_pb2.GetUsageRequest, context: Any) -> Any:
+        """What an account used."""
+        period, lines = await self._statements.get_usage(
+            request.account_id, messages.usage_asked(request)
+        )
+        return ledger_pb2.GetUsageResponse(
+            lines=[messages.usage_line(line) for line in lines],
+            **{"from": messages.timestamp(period.from_), "to": messages.timestamp(period.to)},
         )
 
     async def CheckBooks(self, request: ledger_pb2.CheckBooksRequest, context: Any) -> Any:
@@ -157,92 +198,55 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             transfers=proof.transfers,
             accounts=proof.accounts,
             open_holds=proof.open_holds,
+            recomputed_holds=proof.recomputed_holds,
         )
 
-
-def _name(enum: Any, number: int, prefix: str) -> str:
-    return enum.Name(number).removeprefix(prefix)
-
-
-def _item(item: ledger_pb2.Item) -> rules.Item:
-    lane = rules.Lane(_name(vocabulary_pb2.Lane, item.lane, "LANE_"))
-    return rules.Item(
-        _text(item.model, "item.model"), item.width, item.height, item.seconds, item.variants, lane
-    )
-
-
-def _moment(stamp: timestamp_pb2.Timestamp, field: str) -> datetime:
-    try:
-        return stamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise errors.InvalidArgument(
-            "INVALID_FIELD",
-            f"{field} is not a time between the years 1 and 9999",
-            violations=[(field, "must be a time between the years 1 and 9999")],
-        ) from None
-
-
-def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
-
-
-def _balance(balance: ledger.Balance) -> ledger_pb2.Balance:
-    return ledger_pb2.Balance(
-        account_id=balance.account_id,
-        available_credits=balance.available,
-        held_credits=balance.held,
-        next_expiry_at=_timestamp(balance.next_expiry_at),
-        next_expiry_credits=balance.next_expiry_credits,
-    )
-
-
-def _hold(hold: holds.Hold) -> ledger_pb2.Hold:
-    return ledger_pb2.Hold(
-        hold_id=hold.hold_id,
-        account_id=hold.account_id,
-        state=ledger_pb2.HoldState.Value(f"HOLD_STATE_{hold.state}"),
-        reserved_credits=hold.reserved,
-        captured_credits=hold.captured,
-        released_credits=hold.released,
-        price_version=hold.price_version or "",
-        policy_version=hold.policy_version or "",
-        created_at=_timestamp(hold.created_at),
-        settled_at=_timestamp(hold.settled_at),
-        cause=vocabulary_pb2.Cause.Value(f"CAUSE_{hold.cause or 'UNSPECIFIED'}"),
-    )
-
-
-def _entry(line: statements.StatementLine) -> ledger_pb2.Entry:
-    return ledger_pb2.Entry(
-        transfer_id=f"{line.account_id}-{line.seq}",
-        kind=ledger_pb2.TransferKind.Value(f"TRANSFER_KIND_{line.kind}"),
-        available_change=line.available_change,
-        held_change=line.held_change,
-        video_id=line.hold_id or "",
-        cause=vocabulary_pb2.Cause.Value(f"CAUSE_{line.cause or 'UNSPECIFIED'}"),
-        created_at=_timestamp(line.created_at),
-        note=line.note,
-    )
-
-
-def _seq(row_id: str) -> int:
-    if not row_id.isdecimal() or not row_id.isascii() or len(row_id) > 18:
-        raise errors.InvalidArgument(
-            "PAGE_TOKEN_INVALID", "page_token is not one that ListEntries gave; start without it"
+    async def SetFrozen(self, request: ledger_pb2.SetFrozenRequest, context: Any) -> Any:
+        """Freezes an account, or lets it go on."""
+        return messages.account_rules(
+            await self._accounts.set_frozen(request.account_id, request.frozen)
         )
-    return int(row_id)
 
-
-def _text(value: str, field: str) -> str:
-    """Text that a database can keep."""
-    if "\0" in value:
-        raise errors.InvalidArgument(
-            "INVALID_FIELD",
-            f"{field}: the character U+0000 cannot be kept",
-            violations=[(field, "must not contain the character U+0000")],
+    async def SetDailyCap(self, request: ledger_pb2.SetDailyCapRequest, context: Any) -> Any:
+        """Caps what may be reserved in a day."""
+        credits_ = request.credits if request.HasField("credits") else None
+        return messages.account_rules(
+            await self._accounts.set_daily_cap(request.account_id, request.key_id, credits_)
         )
-    return value
+
+    async def AddRulebook(self, request: ledger_pb2.AddRulebookRequest, context: Any) -> Any:
+        """Adds a version of price book or refund policy, inactive."""
+        kind = messages.rulebook_kind(request.kind)
+        by = messages.text(request.operator, "operator") or rpc.caller()
+        try:
+            document = documents.read(kind, request.yaml)
+            await self._rulebooks.load(kind, document, by)
+        except rulebooks.RulebookExistsError as error:
+            raise errors.AlreadyExists("RULEBOOK_EXISTS", str(error)) from error
+        except rules.RulesError as error:
+            raise errors.InvalidArgument(
+                "RULEBOOK_INVALID", f"the document is not usable: {error}"
+            ) from error
+        return await self._rulebook(kind, document["version"])
+
+    async def ListRulebooks(self, request: ledger_pb2.ListRulebooksRequest, context: Any) -> Any:
+        """Versions, newest first."""
+        found = await self._rulebooks.versions(messages.rulebook_kind(request.kind))
+        return ledger_pb2.ListRulebooksResponse(
+            rulebooks=[messages.rulebook(version) for version in found]
+        )
+
+    async def ActivateRulebook(
+        self, request: ledger_pb2.ActivateRulebookRequest, context: Any
+    ) -> Any:
+        """Puts a version in force."""
+        kind = messages.rulebook_kind(request.kind)
+        version = messages.text(request.version, "version")
+        by = messages.text(request.operator, "operator") or rpc.caller()
+        at = messages.optional_moment(request, "effective_from")
+        await self._rulebooks.activate(kind, version, request.content_hash, at, by)
+        return await self._rulebook(kind, version)
+
+    async def _rulebook(self, kind: rules.Kind, version: str) -> ledger_pb2.Rulebook:
+        (found,) = await self._rulebooks.versions(kind, version)
+        return messages.rulebook(found)

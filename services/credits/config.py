@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 
 from pydantic import Field
@@ -37,3 +39,10 @@ class Settings(config.ServiceSettings):
     """Pause between two looks for overdue holds."""
     expiry_seconds: float = Field(default=60, gt=0)
     """Pause between two looks for due lots of idle accounts."""
+    check_books_seconds: float = Field(default=3600, gt=0)
+    """Pause between two proofs of the whole ledger."""
+
+    def page_secret(self) -> bytes:
+        """What signs page tokens, the same in every replica."""
+        base = self.service_token_secret.get_secret_value().encode()
+        return hmac.digest(base, b"credits page tokens", hashlib.sha256)

@@ -27,6 +27,12 @@ _TERMINAL = (
 OPEN_HOLDS = Gauge("framewire_credits_open_holds", "Holds that are not settled.")
 OLDEST_HOLD = Gauge("framewire_credits_oldest_hold_seconds", "Age of the oldest open hold.")
 UNSETTLED = Gauge("framewire_credits_unsettled", "Terminal events whose hold is not known.")
+OLDEST_UNSETTLED = Gauge(
+    "framewire_credits_oldest_unsettled_seconds", "Age of the oldest event whose hold is not known."
+)
+PARKED_WAITING = Gauge(
+    "framewire_credits_parked_events", "Events laid aside as unreadable, in all."
+)
 
 
 class Generator(Protocol):
@@ -84,6 +90,8 @@ class Floor:
         OPEN_HOLDS.set(backlog.open_holds)
         OLDEST_HOLD.set(backlog.oldest_hold_seconds)
         UNSETTLED.set(backlog.unsettled)
+        OLDEST_UNSETTLED.set(backlog.oldest_unsettled_seconds)
+        PARKED_WAITING.set(backlog.parked)
         return not failures and max(len(late), len(overdue)) >= BATCH
 
     async def _ask(self, video_id: str, limit: asyncio.Semaphore) -> Exception | None:

@@ -55,6 +55,7 @@ class Hold:
     fingerprint: str | None = None
     item: Mapping[str, Any] | None = None
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    key_id: str = ""
     reserved: int = 0
     captured: int = 0
     released: int = 0
@@ -171,6 +172,18 @@ def settled(
         verdict=verdict,
         settled_at=now,
     )
+
+
+def account_unknown(account_id: str) -> errors.NotFound:
+    """What is raised where an account must be there."""
+    return errors.NotFound(
+        "ACCOUNT_NOT_FOUND", f"there is no account {account_id}: open it first with OpenAccount"
+    )
+
+
+def hold_unknown(hold_id: str) -> errors.NotFound:
+    """What is raised where a hold must be there."""
+    return errors.NotFound("HOLD_NOT_FOUND", f"there is no hold {hold_id}")
 
 
 def _mismatch(hold_id: str) -> errors.AlreadyExists:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -78,6 +78,20 @@ class Lot:
     held: int = 0
     parent_lot_id: str | None = None
 
+    def moved(self, available: int, held: int) -> Lot:
+        """With so many credits more available and held."""
+        return Lot(
+            self.lot_id,
+            self.source,
+            self.priority,
+            self.expires_at,
+            self.created_at,
+            self.granted,
+            self.available + available,
+            self.held + held,
+            self.parent_lot_id,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -86,6 +100,15 @@ class Line:
     book: Book
     credits: int
     lot_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a movement came from: the trace of its call or event, the principal who asked, what was paid for it."""
+
+    trace_id: str = ""
+    operator: str = ""
+    purchase: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +122,12 @@ class Transfer:
     note: str = ""
 
     def __post_init__(self) -> None:
-        assert sum(line.credits for line in self.lines) == 0, self
+        total = 0
+        for line in self.lines:
+            assert line.credits, self
+            total += line.credits
         assert self.lines, self
-        assert all(line.credits for line in self.lines), self
+        assert total == 0, self
 
     def change(self, book: Book) -> int:
         """How many credits it adds to this book."""
@@ -141,10 +167,18 @@ class Books:
     frozen: bool = False
     lots: Mapping[str, Lot] = field(default_factory=dict[str, Lot])
     transfers: tuple[Transfer, ...] = ()
+    order: tuple[str, ...] | None = field(default=None, compare=False)
+    """The lots as they burn, once they were sorted; postings keep it, a new lot or a new end makes it unknown."""
+    daily_caps: Mapping[str, int] = field(default_factory=dict[str, int])
 
-    def burning_order(self) -> list[Lot]:
+    def burning_order(self) -> Iterator[Lot]:
         """The lots that have something available: by priority, then expiry, then age."""
-        return sorted((lot for lot in self.lots.values() if lot.available), key=_burning_key)
+        order = self.order if self.order is not None else _sorted(self.lots)
+        return (lot for lot_id in order if (lot := self.lots[lot_id]).available)
+
+
+def _sorted(lots: Mapping[str, Lot]) -> tuple[str, ...]:
+    return tuple(lot.lot_id for lot in sorted(lots.values(), key=_burning_key))
 
 
 def _burning_key(lot: Lot) -> tuple[int, datetime, datetime, str]:
@@ -172,6 +206,7 @@ def fingerprint(fields: Mapping[str, object]) -> str:
 
 def expire_due(books: Books, now: datetime) -> Books:
     """Moves what is available in due lots to breakage. Comes first in every posting."""
+    books = replace(books, order=_sorted(books.lots))
     due = [lot for lot in books.burning_order() if lot.expires_at and lot.expires_at <= now]
     for lot in due:
         lines = (
@@ -209,6 +244,8 @@ def reserve(
             needed=credits_,
             available=books.available,
         )
+    if books.order is None:
+        books = replace(books, order=_sorted(books.lots))
     parts: list[Part] = []
     missing = credits_
     for lot in books.burning_order():
@@ -264,8 +301,12 @@ def refund(
     note: str,
     now: datetime,
     lot_id: str,
+    taken_from: Book = Book.REVENUE,
 ) -> Books:
-    """Gives captured credits back as a correction lot, with the longest life (and its priority) that they had."""
+    """Gives captured credits back as a correction lot, with the longest life (and its priority) that they had.
+
+    Out of what was earned; or, with LOSS, that stays earned and the platform bears it.
+    """
     taken = [part for part in parts if part.captured]
     assert credits_ <= sum(part.captured for part in taken), "refund above what was captured"
     longest = max(taken, key=_lifetime)
@@ -277,7 +318,7 @@ def refund(
         created_at=now,
         granted=credits_,
     )
-    lines = (Line(Book.REVENUE, -credits_), Line(Book.AVAILABLE, credits_, lot_id))
+    lines = (Line(taken_from, -credits_), Line(Book.AVAILABLE, credits_, lot_id))
     transfer = Transfer(TransferKind.REFUND, lines, hold_id=hold_id, note=note)
     return _post(_with_lot(books, lot), transfer)
 
@@ -331,28 +372,37 @@ def _place_to_return(
 
 
 def _with_lot(books: Books, lot: Lot) -> Books:
-    return replace(books, lots={**books.lots, lot.lot_id: lot})
+    return replace(books, lots={**books.lots, lot.lot_id: lot}, order=None)
 
 
 def _post(books: Books, transfer: Transfer) -> Books:
-    lots = dict(books.lots)
+    lots, all_available, all_held = dict(books.lots), 0, 0
     for line in transfer.lines:
-        if line.lot_id is not None:
-            lot = lots[line.lot_id]
-            available = line.credits if line.book is Book.AVAILABLE else 0
-            held = line.credits if line.book is Book.HELD else 0
-            lots[line.lot_id] = replace(
-                lot, available=lot.available + available, held=lot.held + held
-            )
-    after = replace(
-        books,
-        available=books.available + transfer.change(Book.AVAILABLE),
-        held=books.held + transfer.change(Book.HELD),
-        last_seq=books.last_seq + 1,
-        lots=lots,
-        transfers=(*books.transfers, transfer),
+        if line.lot_id is None:
+            continue
+        lot = lots[line.lot_id]
+        available = held = 0
+        if line.book is Book.AVAILABLE:
+            available = line.credits
+        else:
+            held = line.credits
+        all_available += available
+        all_held += held
+        lots[line.lot_id] = lot.moved(available, held)
+    for line in transfer.lines:
+        lot = lots[line.lot_id] if line.lot_id is not None else None
+        assert lot is None or (lot.available >= 0 and lot.held >= 0), transfer
+    after = Books(
+        books.account_id,
+        books.available + all_available,
+        books.held + all_held,
+        books.last_seq + 1,
+        books.frozen,
+        lots,
+        (*books.transfers, transfer),
+        books.order,
+        books.daily_caps,
     )
     assert after.available >= 0, transfer
     assert after.held >= 0, transfer
-    assert all(lot.available >= 0 and lot.held >= 0 for lot in lots.values()), transfer
     return after

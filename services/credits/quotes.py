@@ -39,6 +39,24 @@ def sign(key: bytes, quote: Quote) -> str:
 
 def check(key: bytes, quote_id: str, item_fingerprint: str, now: datetime) -> Quote:
     """The quote that `quote_id` names. Raises FailedPrecondition/QUOTE_NOT_VALID."""
+    version, item, credits_, expires = _open(key, quote_id)
+    if item != item_fingerprint[:32]:
+        raise _not_valid("it is of another item")
+    quote = Quote(version, item_fingerprint, credits_, datetime.fromtimestamp(expires, UTC))
+    if now >= quote.expires_at:
+        raise _not_valid("it has expired")
+    return quote
+
+
+def version(key: bytes, quote_id: str) -> str:
+    """The version of the price book that a quote is of, expired or not; "" when it is not one of ours."""
+    try:
+        return _open(key, quote_id)[0]
+    except errors.FailedPrecondition:
+        return ""
+
+
+def _open(key: bytes, quote_id: str) -> tuple[str, str, int, int]:
     try:
         raw = base64.b64decode(quote_id + "=" * (-len(quote_id) % 4), b"-_", validate=True)
     except (binascii.Error, ValueError):
@@ -46,13 +64,7 @@ def check(key: bytes, quote_id: str, item_fingerprint: str, now: datetime) -> Qu
     mac, payload = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
     if not hmac.compare_digest(mac, _mac(key, payload)):
         raise _not_valid("it is not one of ours")
-    version, item, credits_, expires = json.loads(payload)
-    if item != item_fingerprint[:32]:
-        raise _not_valid("it is of another item")
-    quote = Quote(version, item_fingerprint, credits_, datetime.fromtimestamp(expires, UTC))
-    if now >= quote.expires_at:
-        raise _not_valid("it has expired")
-    return quote
+    return json.loads(payload)
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:

@@ -8,15 +8,27 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from kit import errors
 
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_MODELS = 1000
+_MOST_SIZES = 100
+
+Path = tuple[str | int, ...]
+
 
 class RulesError(ValueError):
-    """A document that is no price book or refund policy."""
+    """A document that is no price book or refund policy: what is wrong, and the keys that lead there."""
+
+    def __init__(self, what: str, path: Path = ()) -> None:
+        super().__init__(f"{_spelled(path)} {what}" if path else what)
+        self.path = path
 
 
 class Kind(enum.StrEnum):
@@ -81,7 +93,14 @@ class Item:
 
     def fields(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return asdict(self)
+        return {
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "seconds": self.seconds,
+            "variants": self.variants,
+            "lane": self.lane,
+        }
 
 
 def item_from(fields: Mapping[str, Any]) -> Item:
@@ -187,87 +206,102 @@ def content_hash(document: Mapping[str, Any]) -> str:
 
 
 def price_book(document: object) -> PriceBook:
-    """Reads a price book. Raises RulesError naming what is wrong."""
-    book = _mapping(document, "price book")
-    _only(book, "price book", "version", "lane_percent", "models")
-    lanes = _mapping(book.get("lane_percent"), "lane_percent")
-    _only(lanes, "lane_percent", *Lane)
-    models = _mapping(book.get("models"), "models")
+    """Reads a price book: every lane must be named, and what a model costs in each size. Raises RulesError."""
+    book = _mapping(document, ())
+    _only(book, (), "version", "lane_percent", "models")
+    lanes = _mapping(book.get("lane_percent"), ("lane_percent",))
+    _only(lanes, ("lane_percent",), *Lane)
+    models = _mapping(book.get("models"), ("models",))
+    if not 0 < len(models) <= _MOST_MODELS:
+        raise RulesError(f"must name 1 to {_MOST_MODELS} models", ("models",))
     return PriceBook(
         version=_version(book),
-        models={name: _model_price(value, f"models.{name}") for name, value in models.items()},
+        models={name: _model_price(value, name) for name, value in models.items()},
         lane_percent={
-            lane: _whole(lanes.get(lane), f"lane_percent.{lane}", 0, 10_000) for lane in Lane
+            lane: _whole(lanes.get(lane), ("lane_percent", lane), 0, 10_000) for lane in Lane
         },
     )
 
 
 def refund_policy(document: object) -> RefundPolicy:
     """Reads a refund policy: every cause must be named. Raises RulesError naming what is wrong."""
-    policy = _mapping(document, "refund policy")
-    _only(policy, "refund policy", "version", "captured_percent", "full_length_percent")
-    table = _mapping(policy.get("captured_percent"), "captured_percent")
-    _only(table, "captured_percent", *Cause)
+    policy = _mapping(document, ())
+    _only(policy, (), "version", "captured_percent", "full_length_percent")
+    table = _mapping(policy.get("captured_percent"), ("captured_percent",))
+    _only(table, ("captured_percent",), *Cause)
     percent: dict[Cause, int] = {}
     stage_percent: dict[tuple[Cause, Stage], int] = {}
     for cause in Cause:
-        where = f"captured_percent.{cause}"
-        row = _mapping(table.get(cause), where)
-        _only(row, where, "default", *Stage)
-        percent[cause] = _whole(row.get("default"), f"{where}.default", 0, 100)
+        path = ("captured_percent", cause.value)
+        row = _mapping(table.get(cause), path)
+        _only(row, path, "default", *Stage)
+        percent[cause] = _whole(row.get("default"), (*path, "default"), 0, 100)
         for stage in Stage:
             if stage in row:
-                stage_percent[cause, stage] = _whole(row[stage], f"{where}.{stage}", 0, 100)
-    full = _whole(policy.get("full_length_percent"), "full_length_percent", 0, 100)
+                stage_percent[cause, stage] = _whole(row[stage], (*path, stage.value), 0, 100)
+    full = _whole(policy.get("full_length_percent"), ("full_length_percent",), 0, 100)
     return RefundPolicy(_version(policy), percent, stage_percent, full)
 
 
-def _model_price(value: object, where: str) -> ModelPrice:
-    model = _mapping(value, where)
-    _only(model, where, "minimum_credits", "sizes")
+def _model_price(value: object, name: str) -> ModelPrice:
+    path = ("models", name)
+    if not _MODEL.fullmatch(name):
+        raise RulesError("is no name of a model: 1 to 64 of A-Z, a-z, 0-9 and ._-", path)
+    model = _mapping(value, path)
+    _only(model, path, "minimum_credits", "sizes")
     rows = model.get("sizes")
-    if not isinstance(rows, list) or not rows:
-        raise RulesError(f"{where}.sizes must be a list of size classes")
+    if not isinstance(rows, list) or not 0 < len(cast("list[object]", rows)) <= _MOST_SIZES:
+        raise RulesError(f"must be a list of 1 to {_MOST_SIZES} size classes", (*path, "sizes"))
     sizes: list[SizeClass] = []
     for place, row in enumerate(cast("list[object]", rows)):
-        spot = f"{where}.sizes[{place}]"
+        spot = (*path, "sizes", place)
         size = _mapping(row, spot)
         _only(size, spot, "max_pixels", "credits_per_minute")
+        pixels = _whole(size.get("max_pixels"), (*spot, "max_pixels"), 1, 8192 * 8192)
+        if sizes and pixels <= sizes[-1].max_pixels:
+            raise RulesError("must be above the size before it", (*spot, "max_pixels"))
+        credits_ = size.get("credits_per_minute")
         sizes.append(
-            SizeClass(
-                _whole(size.get("max_pixels"), f"{spot}.max_pixels", 1, 8192 * 8192),
-                _whole(size.get("credits_per_minute"), f"{spot}.credits_per_minute", 0, 1_000_000),
-            )
+            SizeClass(pixels, _whole(credits_, (*spot, "credits_per_minute"), 0, 1_000_000))
         )
-    if sizes != sorted(sizes, key=lambda size: size.max_pixels):
-        raise RulesError(f"{where}.sizes must go from small to large")
-    minimum = _whole(model.get("minimum_credits"), f"{where}.minimum_credits", 0, 1_000_000)
-    return ModelPrice(minimum, tuple(sizes))
+    least = _whole(model.get("minimum_credits"), (*path, "minimum_credits"), 0, 1_000_000)
+    return ModelPrice(least, tuple(sizes))
+
+
+def _spelled(path: Path) -> str:
+    """As people write it: models.sora-2.sizes[0].max_pixels."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
 
 
 def _version(document: Mapping[str, Any]) -> str:
     version = document.get("version")
-    if not isinstance(version, str) or not 0 < len(version) <= 64:
-        raise RulesError("version must be text of 1 to 64 characters (in quotes)")
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
+        raise RulesError(
+            "must be text, in quotes: 1 to 64 of A-Z, a-z, 0-9 and ._-, the first a letter or digit",
+            ("version",),
+        )
     return version
 
 
-def _mapping(value: object, where: str) -> Mapping[str, Any]:
+def _mapping(value: object, path: Path) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise RulesError(f"{where} is missing or not a mapping")
+        raise RulesError("is missing or not a mapping" if path else "it is not a mapping", path)
     for key in cast("Mapping[object, Any]", value):
         if not isinstance(key, str):
-            raise RulesError(f"{where}: {key!r} must be text (in quotes)")
+            raise RulesError(f"has the key {key!r}, which must be text (in quotes)", path)
     return cast("Mapping[str, Any]", value)
 
 
-def _only(mapping: Mapping[str, Any], where: str, *known: str) -> None:
-    unknown = sorted(set(mapping) - set(known))
-    if unknown:
-        raise RulesError(f"{where}: {', '.join(unknown)} is not known here")
+def _only(mapping: Mapping[str, Any], path: Path, *known: str) -> None:
+    for key in mapping:
+        if key not in known:
+            raise RulesError(f"is not known here; known are: {', '.join(known)}", (*path, key))
 
 
-def _whole(value: object, where: str, least: int, most: int) -> int:
+def _whole(value: object, path: Path, least: int, most: int) -> int:
+    if value is None:
+        raise RulesError(f"is missing: a whole number from {least} to {most}", path)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise RulesError(f"{where} must be a whole number from {least} to {most}")
+        raise RulesError(f"must be a whole number from {least} to {most}", path)
     return value

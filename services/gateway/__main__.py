@@ -14,13 +14,12 @@ from framewire.gateway.v1 import (
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth as service_auth
-from kit import bus, postgres, rpc, service
+from kit import bus, pages, postgres, rpc, service
 from services.gateway import (
     admission,
     auth,
     catalogue,
     config,
-    paging,
     peers,
     projector,
     publisher,
@@ -70,7 +69,7 @@ async def main(settings: config.Settings) -> None:
             peers=behind,
             models=models,
             hub=hub,
-            pages=paging.Pages(settings.page_secret()),
+            pages=pages.Pages(settings.page_secret()),
             check_after_seconds=settings.sweep_overdue_seconds,
         )
         defaults = operators.Defaults(

@@ -27,6 +27,13 @@ RETRIED = {
             "Release",
             "GetBalance",
             "ListEntries",
+            "GetUsage",
+            "Refund",
+            "CheckBooks",
+            "SetFrozen",
+            "SetDailyCap",
+            "AddRulebook",
+            "ListRulebooks",
         )
     ),
     "storage": tuple(
@@ -105,6 +112,7 @@ class Peers:
                 max_credits=video.max_credits,
                 not_after=messages.timestamp(video.admit_until),
                 labels=video.labels,
+                key_id=video.key_id,
             ),
             timeout=TIMEOUT_SECONDS,
         )

@@ -72,6 +72,7 @@ class NewVideo:
 
     video_id: str
     account_id: str
+    key_id: str
     principal: str
     request_id: str
     fingerprint: bytes
@@ -92,6 +93,7 @@ class Video:
 
     video_id: str
     account_id: str
+    key_id: str
     principal: str
     request_id: str
     state: State

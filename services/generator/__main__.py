@@ -63,6 +63,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(sweep.Sweeper(settings, database, opened))
         process.loop(late.LateRenders(settings, database, opened, downloads))
         process.loop(relay)
+        process.loop(outbox.Retention(pool))
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
             api.AttemptApi(database, opened, dispatcher.wake),

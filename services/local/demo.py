@@ -21,7 +21,7 @@ from rich.console import Console
 from framewire import client, events, types
 from framewire import errors as public_errors
 from framewire.cli import connection, output, progress
-from services.local import errors, stack
+from services.local import environment, errors, stack
 
 FIRST_CREDITS = 100
 _VIDEO_SECONDS = {"simulator": 180.0, "provider": 1800.0}
@@ -42,9 +42,9 @@ class Wish:
     time_factor: float
 
     @property
-    def provider(self) -> str:
-        """The address of a real provider; empty: the simulator."""
-        return os.environ.get("FRAMEWIRE_PROVIDER_BASE_URL", "").strip()
+    def simulated(self) -> bool:
+        """No real provider is given."""
+        return stack.simulated(os.environ)
 
 
 class StepFailed(Exception):
@@ -109,7 +109,7 @@ async def run(wish: Wish) -> None:
         with _step("reading the balance"):
             after = await caller.balance()
         _console.print(f"balance after    {after.available_credits} credits")
-        _tell(video, wish)
+        _tell(video, wish, environment.served(whole.addresses)[video.spec.model])
 
 
 @asynccontextmanager
@@ -119,7 +119,7 @@ async def _system(wish: Wish) -> AsyncIterator[stack.Stack]:
         whole = stack.Stack(
             wish.data_dir,
             # A real provider lives in real time, and so do our timeouts for it.
-            time_factor=1.0 if wish.provider else wish.time_factor,
+            time_factor=wish.time_factor if wish.simulated else 1.0,
             report=lambda line: _console.print(line, style="red"),
         )
         with _console.status(f"starting the system in {whole.data_dir}"):
@@ -170,7 +170,7 @@ async def _make(whole: stack.Stack, caller: client.Client, wish: Wish) -> types.
 async def _generated(
     caller: client.Client, wish: Wish, shown: progress.Shown, settled: asyncio.Event
 ) -> types.Video | StepFailed:
-    seconds = _VIDEO_SECONDS["provider" if wish.provider else "simulator"]
+    seconds = _VIDEO_SECONDS["simulator" if wish.simulated else "provider"]
     try:
         with _step("making the video"), shown:
             async with asyncio.timeout(seconds):
@@ -208,19 +208,19 @@ async def _print_events(
         _console.print(f"the event feed failed: {error.message}", style="red")
 
 
-def _tell(video: types.Video, wish: Wish) -> None:
+def _tell(video: types.Video, wish: Wish, provider: str) -> None:
     for one in video.outputs:
         path = client.variant_path(wish.out, one.variant)
         _console.print(f"video            {path.resolve()}")
         _console.print(f"                 {output.output_text(one)}")
         _console.print(f"                 sha256 {one.sha256}, as downloaded")
-    if wish.provider:
-        _console.print(f"Made by the provider at {wish.provider}.")
-    else:
+    if wish.simulated:
         _console.print(
             "Made by a simulator that runs no model and only moves the picture. For real videos set "
             "FRAMEWIRE_PROVIDER_BASE_URL and FRAMEWIRE_PROVIDER_API_KEY."
         )
+    else:
+        _console.print(f"Made by the provider at {provider}.")
 
 
 @contextmanager

@@ -29,9 +29,9 @@ class Addresses:
     s3_access_key: str
     s3_secret_key: str
     s3_region: str
-    provider_base_url: str
+    provider_base_url: str  # empty: no provider account of the openai_videos dialect
     provider_api_key: str
-    azure_base_url: str  # empty: no provider account of the azure_jobs dialect
+    azure_base_url: str  # empty: none of the azure_jobs dialect
     azure_api_key: str
     simulator_port: int | None
     listen: Mapping[str, str]  # service to host:port of its gRPC
@@ -41,6 +41,16 @@ class Addresses:
 
     def database_url(self, service: str) -> str:
         return postgres.with_database(self.postgres_url, f"framewire_{service}")
+
+
+def served(addresses: Addresses) -> dict[str, str]:
+    """Model to base URL of the provider that makes it. What nobody serves here is not offered."""
+    makers = {
+        "sora-2": addresses.provider_base_url,
+        "sora-2-pro": addresses.provider_base_url,
+        "sora-1": addresses.azure_base_url,
+    }
+    return {model: base_url for model, base_url in makers.items() if base_url}
 
 
 def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
@@ -71,8 +81,7 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
         "GATEWAY_STORAGE_ADDRESS": addresses.listen["storage"],
         "GATEWAY_GENERATOR_ADDRESS": addresses.listen["generator"],
         "GATEWAY_BOOTSTRAP_KEY": addresses.operator_key,
-        # What nobody serves here is not offered.
-        "GATEWAY_MODELS": "" if addresses.azure_base_url else "sora-2,sora-2-pro",
+        "GATEWAY_MODELS": ",".join(served(addresses)),
     }
     if addresses.simulator_port is not None:
         shared["simulator"] = {

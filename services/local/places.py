@@ -109,15 +109,30 @@ def choose_port(data_dir: Path, name: str, preferred: int | None = None) -> int:
         candidates.append(int(note.read_text()))
     if preferred is not None:
         candidates.append(preferred)
-    candidates += random.sample(_PORTS, 50)
     for place, port in enumerate(candidates):
         remembered = place == 0 and note.exists()
-        free = (remembered or port not in _handed_out) and 0 < port < 65536 and port_is_free(port)
-        if free and _claimed(port):
-            _handed_out.add(port)
-            note.write_text(f"{port}\n")
+        if (remembered or port not in _handed_out) and 0 < port < 65536 and _taken(port):
+            break
+    else:
+        port = free_port(name)
+    note.write_text(f"{port}\n")
+    return port
+
+
+def free_port(name: str) -> int:
+    """Any free port, kept from others until this process ends."""
+    for port in random.sample(_PORTS, 50):
+        if port not in _handed_out and _taken(port):
             return port
     raise errors.LocalError(f"no free port for {name} on {HOST}")
+
+
+def _taken(port: int) -> bool:
+    """Whether it was free and is ours now."""
+    if not (port_is_free(port) and _claimed(port)):
+        return False
+    _handed_out.add(port)
+    return True
 
 
 def _claimed(port: int) -> bool:

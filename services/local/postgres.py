@@ -170,9 +170,11 @@ def _checked(name: str) -> str:
 
 async def create_database(url: str, name: str, template: str | None = None) -> None:
     """On any server we may administer. Idempotent, also when two do it at once."""
-    statement = f"CREATE DATABASE {_checked(name)}"
-    if template is not None:
-        statement += f" TEMPLATE {_checked(template)}"
+    # Said, not inherited: a server may have been made with an encoding that has no place for most characters.
+    own = "template0 ENCODING 'UTF8' LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
+    statement = (
+        f"CREATE DATABASE {_checked(name)} TEMPLATE {_checked(template) if template else own}"
+    )
     await _administer(url, statement, asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError)
 
 

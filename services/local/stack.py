@@ -25,7 +25,8 @@ class Stack:
     `overrides` adds environment variables to a service; `services` runs fewer than all. `environ`
     (default: ours) may replace the embedded servers and the simulator: FRAMEWIRE_POSTGRES_URL,
     _NATS_URL, _S3_ENDPOINT with _S3_ACCESS_KEY and _S3_SECRET_KEY, _PROVIDER_BASE_URL with
-    _PROVIDER_API_KEY.
+    _PROVIDER_API_KEY, _AZURE_BASE_URL with _AZURE_API_KEY. With one provider of one's own, nothing
+    is simulated, and only what that one serves is offered.
     """
 
     def __init__(
@@ -54,11 +55,10 @@ class Stack:
         self._overrides = dict(overrides or {})
         self._addresses: environments.Addresses | None = None
         self._held = contextlib.ExitStack()
-        # A provider of one's own needs no simulator.
         self.services = tuple(
             name
             for name in environments.SERVICES
-            if name in services and not (name == "simulator" and self._outer("PROVIDER_BASE_URL"))
+            if name in services and (name != "simulator" or simulated(self.environ))
         )
 
     @property
@@ -149,8 +149,8 @@ class Stack:
         endpoint = self._outer("S3_ENDPOINT").removeprefix("http://") or self.s3.endpoint
         embedded_s3 = not self._outer("S3_ENDPOINT")
         simulator_url = f"http://{places.HOST}:{ports['simulator']}"
-        simulator_key = places.secret(self.data_dir / "secrets" / "simulator")
-        simulated = not self._outer("PROVIDER_BASE_URL")  # it runs, and speaks both dialects
+        provider_base_url, provider_api_key = self._provider("PROVIDER", f"{simulator_url}/v1")
+        azure_base_url, azure_api_key = self._provider("AZURE", f"{simulator_url}/openai/v1")
         return environments.Addresses(
             data_dir=self.data_dir,
             time_factor=self.time_factor,
@@ -161,10 +161,10 @@ class Stack:
             s3_access_key=self.s3.access_key if embedded_s3 else self._required("S3_ACCESS_KEY"),
             s3_secret_key=self.s3.secret_key if embedded_s3 else self._required("S3_SECRET_KEY"),
             s3_region=self._outer("S3_REGION") or s3.REGION,
-            provider_base_url=self._outer("PROVIDER_BASE_URL") or f"{simulator_url}/v1",
-            provider_api_key=simulator_key if simulated else self._required("PROVIDER_API_KEY"),
-            azure_base_url=f"{simulator_url}/openai/v1" if simulated else "",
-            azure_api_key=simulator_key if simulated else "",
+            provider_base_url=provider_base_url,
+            provider_api_key=provider_api_key,
+            azure_base_url=azure_base_url,
+            azure_api_key=azure_api_key,
             simulator_port=ports["simulator"],
             listen=listen,
             metrics_listen=metrics,
@@ -173,6 +173,14 @@ class Stack:
             ),
             operator_key=self.operator_key,
         )
+
+    def _provider(self, dialect: str, simulator_url: str) -> tuple[str, str]:
+        """Base URL and key of who speaks a dialect; both empty: nobody, for the one provider given speaks the other."""
+        if base_url := self._outer(f"{dialect}_BASE_URL"):
+            return base_url, self._required(f"{dialect}_API_KEY")
+        if simulated(self.environ):
+            return simulator_url, places.secret(self.data_dir / "secrets" / "simulator")
+        return "", ""
 
     def _required(self, name: str) -> str:
         if value := self._outer(name):
@@ -243,6 +251,12 @@ class Stack:
             },
         }
         places.write_private(self.data_dir / "stack.json", json.dumps(content, indent=2) + "\n")
+
+
+def simulated(environ: Mapping[str, str]) -> bool:
+    """Whether the simulator makes the videos: no provider of one's own is given."""
+    names = ("FRAMEWIRE_PROVIDER_BASE_URL", "FRAMEWIRE_AZURE_BASE_URL")
+    return not any(environ.get(name, "").strip() for name in names)
 
 
 async def probe(name: str, address: str) -> bool:

@@ -1,5 +1,5 @@
-"""`make test-compose`: builds the images, starts docker-compose.yml with two replicas of each service, makes a video
-through it, kills one replica of each while ten more are made, checks the books and the provider's log, removes all.
+"""`make test-compose`: builds the images, starts docker-compose.yml with two replicas of each service, makes a video in
+each dialect, kills one replica of each while ten more are made, checks the books and the provider's log, removes all.
 
 Wants a Docker engine and the compose plugin (or docker-compose 1.29). Where no registry can be reached,
 ../shared/tools/stand-in-images.sh makes stand-ins for the base images. FRAMEWIRE_KEEP=1 leaves it running.
@@ -35,7 +35,8 @@ GATEWAY_PORTS = 6  # a gateway that comes back may get another one of its range
 VIDEOS = 10
 CREDITS = 1000
 ALL_WITHIN_SECONDS = 420.0
-TINY = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
+MODELS = {"sora-2": "openai_videos", "sora-1": "azure_jobs"}  # the dialect by which each is paid
+TINY = {"width": 320, "height": 180, "seconds": 1}
 LOG = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8099/_sim/log?kind=accepted').read().decode())"
 KEEP = bool(os.environ.get("FRAMEWIRE_KEEP"))
 
@@ -185,26 +186,35 @@ async def all_healthy(compose: Compose) -> None:
     await eventually(healthy, within_seconds=120, every_seconds=1)
 
 
-async def first_video(compose: Compose, caller: client.Client, place: Path) -> None:
+async def first_video(
+    compose: Compose, caller: client.Client, place: Path, model: str
+) -> types.Video:
     """From a photo to a file downloaded from the public address."""
-    out = place / "first.mp4"
+    out = place / f"{model}.mp4"
     prompt = f"first {uuid.uuid4().hex}"
-    video = await caller.generate(prompt, ROOT / "examples" / "rocket.jpg", out=out, **TINY)
-    require(video.state == "COMPLETED", f"the first video is {video.state}")
+    photo = ROOT / "examples" / "rocket.jpg"
+    # A character that only databases in UTF-8 take as jsonb.
+    labels = {"naughty": "\x80"}
+    video = await caller.generate(prompt, photo, out=out, model=model, labels=labels, **TINY)
+    require(video.labels == labels, f"the labels came back as {video.labels}")
+    require(video.state == "COMPLETED", f"the first video of {model} is {video.state}")
     require(out.read_bytes()[4:8] == b"ftyp", "what was downloaded is no MP4")
     url = (await caller.get_download_url(video.video_id)).url
     require(
         f"//{compose.s3}/" in url,
         f"the download address is not the public one: {url.split('?')[0]}",
     )
-    require(len(compose.accepted(prompt)) == 1, "the first video was not paid once")
-    say(f"made a video: {out.stat().st_size} bytes from {compose.s3}")
+    paid = [entry["dialect"] for entry in compose.accepted(prompt)]
+    require(paid == [MODELS[model]], f"the first video of {model} was paid as {paid}")
+    say(f"made a video of {model}: {out.stat().st_size} bytes from {compose.s3}")
+    return video
 
 
 async def ten_more(compose: Compose, caller: client.Client, place: Path) -> list[types.Video]:
-    """Ten videos at once, one replica of each service killed while they are made."""
+    """Ten videos at once, the models in turn, one replica of each service killed while they are made."""
     admitted: asyncio.Queue[str] = asyncio.Queue()
     prompts = [f"video {number} {uuid.uuid4().hex}" for number in range(VIDEOS)]
+    models = list(MODELS)
 
     async def make(number: int) -> types.Video:
         def told(video: types.Video) -> None:
@@ -214,7 +224,9 @@ async def ten_more(compose: Compose, caller: client.Client, place: Path) -> list
 
         seen: set[str] = set()
         out = place / f"{number}.mp4"
-        video = await caller.generate(prompts[number], out=out, on_progress=told, **TINY)
+        video = await caller.generate(
+            prompts[number], out=out, on_progress=told, model=models[number % len(models)], **TINY
+        )
         require(out.read_bytes()[4:8] == b"ftyp", f"video {number} is no MP4")
         return video
 
@@ -250,7 +262,7 @@ async def check_books(
     all_videos = [video async for video in caller.list_videos()]
     spent = sum(video.credits.captured for video in all_videos)
     balance = await caller.balance()
-    require(len(all_videos) == VIDEOS + 1, f"{len(all_videos)} videos are listed")
+    require(len(all_videos) == len(videos), f"{len(all_videos)} videos are listed")
     require(
         (balance.available_credits, balance.held_credits) == (CREDITS - spent, 0),
         f"{spent} were captured of {CREDITS}, and the balance is {balance}",
@@ -282,8 +294,8 @@ async def check(compose: Compose, place: Path) -> None:
         await operator.grant(account.account_id, CREDITS)
         key = await operator.create_api_key(account_id=account.account_id, display_name="compose")
     async with client.Client(compose.address, key.secret, retry_seconds=120) as caller:
-        await first_video(compose, caller, place)
-        videos = await ten_more(compose, caller, place)
+        videos = [await first_video(compose, caller, place, model) for model in MODELS]
+        videos += await ten_more(compose, caller, place)
         await check_books(compose, caller, videos)
     await check_restarts(compose)
 

@@ -132,7 +132,7 @@ def test_s3_has_an_inner_and_a_public_address() -> None:
 def test_the_way_out_is_for_those_who_need_it() -> None:
     assert COMPOSE["networks"]["inner"]["internal"] is True
     outside = {name for name, part in PARTS.items() if "outer" in part.get("networks", [])}
-    assert outside == {"gateway", "generator", "nats", "s3"}
+    assert outside == {"gateway", "generator", "storage", "nats", "s3"}
 
 
 def test_no_secret_is_in_the_environment_or_in_git() -> None:
@@ -168,6 +168,37 @@ def test_make_secrets_makes_every_secret_once(tmp_path: Path) -> None:
     assert len(made["service_token_secret"]) >= 32
     subprocess.run(command, env=env, check=True, capture_output=True)
     assert made == {file.name: file.read_text() for file in place.iterdir()}, "what is there stays"
+
+    (place / "azure_api_key").unlink()  # made before there was one
+    env |= {"FRAMEWIRE_AZURE_API_KEY": "given", "FRAMEWIRE_PROVIDER_API_KEY": "too late"}
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert made | {"azure_api_key": "given"} == {
+        file.name: file.read_text() for file in place.iterdir()
+    }
+
+
+def test_what_is_offered_is_served() -> None:
+    """By an account whose address and key the generator gets from compose; the simulator takes both keys."""
+    access = {
+        "openai_videos": ("GENERATOR_PROVIDER_BASE_URL", "provider_api_key"),
+        "azure_jobs": ("GENERATOR_AZURE_BASE_URL", "azure_api_key"),
+    }
+    generator = PARTS["generator"]
+    catalogue = yaml.safe_load((ROOT / "services" / "generator" / "providers.yaml").read_text())
+    served: set[str] = set()
+    for account in catalogue["provider_accounts"]:
+        variable, key = access[account["dialect"]]
+        assert "http://simulator:8099/" in generator["environment"][variable]
+        secret = {"source": key, "target": f"generator_{key}"}
+        assert secret in generator["secrets"]
+        assert key in PARTS["simulator"]["secrets"]
+        assert f"$$(cat /run/secrets/{key})" in PARTS["simulator"]["entrypoint"][-1]
+        served |= account["models"].keys()
+    default = re.fullmatch(
+        r"\$\{FRAMEWIRE_MODELS:-(.+)\}", PARTS["gateway"]["environment"]["GATEWAY_MODELS"]
+    )
+    assert default
+    assert set(default[1].split(",")) == served
 
 
 def test_every_role_of_a_database_url_is_made(tmp_path: Path) -> None:

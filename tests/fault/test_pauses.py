@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import uuid
 from collections.abc import AsyncIterator
 
@@ -12,7 +11,7 @@ import pytest_asyncio
 
 from framewire import client as clients
 from framewire import types
-from tests import invariants
+from tests import containers, invariants
 from tests import system as systems
 from tests.waiting import eventually
 
@@ -81,19 +80,17 @@ async def test_a_lost_answer_is_found_in_the_list(fragile: systems.System) -> No
     assert len(await fragile.paid_jobs(prompt)) == 1
 
 
-@pytest.mark.embedded
 async def test_the_bus_loses_its_disk_while_videos_are_queued(fragile: systems.System) -> None:
     async with await fragile.account(1000) as client:
         await fragile.supervisor.stop("generator")
         videos = [await client.create_video(f"queued {uuid.uuid4().hex}", **TINY) for _ in range(5)]
-        await _lose_the_bus(fragile)
+        await containers.lose_disk(fragile.bus)
         await fragile.supervisor.start("generator")
         for video in videos:
             assert (await _ended(client, video.video_id)).state == "COMPLETED"
         await fragile.quiet()
 
 
-@pytest.mark.embedded
 async def test_the_bus_loses_its_disk_while_events_are_unsettled(fragile: systems.System) -> None:
     async with await fragile.account(1000) as client:
         await fragile.supervisor.stop("credits")
@@ -113,7 +110,7 @@ async def test_the_bus_loses_its_disk_while_events_are_unsettled(fragile: system
                 )
 
         await eventually(all_told, within_seconds=60)
-        await _lose_the_bus(fragile)
+        await containers.lose_disk(fragile.bus)
         await fragile.supervisor.start("credits")
         for video in videos:
             ended = await _ended(client, video.video_id)
@@ -131,13 +128,6 @@ async def test_every_invariant_holds_after_all_pauses(fragile: systems.System) -
 async def _ended(client: clients.Client, video_id: str) -> types.Video:
     """The video when it is over and settled."""
     return [video async for video in client.watch_video(video_id)][-1]
-
-
-async def _lose_the_bus(system: systems.System) -> None:
-    """Stops NATS, deletes its whole data directory and starts it again."""
-    await system.supervisor.kill("nats")
-    shutil.rmtree(system.stack.data_dir / "nats")
-    await system.supervisor.start("nats")
 
 
 async def _database_clock(system: systems.System, seconds: float) -> None:

@@ -91,7 +91,7 @@ async def leaves_nothing(world: World) -> AsyncIterator[None]:
         assert after == before
         return True
 
-    await eventually(nothing, within_seconds=5)
+    await eventually(nothing)
     assert (before["held"], before["in limbo"], before["pinned"]) == (0, 0, 0)
     assert (before["uploading"], before["puts"]) == (0, 0)
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import json_format, timestamp_pb2
 from nats.js import errors as js_errors
 
 from framewire import subjects
-from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
+from framewire.credits.v1 import ledger_pb2
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2
-from kit import auth, bus, errors, ids, outbox, rpc
-from services.credits import api, config, floor, rules, settlement
+from kit import bus, errors, ids, outbox
+from services.credits import config, floor, rules, settlement
 from tests import containers
-from tests.credits_world import HOUR, ONE, TEN, World, has_reason, server, world
+from tests.credits_world import ONE, TEN, World, has_reason, served, server, soon, world
 from tests.waiting import eventually
 
 __all__ = ["server", "world"]  # fixtures
@@ -248,35 +246,6 @@ async def test_an_event_without_its_hold_waits_and_then_is_laid_aside(
         assert not await laid_aside()
         await eventually(laid_aside)
     assert (await world.reserve(account, hold_id=hold_id)).state == "CAPTURED"
-
-
-@asynccontextmanager
-async def served(world: World) -> AsyncIterator[Callable[[str], Any]]:
-    """The contract over gRPC; gives a client of a named service."""
-    secret = "s" * 32
-    tokens = auth.ServiceTokens("credits", secret)
-    server = grpc.aio.server(interceptors=[rpc.ServerInterceptor(api.authenticate(tokens))])
-    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(api.LedgerService(world.books), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    channels: list[grpc.aio.Channel] = []
-
-    def client(service: str) -> Any:
-        channels.append(rpc.channel(f"127.0.0.1:{port}", auth.ServiceTokens(service, secret)))
-        return ledger_pb2_grpc.LedgerServiceStub(channels[-1])
-
-    try:
-        yield client
-    finally:
-        for channel in channels:
-            await channel.close()
-        await server.stop(None)
-
-
-def soon() -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(datetime.now(UTC) + HOUR)
-    return stamp
 
 
 async def test_the_contract_over_grpc(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ CREATE TABLE outbox (ce_id text PRIMARY KEY, ordering_key text NOT NULL, seq big
     published_at timestamptz, stream_sequence bigint);
 CREATE TABLE outbox_stream (stream text PRIMARY KEY, created text NOT NULL);
 """
+Broker = containers.Nats | local_nats.Nats
 SECRET = "a secret of at least thirty-two characters"
 
 
@@ -48,8 +48,8 @@ async def database(server: Any, request: pytest.FixtureRequest) -> str:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def broker(tmp_path: Path) -> AsyncIterator[local_nats.Nats]:
-    running = local_nats.Nats(tmp_path)
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    running = containers.nats(tmp_path)
     await running.start()
     yield running
     await running.stop()
@@ -101,7 +101,7 @@ async def _told(connected: bus.Bus, count: int) -> list[Msg]:
         await subscription.unsubscribe()
 
 
-async def test_the_outbox_tells_in_order_and_once(database: str, broker: local_nats.Nats) -> None:
+async def test_the_outbox_tells_in_order_and_once(database: str, broker: Broker) -> None:
     async with (
         postgres.pool(database, "test", 4) as pool,
         bus.connect(broker.url, "test") as connected,
@@ -123,9 +123,7 @@ async def test_the_outbox_tells_in_order_and_once(database: str, broker: local_n
         assert (await connected.jetstream.stream_info("EVENTS")).state.messages == 9
 
 
-async def test_a_bus_that_lost_its_disk_is_told_again(
-    database: str, broker: local_nats.Nats
-) -> None:
+async def test_a_bus_that_lost_its_disk_is_told_again(database: str, broker: Broker) -> None:
     async with (
         postgres.pool(database, "test", 4) as pool,
         bus.connect(broker.url, "test") as connected,
@@ -135,9 +133,7 @@ async def test_a_bus_that_lost_its_disk_is_told_again(
         async with pool.acquire() as connection:
             await outbox.add(connection, _row("x", 1))
         await relay.run_once()
-        await broker.kill()
-        shutil.rmtree(broker.data_dir / "nats")
-        await broker.start()
+        await containers.lose_disk(broker)
 
         async def told_again() -> bool:
             await relay.run_once()
@@ -153,7 +149,7 @@ async def test_a_bus_that_lost_its_disk_is_told_again(
         assert (await _told(connected, 1))[0].headers["ce-id"] == "x:1"
 
 
-async def test_a_consumer_survives_a_restart_and_an_error(broker: local_nats.Nats) -> None:
+async def test_a_consumer_survives_a_restart_and_an_error(broker: Broker) -> None:
     seen: list[str] = []
 
     async def handle(message: Msg) -> None:
@@ -179,9 +175,7 @@ async def test_a_consumer_survives_a_restart_and_an_error(broker: local_nats.Nat
 
         await eventually(lambda: handled("again", 2))
         await eventually(lambda: handled("broken", 2))
-        await broker.kill()
-        shutil.rmtree(broker.data_dir / "nats")
-        await broker.start()
+        await containers.lose_disk(broker)
 
         async def published() -> bool:
             try:
@@ -198,7 +192,7 @@ async def test_a_consumer_survives_a_restart_and_an_error(broker: local_nats.Nat
 
 async def test_a_bus_that_is_away_holds_nobody_up(tmp_path: Path) -> None:
     """A service starts while NATS is not there, says at once that it cannot publish, and both come right."""
-    broker, heard = local_nats.Nats(tmp_path), asyncio.Event()
+    broker, heard = containers.nats(tmp_path), asyncio.Event()
     await broker.start()
     url = broker.url
     await broker.stop()

@@ -23,7 +23,7 @@ import nats as nats_client
 import psutil
 import pytest
 
-from services.local import environment, errors, nats, places, postgres, process, s3, stack
+from services.local import errors, nats, places, postgres, process, s3, stack
 from services.local.supervisor import Child, Supervisor
 from tests.waiting import eventually
 
@@ -445,33 +445,6 @@ async def test_the_stack_runs_servers_and_writes_where_they_are(tmp_path: Path) 
         assert not (tmp_path / "stack.json").exists()
     finally:
         await whole.destroy()
-
-
-async def test_outer_servers_replace_the_embedded_ones(
-    tmp_path: Path, database: postgres.Postgres
-) -> None:
-    outer = {
-        "FRAMEWIRE_POSTGRES_URL": database.url,
-        "FRAMEWIRE_S3_ENDPOINT": "http://10.0.0.1:9000",
-        "FRAMEWIRE_S3_ACCESS_KEY": "a",
-        "FRAMEWIRE_S3_SECRET_KEY": "s",
-        "FRAMEWIRE_PROVIDER_BASE_URL": "http://10.0.0.2/v1",
-        "FRAMEWIRE_PROVIDER_API_KEY": "p",
-    }
-    async with stack.Stack(tmp_path / "stack", services=(), environ=outer) as whole:
-        assert whole.supervisor.names == ["nats"]
-        variables = environment.environment(whole.addresses)
-    assert variables["credits"]["CREDITS_DATABASE_URL"] == database.database_url(
-        "framewire_credits"
-    )
-    assert variables["storage"]["STORAGE_ENDPOINT"] == "10.0.0.1:9000"
-    assert variables["generator"]["GENERATOR_PROVIDER_BASE_URL"] == "http://10.0.0.2/v1"
-    # No simulator runs then: the account at it is not opened.
-    assert variables["generator"]["GENERATOR_AZURE_BASE_URL"] == ""
-
-    del outer["FRAMEWIRE_S3_SECRET_KEY"]
-    with pytest.raises(errors.LocalError, match="FRAMEWIRE_S3_SECRET_KEY is missing"):
-        await stack.Stack(tmp_path / "stack", services=(), environ=outer).start()
 
 
 def test_two_stacks_never_choose_the_same_port(tmp_path: Path) -> None:

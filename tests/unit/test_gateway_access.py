@@ -11,7 +11,8 @@ import pytest
 
 from framewire.gateway.v1 import account_pb2, operator_pb2, upload_pb2, video_pb2
 from kit import errors
-from services.gateway import auth, catalogue, paging, watch
+from kit import pages as kit_pages
+from services.gateway import auth, catalogue, watch
 from tests.unit.test_gateway_videos import PENDING
 
 MODELS = Path(catalogue.__file__).with_name("models.yaml")
@@ -64,7 +65,7 @@ def test_secrets_are_long_and_never_the_same() -> None:
 
 
 def test_page_tokens_are_bound_to_their_listing_and_signed() -> None:
-    pages = paging.Pages(b"secret")
+    pages = kit_pages.Pages(b"secret")
     token = pages.token(("videos", "a", ""), NOW, "id")
     assert pages.place(("videos", "a", ""), token) == (NOW, "id")
     assert pages.place(("videos", "a", ""), "") is None
@@ -77,7 +78,7 @@ def test_page_tokens_are_bound_to_their_listing_and_signed() -> None:
             pages.place(listing, bad)
         assert caught.value.reason == "PAGE_TOKEN_INVALID"
     with pytest.raises(errors.InvalidArgument):
-        paging.Pages(b"another").place(("videos", "a", ""), token)
+        kit_pages.Pages(b"another").place(("videos", "a", ""), token)
 
 
 def test_the_shipped_catalogue() -> None:

@@ -28,6 +28,7 @@ models:
 PENDING = videos.Video(
     video_id="v" * 26,
     account_id="a" * 26,
+    key_id="",
     principal="",
     request_id="r",
     state=videos.State.PENDING,

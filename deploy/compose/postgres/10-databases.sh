@@ -22,7 +22,8 @@ for service in storage credits generator gateway; do
 SET password_encryption = 'scram-sha-256';
 CREATE ROLE ${name}_owner LOGIN PASSWORD '$owner_password';
 CREATE ROLE $name LOGIN PASSWORD '$role_password';
-CREATE DATABASE $name OWNER ${name}_owner;
+CREATE DATABASE $name OWNER ${name}_owner
+  TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8';
 REVOKE ALL ON DATABASE $name FROM PUBLIC;
 GRANT CONNECT, TEMPORARY ON DATABASE $name TO $name;
 SQL

@@ -89,6 +89,30 @@ HOLD_STATE_VOID: HoldState.ValueType  # 5
 """Released before it was ever made."""
 Global___HoldState: _TypeAlias = HoldState  # noqa: Y015
 
+class _RefundFrom:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RefundFromEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefundFrom.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REFUND_FROM_UNSPECIFIED: _RefundFrom.ValueType  # 0
+    """Not set: REVENUE."""
+    REFUND_FROM_REVENUE: _RefundFrom.ValueType  # 1
+    """What was earned is given back: the video was not worth it."""
+    REFUND_FROM_LOSS: _RefundFrom.ValueType  # 2
+    """It stays earned, and the platform bears the refund: a loss that an operator confirmed."""
+
+class RefundFrom(_RefundFrom, metaclass=_RefundFromEnumTypeWrapper):
+    """Whose books a refund is taken from."""
+
+REFUND_FROM_UNSPECIFIED: RefundFrom.ValueType  # 0
+"""Not set: REVENUE."""
+REFUND_FROM_REVENUE: RefundFrom.ValueType  # 1
+"""What was earned is given back: the video was not worth it."""
+REFUND_FROM_LOSS: RefundFrom.ValueType  # 2
+"""It stays earned, and the platform bears the refund: a loss that an operator confirmed."""
+Global___RefundFrom: _TypeAlias = RefundFrom  # noqa: Y015
+
 class _TransferKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -128,6 +152,62 @@ TRANSFER_KIND_REFUND: TransferKind.ValueType  # 5
 TRANSFER_KIND_EXPIRE: TransferKind.ValueType  # 6
 """A lot reached its end."""
 Global___TransferKind: _TypeAlias = TransferKind  # noqa: Y015
+
+class _UsageGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_GROUP_UNSPECIFIED: _UsageGroup.ValueType  # 0
+    """Not set."""
+    USAGE_GROUP_MODEL: _UsageGroup.ValueType  # 1
+    """The model."""
+    USAGE_GROUP_LANE: _UsageGroup.ValueType  # 2
+    """The lane."""
+    USAGE_GROUP_KEY: _UsageGroup.ValueType  # 3
+    """The API key."""
+    USAGE_GROUP_LABEL: _UsageGroup.ValueType  # 4
+    """The value of the label that is named."""
+
+class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
+    """What usage is grouped by."""
+
+USAGE_GROUP_UNSPECIFIED: UsageGroup.ValueType  # 0
+"""Not set."""
+USAGE_GROUP_MODEL: UsageGroup.ValueType  # 1
+"""The model."""
+USAGE_GROUP_LANE: UsageGroup.ValueType  # 2
+"""The lane."""
+USAGE_GROUP_KEY: UsageGroup.ValueType  # 3
+"""The API key."""
+USAGE_GROUP_LABEL: UsageGroup.ValueType  # 4
+"""The value of the label that is named."""
+Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
+
+class _RulebookKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RulebookKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RulebookKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RULEBOOK_KIND_UNSPECIFIED: _RulebookKind.ValueType  # 0
+    """Not set."""
+    RULEBOOK_KIND_PRICE_BOOK: _RulebookKind.ValueType  # 1
+    """What videos cost."""
+    RULEBOOK_KIND_REFUND_POLICY: _RulebookKind.ValueType  # 2
+    """How much of a hold is taken, by how its video ended."""
+
+class RulebookKind(_RulebookKind, metaclass=_RulebookKindEnumTypeWrapper):
+    """Kinds of rulebooks."""
+
+RULEBOOK_KIND_UNSPECIFIED: RulebookKind.ValueType  # 0
+"""Not set."""
+RULEBOOK_KIND_PRICE_BOOK: RulebookKind.ValueType  # 1
+"""What videos cost."""
+RULEBOOK_KIND_REFUND_POLICY: RulebookKind.ValueType  # 2
+"""How much of a hold is taken, by how its video ended."""
+Global___RulebookKind: _TypeAlias = RulebookKind  # noqa: Y015
 
 @_typing.final
 class Item(_message.Message):
@@ -246,6 +326,8 @@ class GrantRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    PURCHASE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Who gets them."""
     request_id: _builtins.str
@@ -258,6 +340,10 @@ class GrantRequest(_message.Message):
     """Burnt in order of priority, lowest first. 0: 50."""
     note: _builtins.str
     """Why, for the statement. At most 200 characters."""
+    operator: _builtins.str
+    """Principal who asked for it, for the statement; empty: the calling service."""
+    purchase: _builtins.str
+    """What was paid for it: the number of an order or invoice, for the statement."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When what is left of them goes; not set: never."""
@@ -272,10 +358,12 @@ class GrantRequest(_message.Message):
         priority: _builtins.int = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         note: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        purchase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "credits", b"credits", "expires_at", b"expires_at", "note", b"note", "priority", b"priority", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "credits", b"credits", "expires_at", b"expires_at", "note", b"note", "operator", b"operator", "priority", b"priority", "purchase", b"purchase", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +490,7 @@ class ReserveRequest(_message.Message):
     MAX_CREDITS_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """The caller's id of the hold: the video's id."""
     account_id: _builtins.str
@@ -410,6 +499,8 @@ class ReserveRequest(_message.Message):
     """A quote to be kept to while it is valid; empty: today's price."""
     max_credits: _builtins.int
     """Refuse above this many credits; not set: no limit."""
+    key_id: _builtins.str
+    """API key that asked for the video, for usage and its daily cap; empty: none. Not part of what a repetition must agree with."""
     @_builtins.property
     def item(self) -> Global___Item:
         """What is to be made; priced here, inside the transaction."""
@@ -432,10 +523,11 @@ class ReserveRequest(_message.Message):
         max_credits: _builtins.int | None = ...,
         not_after: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "item", b"item", "max_credits", b"max_credits", "not_after", b"not_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "account_id", b"account_id", "hold_id", b"hold_id", "item", b"item", "labels", b"labels", "max_credits", b"max_credits", "not_after", b"not_after", "quote_id", b"quote_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "account_id", b"account_id", "hold_id", b"hold_id", "item", b"item", "key_id", b"key_id", "labels", b"labels", "max_credits", b"max_credits", "not_after", b"not_after", "quote_id", b"quote_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_credits: _TypeAlias = _typing.Literal["max_credits"]  # noqa: Y015
     _WhichOneofArgType__max_credits: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits"]  # noqa: Y015
@@ -449,6 +541,26 @@ class Hold(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HOLD_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -460,6 +572,9 @@ class Hold(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     SETTLED_AT_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REFUNDED_CREDITS_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """The video's id."""
     account_id: _builtins.str
@@ -478,6 +593,10 @@ class Hold(_message.Message):
     """Version of the refund policy that will settle it."""
     cause: _vocabulary_pb2.Cause.ValueType
     """Why it was settled as it was."""
+    key_id: _builtins.str
+    """API key that asked for it; empty: not known."""
+    refunded_credits: _builtins.int
+    """Credits that were given back after the capture."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -485,6 +604,10 @@ class Hold(_message.Message):
     @_builtins.property
     def settled_at(self) -> _timestamp_pb2.Timestamp:
         """When it was settled; not set while held."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels for usage reports."""
 
     def __init__(
         self,
@@ -500,10 +623,13 @@ class Hold(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         settled_at: _timestamp_pb2.Timestamp | None = ...,
         cause: _vocabulary_pb2.Cause.ValueType = ...,
+        key_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        refunded_credits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "settled_at", b"settled_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "captured_credits", b"captured_credits", "cause", b"cause", "created_at", b"created_at", "hold_id", b"hold_id", "policy_version", b"policy_version", "price_version", b"price_version", "released_credits", b"released_credits", "reserved_credits", b"reserved_credits", "settled_at", b"settled_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "captured_credits", b"captured_credits", "cause", b"cause", "created_at", b"created_at", "hold_id", b"hold_id", "key_id", b"key_id", "labels", b"labels", "policy_version", b"policy_version", "price_version", b"price_version", "refunded_credits", b"refunded_credits", "released_credits", b"released_credits", "reserved_credits", b"reserved_credits", "settled_at", b"settled_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,22 +644,26 @@ class CaptureRequest(_message.Message):
     HOLD_ID_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """The hold."""
     credits: _builtins.int
     """How many credits, at most what is held."""
     cause: _vocabulary_pb2.Cause.ValueType
     """Why."""
+    operator: _builtins.str
+    """Principal who asked for it, for the statement; empty: the calling service."""
     def __init__(
         self,
         *,
         hold_id: _builtins.str = ...,
         credits: _builtins.int = ...,
         cause: _vocabulary_pb2.Cause.ValueType = ...,
+        operator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "credits", b"credits", "hold_id", b"hold_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "credits", b"credits", "hold_id", b"hold_id", "operator", b"operator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -548,22 +678,26 @@ class ReleaseRequest(_message.Message):
     HOLD_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """The hold."""
     account_id: _builtins.str
     """Who would have paid; needed to leave a VOID hold where none is known."""
     cause: _vocabulary_pb2.Cause.ValueType
     """Why."""
+    operator: _builtins.str
+    """Principal who asked for it, for the statement; empty: the calling service."""
     def __init__(
         self,
         *,
         hold_id: _builtins.str = ...,
         account_id: _builtins.str = ...,
         cause: _vocabulary_pb2.Cause.ValueType = ...,
+        operator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cause", b"cause", "hold_id", b"hold_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cause", b"cause", "hold_id", b"hold_id", "operator", b"operator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,6 +713,8 @@ class RefundRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    TAKEN_FROM_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """The hold that was captured."""
     request_id: _builtins.str
@@ -587,6 +723,10 @@ class RefundRequest(_message.Message):
     """How many credits, together with earlier refunds at most what was captured."""
     note: _builtins.str
     """Why, for the statement."""
+    operator: _builtins.str
+    """Principal who asked for it, for the statement; empty: the calling service."""
+    taken_from: Global___RefundFrom.ValueType
+    """Whose books it is taken from."""
     def __init__(
         self,
         *,
@@ -594,10 +734,12 @@ class RefundRequest(_message.Message):
         request_id: _builtins.str = ...,
         credits: _builtins.int = ...,
         note: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        taken_from: Global___RefundFrom.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "hold_id", b"hold_id", "note", b"note", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "hold_id", b"hold_id", "note", b"note", "operator", b"operator", "request_id", b"request_id", "taken_from", b"taken_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,6 +809,11 @@ class Entry(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    PURCHASE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     """The transfer that it belongs to."""
     kind: Global___TransferKind.ValueType
@@ -681,6 +828,16 @@ class Entry(_message.Message):
     """Why."""
     note: _builtins.str
     """Note of the operator who made it."""
+    operator: _builtins.str
+    """Principal who asked for it; empty: no operator did."""
+    purchase: _builtins.str
+    """Order or invoice that was paid for it; empty: none."""
+    price_version: _builtins.str
+    """Version of the price book that the video was priced by; empty: no video."""
+    policy_version: _builtins.str
+    """Version of the refund policy that the video is settled by; empty: no video."""
+    trace_id: _builtins.str
+    """Trace of the call or event that posted it, as in `traceparent`; empty: none, or one of the ledger's own loops."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -696,10 +853,15 @@ class Entry(_message.Message):
         cause: _vocabulary_pb2.Cause.ValueType = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         note: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        purchase: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        policy_version: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_change", b"available_change", "cause", b"cause", "created_at", b"created_at", "held_change", b"held_change", "kind", b"kind", "note", b"note", "transfer_id", b"transfer_id", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_change", b"available_change", "cause", b"cause", "created_at", b"created_at", "held_change", b"held_change", "kind", b"kind", "note", b"note", "operator", b"operator", "policy_version", b"policy_version", "price_version", b"price_version", "purchase", b"purchase", "trace_id", b"trace_id", "transfer_id", b"transfer_id", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -714,22 +876,39 @@ class ListEntriesRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account."""
     page_size: _builtins.int
     """At most so many; 0: 50."""
     page_token: _builtins.str
-    """From the previous page; empty: the first."""
+    """From the previous page of the same listing; empty: the first."""
+    video_id: _builtins.str
+    """Only those of this video; empty: all."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Only transfers before then; not set: to the newest."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___TransferKind.ValueType]:
+        """Only these kinds; empty: all."""
+
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        video_id: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___TransferKind.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from", b"from", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "to", b"to", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -826,6 +1005,412 @@ class ListHoldsResponse(_message.Message):
 Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
 
 @_typing.final
+class GetUsageRequest(_message.Message):
+    """Asks for usage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    label: _builtins.str
+    """Name of the label for USAGE_GROUP_LABEL."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Until before when; not set: now. At most 400 days after `from`."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageGroup.ValueType]:
+        """Groups beside the month; empty: model and lane."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        group_by: _abc.Iterable[Global___UsageGroup.ValueType] | None = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from", b"from", "group_by", b"group_by", "label", b"label", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class UsageLine(_message.Message):
+    """Usage of one group in one month. What it was not grouped by is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONTH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    LABEL_VALUE_FIELD_NUMBER: _builtins.int
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    CAPTURED_CREDITS_FIELD_NUMBER: _builtins.int
+    REFUNDED_CREDITS_FIELD_NUMBER: _builtins.int
+    month: _builtins.str
+    """The month, for instance "2026-11", UTC."""
+    model: _builtins.str
+    """The model."""
+    lane: _vocabulary_pb2.Lane.ValueType
+    """The lane."""
+    key_id: _builtins.str
+    """The API key; empty also where none is known."""
+    label_value: _builtins.str
+    """The label's value; empty also where the video has no such label."""
+    videos: _builtins.int
+    """Videos whose credits were settled as completed."""
+    captured_credits: _builtins.int
+    """Credits captured."""
+    refunded_credits: _builtins.int
+    """Credits given back after their capture."""
+    def __init__(
+        self,
+        *,
+        month: _builtins.str = ...,
+        model: _builtins.str = ...,
+        lane: _vocabulary_pb2.Lane.ValueType = ...,
+        key_id: _builtins.str = ...,
+        label_value: _builtins.str = ...,
+        videos: _builtins.int = ...,
+        captured_credits: _builtins.int = ...,
+        refunded_credits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_credits", b"captured_credits", "key_id", b"key_id", "label_value", b"label_value", "lane", b"lane", "model", b"model", "month", b"month", "refunded_credits", b"refunded_credits", "videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageLine: _TypeAlias = UsageLine  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """Usage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageLine]:
+        """By month, then by group; the newest month first."""
+
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Until before when it was counted."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___UsageLine] | None = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "lines", b"lines", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class SetFrozenRequest(_message.Message):
+    """Freezes an account, or lets it go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    frozen: _builtins.bool
+    """True: frozen."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "frozen", b"frozen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFrozenRequest: _TypeAlias = SetFrozenRequest  # noqa: Y015
+
+@_typing.final
+class SetDailyCapRequest(_message.Message):
+    """Caps what may be reserved in a day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    key_id: _builtins.str
+    """An API key, whose videos for this account are capped; empty: all videos of the account."""
+    credits: _builtins.int
+    """Most credits that may be reserved from midnight to midnight UTC, less what is released of them; not set: no cap."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        credits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credits", b"_credits", "credits", b"credits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credits", b"_credits", "account_id", b"account_id", "credits", b"credits", "key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__credits: _TypeAlias = _typing.Literal["credits"]  # noqa: Y015
+    _WhichOneofArgType__credits: _TypeAlias = _typing.Literal["_credits", b"_credits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credits) -> _WhichOneofReturnType__credits | None: ...
+
+Global___SetDailyCapRequest: _TypeAlias = SetDailyCapRequest  # noqa: Y015
+
+@_typing.final
+class AccountRules(_message.Message):
+    """What operators set for an account in the ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class KeyDailyCapCreditsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    DAILY_CAP_CREDITS_FIELD_NUMBER: _builtins.int
+    KEY_DAILY_CAP_CREDITS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    frozen: _builtins.bool
+    """True: it cannot reserve."""
+    daily_cap_credits: _builtins.int
+    """Credits a day that the account may reserve; not set: no cap."""
+    @_builtins.property
+    def key_daily_cap_credits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Credits a day that each API key may reserve for it."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        frozen: _builtins.bool = ...,
+        daily_cap_credits: _builtins.int | None = ...,
+        key_daily_cap_credits: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_daily_cap_credits", b"_daily_cap_credits", "daily_cap_credits", b"daily_cap_credits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_daily_cap_credits", b"_daily_cap_credits", "account_id", b"account_id", "daily_cap_credits", b"daily_cap_credits", "frozen", b"frozen", "key_daily_cap_credits", b"key_daily_cap_credits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__daily_cap_credits: _TypeAlias = _typing.Literal["daily_cap_credits"]  # noqa: Y015
+    _WhichOneofArgType__daily_cap_credits: _TypeAlias = _typing.Literal["_daily_cap_credits", b"_daily_cap_credits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__daily_cap_credits) -> _WhichOneofReturnType__daily_cap_credits | None: ...
+
+Global___AccountRules: _TypeAlias = AccountRules  # noqa: Y015
+
+@_typing.final
+class Rulebook(_message.Message):
+    """A version of price book or refund policy. Its content never changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    LOADED_AT_FIELD_NUMBER: _builtins.int
+    LOADED_BY_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FROM_FIELD_NUMBER: _builtins.int
+    ACTIVATED_BY_FIELD_NUMBER: _builtins.int
+    kind: Global___RulebookKind.ValueType
+    """What it is."""
+    version: _builtins.str
+    """Its version, as the document names it."""
+    content_hash: _builtins.str
+    """SHA-256 of what the document says, whatever its layout; lower-case hex."""
+    loaded_by: _builtins.str
+    """Who added it."""
+    in_force: _builtins.bool
+    """True: new quotes and holds are made by it."""
+    activated_by: _builtins.str
+    """Who did that."""
+    @_builtins.property
+    def loaded_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was added."""
+
+    @_builtins.property
+    def effective_from(self) -> _timestamp_pb2.Timestamp:
+        """When it was last put in force, or will be; not set: never."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___RulebookKind.ValueType = ...,
+        version: _builtins.str = ...,
+        content_hash: _builtins.str = ...,
+        loaded_at: _timestamp_pb2.Timestamp | None = ...,
+        loaded_by: _builtins.str = ...,
+        in_force: _builtins.bool = ...,
+        effective_from: _timestamp_pb2.Timestamp | None = ...,
+        activated_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_from", b"effective_from", "loaded_at", b"loaded_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_by", b"activated_by", "content_hash", b"content_hash", "effective_from", b"effective_from", "in_force", b"in_force", "kind", b"kind", "loaded_at", b"loaded_at", "loaded_by", b"loaded_by", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rulebook: _TypeAlias = Rulebook  # noqa: Y015
+
+@_typing.final
+class AddRulebookRequest(_message.Message):
+    """Adds a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    YAML_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    kind: Global___RulebookKind.ValueType
+    """What it is."""
+    yaml: _builtins.str
+    """The document: YAML as in services/credits/prices.yaml and refund_policy.yaml, at most 64 KiB."""
+    operator: _builtins.str
+    """Principal who asked for it, for the statement; empty: the calling service."""
+    def __init__(
+        self,
+        *,
+        kind: Global___RulebookKind.ValueType = ...,
+        yaml: _builtins.str = ...,
+        operator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "operator", b"operator", "yaml", b"yaml"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddRulebookRequest: _TypeAlias = AddRulebookRequest  # noqa: Y015
+
+@_typing.final
+class ListRulebooksRequest(_message.Message):
+    """Asks for versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    kind: Global___RulebookKind.ValueType
+    """What they are."""
+    def __init__(
+        self,
+        *,
+        kind: Global___RulebookKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRulebooksRequest: _TypeAlias = ListRulebooksRequest  # noqa: Y015
+
+@_typing.final
+class ListRulebooksResponse(_message.Message):
+    """Versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULEBOOKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rulebooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rulebook]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        rulebooks: _abc.Iterable[Global___Rulebook] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rulebooks", b"rulebooks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRulebooksResponse: _TypeAlias = ListRulebooksResponse  # noqa: Y015
+
+@_typing.final
+class ActivateRulebookRequest(_message.Message):
+    """Puts a version in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FROM_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    kind: Global___RulebookKind.ValueType
+    """What it is."""
+    version: _builtins.str
+    """Its version."""
+    content_hash: _builtins.str
+    """Hash of the content that the caller read."""
+    operator: _builtins.str
+    """Principal who asked for it, for the statement; empty: the calling service."""
+    @_builtins.property
+    def effective_from(self) -> _timestamp_pb2.Timestamp:
+        """From when; not set: now. Not in the past."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___RulebookKind.ValueType = ...,
+        version: _builtins.str = ...,
+        content_hash: _builtins.str = ...,
+        effective_from: _timestamp_pb2.Timestamp | None = ...,
+        operator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_from", b"effective_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "effective_from", b"effective_from", "kind", b"kind", "operator", b"operator", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateRulebookRequest: _TypeAlias = ActivateRulebookRequest  # noqa: Y015
+
+@_typing.final
 class CheckBooksRequest(_message.Message):
     """Asks for the proof."""
 
@@ -853,6 +1438,7 @@ class CheckBooksResponse(_message.Message):
     TRANSFERS_FIELD_NUMBER: _builtins.int
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     OPEN_HOLDS_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_HOLDS_FIELD_NUMBER: _builtins.int
     balanced: _builtins.bool
     """True when no row disagrees."""
     transfers: _builtins.int
@@ -861,6 +1447,8 @@ class CheckBooksResponse(_message.Message):
     """Accounts that were checked."""
     open_holds: _builtins.int
     """Holds that are open."""
+    recomputed_holds: _builtins.int
+    """Settled holds whose captured credits were computed again from the policy on them."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One sentence for each row that disagrees, at most 100."""
@@ -873,10 +1461,11 @@ class CheckBooksResponse(_message.Message):
         transfers: _builtins.int = ...,
         accounts: _builtins.int = ...,
         open_holds: _builtins.int = ...,
+        recomputed_holds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "balanced", b"balanced", "findings", b"findings", "open_holds", b"open_holds", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "balanced", b"balanced", "findings", b"findings", "open_holds", b"open_holds", "recomputed_holds", b"recomputed_holds", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,10 +86,40 @@ class LedgerServiceStub:
                 request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListHoldsRequest.SerializeToString,
                 response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListHoldsResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/GetUsage',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
         self.CheckBooks = channel.unary_unary(
                 '/framewire.credits.v1.LedgerService/CheckBooks',
                 request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksRequest.SerializeToString,
                 response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksResponse.FromString,
+                _registered_method=True)
+        self.SetFrozen = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/SetFrozen',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SetFrozenRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+                _registered_method=True)
+        self.SetDailyCap = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/SetDailyCap',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SetDailyCapRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+                _registered_method=True)
+        self.AddRulebook = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/AddRulebook',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AddRulebookRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
+                _registered_method=True)
+        self.ListRulebooks = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/ListRulebooks',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksResponse.FromString,
+                _registered_method=True)
+        self.ActivateRulebook = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/ActivateRulebook',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ActivateRulebookRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
                 _registered_method=True)
 
 
@@ -124,7 +154,8 @@ class LedgerServiceServicer:
     def Reserve(self, request, context):
         """Prices and holds credits, in one transaction, under the caller's hold_id. Idempotent: the first answer, also a refusal, is
         repeated for ever. FAILED_PRECONDITION: INSUFFICIENT_CREDITS (needed, available in the metadata), PRICE_CHANGED,
-        QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. ALREADY_EXISTS/HOLD_MISMATCH for another item.
+        QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. RESOURCE_EXHAUSTED/CREDIT_CAP_REACHED (scope, cap, left,
+        needed, resets_at in the metadata). PERMISSION_DENIED/ACCOUNT_FROZEN. ALREADY_EXISTS/HOLD_MISMATCH for another item.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +205,57 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """What an account used, month by month (UTC), grouped as asked. Captures count when they were settled, refunds when they were
+        made: the sums are those of the statement's lines of the same time. INVALID_ARGUMENT/INVALID_FIELD for more than 5000 lines.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckBooks(self, request, context):
-        """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero.
+        """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero;
+        every hold was priced and captured exactly as the versions on it say.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetFrozen(self, request, context):
+        """Freezes an account, or lets it go on: a frozen one cannot reserve (PERMISSION_DENIED/ACCOUNT_FROZEN), while what it holds is
+        settled as ever. Idempotent. Unknown account: NOT_FOUND/ACCOUNT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDailyCap(self, request, context):
+        """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
+        NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddRulebook(self, request, context):
+        """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
+        what is wrong and where, and nothing is kept. Idempotent by content; ALREADY_EXISTS/RULEBOOK_EXISTS when this version is
+        known with other content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRulebooks(self, request, context):
+        """Versions of price book or refund policy, newest first, at most 1000.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateRulebook(self, request, context):
+        """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
+        FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,10 +314,40 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListHoldsRequest.FromString,
                     response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListHoldsResponse.SerializeToString,
             ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.GetUsageRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.GetUsageResponse.SerializeToString,
+            ),
             'CheckBooks': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckBooks,
                     request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksRequest.FromString,
                     response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksResponse.SerializeToString,
+            ),
+            'SetFrozen': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetFrozen,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SetFrozenRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.SerializeToString,
+            ),
+            'SetDailyCap': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDailyCap,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SetDailyCapRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.SerializeToString,
+            ),
+            'AddRulebook': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddRulebook,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AddRulebookRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.SerializeToString,
+            ),
+            'ListRulebooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRulebooks,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksResponse.SerializeToString,
+            ),
+            'ActivateRulebook': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateRulebook,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ActivateRulebookRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -523,6 +633,33 @@ class LedgerService:
             _registered_method=True)
 
     @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/GetUsage',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.GetUsageRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CheckBooks(request,
             target,
             options=(),
@@ -539,6 +676,141 @@ class LedgerService:
             '/framewire.credits.v1.LedgerService/CheckBooks',
             framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksRequest.SerializeToString,
             framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetFrozen(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/SetFrozen',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.SetFrozenRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDailyCap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/SetDailyCap',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.SetDailyCapRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddRulebook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/AddRulebook',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AddRulebookRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRulebooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/ListRulebooks',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateRulebook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/ActivateRulebook',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.ActivateRulebookRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
             options,
             channel_credentials,
             insecure,

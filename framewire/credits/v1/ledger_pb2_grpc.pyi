@@ -48,7 +48,8 @@ class LedgerServiceStub:
     Reserve: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ReserveRequest, _ledger_pb2.Hold]
     """Prices and holds credits, in one transaction, under the caller's hold_id. Idempotent: the first answer, also a refusal, is
     repeated for ever. FAILED_PRECONDITION: INSUFFICIENT_CREDITS (needed, available in the metadata), PRICE_CHANGED,
-    QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. ALREADY_EXISTS/HOLD_MISMATCH for another item.
+    QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. RESOURCE_EXHAUSTED/CREDIT_CAP_REACHED (scope, cap, left,
+    needed, resets_at in the metadata). PERMISSION_DENIED/ACCOUNT_FROZEN. ALREADY_EXISTS/HOLD_MISMATCH for another item.
     """
     Capture: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.CaptureRequest, _ledger_pb2.Hold]
     """Takes part or all of a hold and gives the rest back. For operators: ordinary settlement follows the events. Idempotent by
@@ -66,8 +67,33 @@ class LedgerServiceStub:
     """The account's statement, newest first."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListHoldsRequest, _ledger_pb2.ListHoldsResponse]
     """Holds, newest first."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetUsageRequest, _ledger_pb2.GetUsageResponse]
+    """What an account used, month by month (UTC), grouped as asked. Captures count when they were settled, refunds when they were
+    made: the sums are those of the statement's lines of the same time. INVALID_ARGUMENT/INVALID_FIELD for more than 5000 lines.
+    """
     CheckBooks: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.CheckBooksRequest, _ledger_pb2.CheckBooksResponse]
-    """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero."""
+    """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero;
+    every hold was priced and captured exactly as the versions on it say.
+    """
+    SetFrozen: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SetFrozenRequest, _ledger_pb2.AccountRules]
+    """Freezes an account, or lets it go on: a frozen one cannot reserve (PERMISSION_DENIED/ACCOUNT_FROZEN), while what it holds is
+    settled as ever. Idempotent. Unknown account: NOT_FOUND/ACCOUNT_NOT_FOUND.
+    """
+    SetDailyCap: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SetDailyCapRequest, _ledger_pb2.AccountRules]
+    """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
+    NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
+    """
+    AddRulebook: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AddRulebookRequest, _ledger_pb2.Rulebook]
+    """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
+    what is wrong and where, and nothing is kept. Idempotent by content; ALREADY_EXISTS/RULEBOOK_EXISTS when this version is
+    known with other content.
+    """
+    ListRulebooks: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListRulebooksRequest, _ledger_pb2.ListRulebooksResponse]
+    """Versions of price book or refund policy, newest first, at most 1000."""
+    ActivateRulebook: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]
+    """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
+    FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+    """
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -89,7 +115,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     Reserve: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ReserveRequest, _ledger_pb2.Hold]  # type: ignore[assignment]
     """Prices and holds credits, in one transaction, under the caller's hold_id. Idempotent: the first answer, also a refusal, is
     repeated for ever. FAILED_PRECONDITION: INSUFFICIENT_CREDITS (needed, available in the metadata), PRICE_CHANGED,
-    QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. ALREADY_EXISTS/HOLD_MISMATCH for another item.
+    QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. RESOURCE_EXHAUSTED/CREDIT_CAP_REACHED (scope, cap, left,
+    needed, resets_at in the metadata). PERMISSION_DENIED/ACCOUNT_FROZEN. ALREADY_EXISTS/HOLD_MISMATCH for another item.
     """
     Capture: _aio.UnaryUnaryMultiCallable[_ledger_pb2.CaptureRequest, _ledger_pb2.Hold]  # type: ignore[assignment]
     """Takes part or all of a hold and gives the rest back. For operators: ordinary settlement follows the events. Idempotent by
@@ -107,8 +134,33 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """The account's statement, newest first."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListHoldsRequest, _ledger_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """Holds, newest first."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetUsageRequest, _ledger_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What an account used, month by month (UTC), grouped as asked. Captures count when they were settled, refunds when they were
+    made: the sums are those of the statement's lines of the same time. INVALID_ARGUMENT/INVALID_FIELD for more than 5000 lines.
+    """
     CheckBooks: _aio.UnaryUnaryMultiCallable[_ledger_pb2.CheckBooksRequest, _ledger_pb2.CheckBooksResponse]  # type: ignore[assignment]
-    """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero."""
+    """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero;
+    every hold was priced and captured exactly as the versions on it say.
+    """
+    SetFrozen: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SetFrozenRequest, _ledger_pb2.AccountRules]  # type: ignore[assignment]
+    """Freezes an account, or lets it go on: a frozen one cannot reserve (PERMISSION_DENIED/ACCOUNT_FROZEN), while what it holds is
+    settled as ever. Idempotent. Unknown account: NOT_FOUND/ACCOUNT_NOT_FOUND.
+    """
+    SetDailyCap: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SetDailyCapRequest, _ledger_pb2.AccountRules]  # type: ignore[assignment]
+    """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
+    NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
+    """
+    AddRulebook: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AddRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
+    """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
+    what is wrong and where, and nothing is kept. Idempotent by content; ALREADY_EXISTS/RULEBOOK_EXISTS when this version is
+    known with other content.
+    """
+    ListRulebooks: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListRulebooksRequest, _ledger_pb2.ListRulebooksResponse]  # type: ignore[assignment]
+    """Versions of price book or refund policy, newest first, at most 1000."""
+    ActivateRulebook: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
+    """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
+    FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+    """
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reserves, captures and releases credits. Called by services and operators only. Amounts are whole credits.
@@ -151,7 +203,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_pb2.Hold, _abc.Awaitable[_ledger_pb2.Hold]]:
         """Prices and holds credits, in one transaction, under the caller's hold_id. Idempotent: the first answer, also a refusal, is
         repeated for ever. FAILED_PRECONDITION: INSUFFICIENT_CREDITS (needed, available in the metadata), PRICE_CHANGED,
-        QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. ALREADY_EXISTS/HOLD_MISMATCH for another item.
+        QUOTE_NOT_VALID, HOLD_RELEASED (a Release came first), RESERVE_TOO_LATE. RESOURCE_EXHAUSTED/CREDIT_CAP_REACHED (scope, cap, left,
+        needed, resets_at in the metadata). PERMISSION_DENIED/ACCOUNT_FROZEN. ALREADY_EXISTS/HOLD_MISMATCH for another item.
         """
 
     @_abc_1.abstractmethod
@@ -207,11 +260,72 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Holds, newest first."""
 
     @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _ledger_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.GetUsageResponse, _abc.Awaitable[_ledger_pb2.GetUsageResponse]]:
+        """What an account used, month by month (UTC), grouped as asked. Captures count when they were settled, refunds when they were
+        made: the sums are those of the statement's lines of the same time. INVALID_ARGUMENT/INVALID_FIELD for more than 5000 lines.
+        """
+
+    @_abc_1.abstractmethod
     def CheckBooks(
         self,
         request: _ledger_pb2.CheckBooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.CheckBooksResponse, _abc.Awaitable[_ledger_pb2.CheckBooksResponse]]:
-        """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero."""
+        """Proves the books in one snapshot: every transfer sums to zero; available, held and lots equal the entries; nothing below zero;
+        every hold was priced and captured exactly as the versions on it say.
+        """
+
+    @_abc_1.abstractmethod
+    def SetFrozen(
+        self,
+        request: _ledger_pb2.SetFrozenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AccountRules, _abc.Awaitable[_ledger_pb2.AccountRules]]:
+        """Freezes an account, or lets it go on: a frozen one cannot reserve (PERMISSION_DENIED/ACCOUNT_FROZEN), while what it holds is
+        settled as ever. Idempotent. Unknown account: NOT_FOUND/ACCOUNT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def SetDailyCap(
+        self,
+        request: _ledger_pb2.SetDailyCapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AccountRules, _abc.Awaitable[_ledger_pb2.AccountRules]]:
+        """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
+        NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
+        """
+
+    @_abc_1.abstractmethod
+    def AddRulebook(
+        self,
+        request: _ledger_pb2.AddRulebookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Rulebook, _abc.Awaitable[_ledger_pb2.Rulebook]]:
+        """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
+        what is wrong and where, and nothing is kept. Idempotent by content; ALREADY_EXISTS/RULEBOOK_EXISTS when this version is
+        known with other content.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRulebooks(
+        self,
+        request: _ledger_pb2.ListRulebooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ListRulebooksResponse, _abc.Awaitable[_ledger_pb2.ListRulebooksResponse]]:
+        """Versions of price book or refund policy, newest first, at most 1000."""
+
+    @_abc_1.abstractmethod
+    def ActivateRulebook(
+        self,
+        request: _ledger_pb2.ActivateRulebookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Rulebook, _abc.Awaitable[_ledger_pb2.Rulebook]]:
+        """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
+        FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+        """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -118,6 +118,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: no price for this item."""
     ERROR_REASON_KEY_NOT_FOUND: _ErrorReason.ValueType  # 47
     """NOT_FOUND: there is no such API key, or it is another account's."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 48
+    """UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
+    ERROR_REASON_RULEBOOK_INVALID: _ErrorReason.ValueType  # 90
+    """INVALID_ARGUMENT: the document is no price book or refund policy; the message says what is wrong and where."""
+    ERROR_REASON_RULEBOOK_EXISTS: _ErrorReason.ValueType  # 91
+    """ALREADY_EXISTS: this version is known with other content."""
+    ERROR_REASON_RULEBOOK_NOT_FOUND: _ErrorReason.ValueType  # 92
+    """NOT_FOUND: there is no such version."""
+    ERROR_REASON_RULEBOOK_MISMATCH: _ErrorReason.ValueType  # 93
+    """FAILED_PRECONDITION: the version has other content than the hash says."""
     ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 60
     """NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
     ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 61
@@ -242,6 +252,16 @@ ERROR_REASON_NO_PRICE: ErrorReason.ValueType  # 46
 """INVALID_ARGUMENT: no price for this item."""
 ERROR_REASON_KEY_NOT_FOUND: ErrorReason.ValueType  # 47
 """NOT_FOUND: there is no such API key, or it is another account's."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 48
+"""UNAVAILABLE: more waits than can be done in time; nothing was done. RetryInfo says when to try again."""
+ERROR_REASON_RULEBOOK_INVALID: ErrorReason.ValueType  # 90
+"""INVALID_ARGUMENT: the document is no price book or refund policy; the message says what is wrong and where."""
+ERROR_REASON_RULEBOOK_EXISTS: ErrorReason.ValueType  # 91
+"""ALREADY_EXISTS: this version is known with other content."""
+ERROR_REASON_RULEBOOK_NOT_FOUND: ErrorReason.ValueType  # 92
+"""NOT_FOUND: there is no such version."""
+ERROR_REASON_RULEBOOK_MISMATCH: ErrorReason.ValueType  # 93
+"""FAILED_PRECONDITION: the version has other content than the hash says."""
 ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 60
 """NOT_FOUND: there is no such upload, it is another account's, or its hour is over."""
 ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 61

@@ -4,6 +4,7 @@ isort:skip_file
 Accounts: what callers have, what the models cost, and keys."""
 
 from collections import abc as _abc
+from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -108,22 +109,39 @@ class ListEntriesRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose; may be empty when the caller is a member of one account."""
     page_size: _builtins.int
     """At most so many; 0: 50."""
     page_token: _builtins.str
-    """From the previous page; empty: the first."""
+    """From the previous page of the same listing; empty: the first."""
+    video_id: _builtins.str
+    """Only those of this video; empty: all."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Only transfers before then; not set: to the newest."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_ledger_pb2.TransferKind.ValueType]:
+        """Only these kinds; empty: all."""
+
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        video_id: _builtins.str = ...,
+        kinds: _abc.Iterable[_ledger_pb2.TransferKind.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from", b"from", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "to", b"to", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,21 +327,31 @@ class GetUsageRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose; may be empty when the caller is a member of one account."""
+    label: _builtins.str
+    """Name of the label for USAGE_GROUP_LABEL."""
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
-        """Until when."""
+        """Until before when; not set: now. At most 400 days after `from`."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[_ledger_pb2.UsageGroup.ValueType]:
+        """Groups beside the month; empty: model and lane."""
 
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         to: _timestamp_pb2.Timestamp | None = ...,
+        group_by: _abc.Iterable[_ledger_pb2.UsageGroup.ValueType] | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from", b"from", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from", b"from", "group_by", b"group_by", "label", b"label", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -331,7 +359,7 @@ Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
 
 @_typing.final
 class UsageLine(_message.Message):
-    """Usage of a model in a lane."""
+    """Usage of one group in one month. What it was not grouped by is empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,6 +367,10 @@ class UsageLine(_message.Message):
     LANE_FIELD_NUMBER: _builtins.int
     VIDEOS_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    LABEL_VALUE_FIELD_NUMBER: _builtins.int
+    REFUNDED_CREDITS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     lane: _vocabulary_pb2.Lane.ValueType
@@ -347,6 +379,14 @@ class UsageLine(_message.Message):
     """Videos completed."""
     credits: _builtins.int
     """Credits captured."""
+    month: _builtins.str
+    """The month, for instance "2026-11", UTC."""
+    key_id: _builtins.str
+    """The API key; empty also where none is known."""
+    label_value: _builtins.str
+    """The label's value; empty also where the video has no such label."""
+    refunded_credits: _builtins.int
+    """Credits given back after their capture."""
     def __init__(
         self,
         *,
@@ -354,10 +394,14 @@ class UsageLine(_message.Message):
         lane: _vocabulary_pb2.Lane.ValueType = ...,
         videos: _builtins.int = ...,
         credits: _builtins.int = ...,
+        month: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        label_value: _builtins.str = ...,
+        refunded_credits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "lane", b"lane", "model", b"model", "videos", b"videos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "key_id", b"key_id", "label_value", b"label_value", "lane", b"lane", "model", b"model", "month", b"month", "refunded_credits", b"refunded_credits", "videos", b"videos"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,18 +414,25 @@ class GetUsageResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LINES_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageLine]:
-        """By model and lane."""
+        """By month, then by group; the newest month first."""
+
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Until before when it was counted."""
 
     def __init__(
         self,
         *,
         lines: _abc.Iterable[Global___UsageLine] | None = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "lines", b"lines", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ from framewire.generator.v1 import attempt_pb2 as framewire_dot_generator_dot_v1
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#framewire/gateway/v1/operator.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!framewire/credits/v1/ledger.proto\x1a$framewire/events/v1/vocabulary.proto\x1a$framewire/generator/v1/attempt.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12(\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x15\n\rmax_in_flight\x18\x05 \x01(\x05\x12\x1b\n\x13requests_per_minute\x18\x06 \x01(\x05\x12\x17\n\x0fvideos_per_hour\x18\x07 \x01(\x05\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x02\n\x14\x43reateAccountRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12;\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.LaneB\x11\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x06weight\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1e\n\rmax_in_flight\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12$\n\x13requests_per_minute\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12 \n\x0fvideos_per_hour\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"`\n\x0cGrantRequest\x12\x39\n\x05grant\x18\x01 \x01(\x0b\x32\".framewire.credits.v1.GrantRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"c\n\rRefundRequest\x12;\n\x06refund\x18\x01 \x01(\x0b\x32#.framewire.credits.v1.RefundRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"<\n\x13SetAdmissionRequest\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"&\n\x14SetAdmissionResponse\x12\x0e\n\x06paused\x18\x01 \x01(\x08\"\x13\n\x11\x43heckBooksRequest\"S\n\x13ListAttemptsRequest\x12<\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.ListAttemptsRequest\"W\n\x11GetAttemptRequest\x12\x42\n\x07request\x18\x01 \x01(\x0b\x32).framewire.generator.v1.GetAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\"v\n\x15ResolveAttemptRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.generator.v1.ResolveAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"r\n\x13RetryAttemptRequest\x12\x44\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.RetryAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"V\n\x14\x43\x61ncelAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x1d\n\x1bListProviderAccountsRequest\"\x82\x01\n\x1bPauseProviderAccountRequest\x12L\n\x07request\x18\x01 \x01(\x0b\x32\x33.framewire.generator.v1.PauseProviderAccountRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x32\xb7\t\n\x0fOperatorService\x12Z\n\rCreateAccount\x12*.framewire.gateway.v1.CreateAccountRequest\x1a\x1d.framewire.gateway.v1.Account\x12P\n\x05Grant\x12\".framewire.gateway.v1.GrantRequest\x1a#.framewire.credits.v1.GrantResponse\x12S\n\x06Refund\x12#.framewire.gateway.v1.RefundRequest\x1a$.framewire.credits.v1.RefundResponse\x12\x65\n\x0cSetAdmission\x12).framewire.gateway.v1.SetAdmissionRequest\x1a*.framewire.gateway.v1.SetAdmissionResponse\x12_\n\nCheckBooks\x12\'.framewire.gateway.v1.CheckBooksRequest\x1a(.framewire.credits.v1.CheckBooksResponse\x12g\n\x0cListAttempts\x12).framewire.gateway.v1.ListAttemptsRequest\x1a,.framewire.generator.v1.ListAttemptsResponse\x12\\\n\nGetAttempt\x12\'.framewire.gateway.v1.GetAttemptRequest\x1a%.framewire.generator.v1.AttemptDetail\x12^\n\x0eResolveAttempt\x12+.framewire.gateway.v1.ResolveAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12Z\n\x0cRetryAttempt\x12).framewire.gateway.v1.RetryAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\x61\n\rCancelAttempt\x12*.framewire.gateway.v1.CancelAttemptRequest\x1a$.framewire.generator.v1.VideoOutcome\x12\x7f\n\x14ListProviderAccounts\x12\x31.framewire.gateway.v1.ListProviderAccountsRequest\x1a\x34.framewire.generator.v1.ListProviderAccountsResponse\x12r\n\x14PauseProviderAccount\x12\x31.framewire.gateway.v1.PauseProviderAccountRequest\x1a\'.framewire.generator.v1.ProviderAccountb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#framewire/gateway/v1/operator.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!framewire/credits/v1/ledger.proto\x1a$framewire/events/v1/vocabulary.proto\x1a$framewire/generator/v1/attempt.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12(\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x15\n\rmax_in_flight\x18\x05 \x01(\x05\x12\x1b\n\x13requests_per_minute\x18\x06 \x01(\x05\x12\x17\n\x0fvideos_per_hour\x18\x07 \x01(\x05\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x02\n\x14\x43reateAccountRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12;\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.LaneB\x11\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x06weight\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1e\n\rmax_in_flight\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12$\n\x13requests_per_minute\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12 \n\x0fvideos_per_hour\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"`\n\x0cGrantRequest\x12\x39\n\x05grant\x18\x01 \x01(\x0b\x32\".framewire.credits.v1.GrantRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"c\n\rRefundRequest\x12;\n\x06refund\x18\x01 \x01(\x0b\x32#.framewire.credits.v1.RefundRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"<\n\x13SetAdmissionRequest\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"&\n\x14SetAdmissionResponse\x12\x0e\n\x06paused\x18\x01 \x01(\x08\"\x13\n\x11\x43heckBooksRequest\"j\n\x10SetFrozenRequest\x12?\n\x07request\x18\x01 \x01(\x0b\x32&.framewire.credits.v1.SetFrozenRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"n\n\x12SetDailyCapRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32(.framewire.credits.v1.SetDailyCapRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"n\n\x12\x41\x64\x64RulebookRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32(.framewire.credits.v1.AddRulebookRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"[\n\x14ListRulebooksRequest\x12\x43\n\x07request\x18\x01 \x01(\x0b\x32*.framewire.credits.v1.ListRulebooksRequestB\x06\xbaH\x03\xc8\x01\x01\"x\n\x17\x41\x63tivateRulebookRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.credits.v1.ActivateRulebookRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"S\n\x13ListAttemptsRequest\x12<\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.ListAttemptsRequest\"W\n\x11GetAttemptRequest\x12\x42\n\x07request\x18\x01 \x01(\x0b\x32).framewire.generator.v1.GetAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\"v\n\x15ResolveAttemptRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.generator.v1.ResolveAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"r\n\x13RetryAttemptRequest\x12\x44\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.RetryAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"V\n\x14\x43\x61ncelAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x1d\n\x1bListProviderAccountsRequest\"\x82\x01\n\x1bPauseProviderAccountRequest\x12L\n\x07request\x18\x01 \x01(\x0b\x32\x33.framewire.generator.v1.PauseProviderAccountRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x32\x93\r\n\x0fOperatorService\x12Z\n\rCreateAccount\x12*.framewire.gateway.v1.CreateAccountRequest\x1a\x1d.framewire.gateway.v1.Account\x12P\n\x05Grant\x12\".framewire.gateway.v1.GrantRequest\x1a#.framewire.credits.v1.GrantResponse\x12S\n\x06Refund\x12#.framewire.gateway.v1.RefundRequest\x1a$.framewire.credits.v1.RefundResponse\x12\x65\n\x0cSetAdmission\x12).framewire.gateway.v1.SetAdmissionRequest\x1a*.framewire.gateway.v1.SetAdmissionResponse\x12_\n\nCheckBooks\x12\'.framewire.gateway.v1.CheckBooksRequest\x1a(.framewire.credits.v1.CheckBooksResponse\x12W\n\tSetFrozen\x12&.framewire.gateway.v1.SetFrozenRequest\x1a\".framewire.credits.v1.AccountRules\x12[\n\x0bSetDailyCap\x12(.framewire.gateway.v1.SetDailyCapRequest\x1a\".framewire.credits.v1.AccountRules\x12W\n\x0b\x41\x64\x64Rulebook\x12(.framewire.gateway.v1.AddRulebookRequest\x1a\x1e.framewire.credits.v1.Rulebook\x12h\n\rListRulebooks\x12*.framewire.gateway.v1.ListRulebooksRequest\x1a+.framewire.credits.v1.ListRulebooksResponse\x12\x61\n\x10\x41\x63tivateRulebook\x12-.framewire.gateway.v1.ActivateRulebookRequest\x1a\x1e.framewire.credits.v1.Rulebook\x12g\n\x0cListAttempts\x12).framewire.gateway.v1.ListAttemptsRequest\x1a,.framewire.generator.v1.ListAttemptsResponse\x12\\\n\nGetAttempt\x12\'.framewire.gateway.v1.GetAttemptRequest\x1a%.framewire.generator.v1.AttemptDetail\x12^\n\x0eResolveAttempt\x12+.framewire.gateway.v1.ResolveAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12Z\n\x0cRetryAttempt\x12).framewire.gateway.v1.RetryAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\x61\n\rCancelAttempt\x12*.framewire.gateway.v1.CancelAttemptRequest\x1a$.framewire.generator.v1.VideoOutcome\x12\x7f\n\x14ListProviderAccounts\x12\x31.framewire.gateway.v1.ListProviderAccountsRequest\x1a\x34.framewire.generator.v1.ListProviderAccountsResponse\x12r\n\x14PauseProviderAccount\x12\x31.framewire.gateway.v1.PauseProviderAccountRequest\x1a\'.framewire.generator.v1.ProviderAccountb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,6 +60,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFUNDREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_SETADMISSIONREQUEST'].fields_by_name['why']._loaded_options = None
   _globals['_SETADMISSIONREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_SETFROZENREQUEST'].fields_by_name['request']._loaded_options = None
+  _globals['_SETFROZENREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SETFROZENREQUEST'].fields_by_name['why']._loaded_options = None
+  _globals['_SETFROZENREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_SETDAILYCAPREQUEST'].fields_by_name['request']._loaded_options = None
+  _globals['_SETDAILYCAPREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SETDAILYCAPREQUEST'].fields_by_name['why']._loaded_options = None
+  _globals['_SETDAILYCAPREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_ADDRULEBOOKREQUEST'].fields_by_name['request']._loaded_options = None
+  _globals['_ADDRULEBOOKREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_ADDRULEBOOKREQUEST'].fields_by_name['why']._loaded_options = None
+  _globals['_ADDRULEBOOKREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_LISTRULEBOOKSREQUEST'].fields_by_name['request']._loaded_options = None
+  _globals['_LISTRULEBOOKSREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_ACTIVATERULEBOOKREQUEST'].fields_by_name['request']._loaded_options = None
+  _globals['_ACTIVATERULEBOOKREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_ACTIVATERULEBOOKREQUEST'].fields_by_name['why']._loaded_options = None
+  _globals['_ACTIVATERULEBOOKREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_GETATTEMPTREQUEST'].fields_by_name['request']._loaded_options = None
   _globals['_GETATTEMPTREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
   _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['request']._loaded_options = None
@@ -92,20 +110,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETADMISSIONRESPONSE']._serialized_end=1051
   _globals['_CHECKBOOKSREQUEST']._serialized_start=1053
   _globals['_CHECKBOOKSREQUEST']._serialized_end=1072
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1074
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1157
-  _globals['_GETATTEMPTREQUEST']._serialized_start=1159
-  _globals['_GETATTEMPTREQUEST']._serialized_end=1246
-  _globals['_RESOLVEATTEMPTREQUEST']._serialized_start=1248
-  _globals['_RESOLVEATTEMPTREQUEST']._serialized_end=1366
-  _globals['_RETRYATTEMPTREQUEST']._serialized_start=1368
-  _globals['_RETRYATTEMPTREQUEST']._serialized_end=1482
-  _globals['_CANCELATTEMPTREQUEST']._serialized_start=1484
-  _globals['_CANCELATTEMPTREQUEST']._serialized_end=1570
-  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_start=1572
-  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_end=1601
-  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_start=1604
-  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_end=1734
-  _globals['_OPERATORSERVICE']._serialized_start=1737
-  _globals['_OPERATORSERVICE']._serialized_end=2944
+  _globals['_SETFROZENREQUEST']._serialized_start=1074
+  _globals['_SETFROZENREQUEST']._serialized_end=1180
+  _globals['_SETDAILYCAPREQUEST']._serialized_start=1182
+  _globals['_SETDAILYCAPREQUEST']._serialized_end=1292
+  _globals['_ADDRULEBOOKREQUEST']._serialized_start=1294
+  _globals['_ADDRULEBOOKREQUEST']._serialized_end=1404
+  _globals['_LISTRULEBOOKSREQUEST']._serialized_start=1406
+  _globals['_LISTRULEBOOKSREQUEST']._serialized_end=1497
+  _globals['_ACTIVATERULEBOOKREQUEST']._serialized_start=1499
+  _globals['_ACTIVATERULEBOOKREQUEST']._serialized_end=1619
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1621
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1704
+  _globals['_GETATTEMPTREQUEST']._serialized_start=1706
+  _globals['_GETATTEMPTREQUEST']._serialized_end=1793
+  _globals['_RESOLVEATTEMPTREQUEST']._serialized_start=1795
+  _globals['_RESOLVEATTEMPTREQUEST']._serialized_end=1913
+  _globals['_RETRYATTEMPTREQUEST']._serialized_start=1915
+  _globals['_RETRYATTEMPTREQUEST']._serialized_end=2029
+  _globals['_CANCELATTEMPTREQUEST']._serialized_start=2031
+  _globals['_CANCELATTEMPTREQUEST']._serialized_end=2117
+  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_start=2119
+  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_end=2148
+  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_start=2151
+  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_end=2281
+  _globals['_OPERATORSERVICE']._serialized_start=2284
+  _globals['_OPERATORSERVICE']._serialized_end=3967
 # @@protoc_insertion_point(module_scope)

@@ -136,7 +136,7 @@ class GrantRequest(_message.Message):
     """Why, for the audit."""
     @_builtins.property
     def grant(self) -> _ledger_pb2.GrantRequest:
-        """The grant, as the ledger takes it."""
+        """The grant, as the ledger takes it; `operator` is filled in here."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class RefundRequest(_message.Message):
     """Why, for the audit."""
     @_builtins.property
     def refund(self) -> _ledger_pb2.RefundRequest:
-        """The refund, as the ledger takes it."""
+        """The refund, as the ledger takes it; `operator` is filled in here."""
 
     def __init__(
         self,
@@ -244,6 +244,142 @@ class CheckBooksRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckBooksRequest: _TypeAlias = CheckBooksRequest  # noqa: Y015
+
+@_typing.final
+class SetFrozenRequest(_message.Message):
+    """Freezes an account, or lets it go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _ledger_pb2.SetFrozenRequest:
+        """As the ledger takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _ledger_pb2.SetFrozenRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFrozenRequest: _TypeAlias = SetFrozenRequest  # noqa: Y015
+
+@_typing.final
+class SetDailyCapRequest(_message.Message):
+    """Caps what may be reserved in a day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _ledger_pb2.SetDailyCapRequest:
+        """As the ledger takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _ledger_pb2.SetDailyCapRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDailyCapRequest: _TypeAlias = SetDailyCapRequest  # noqa: Y015
+
+@_typing.final
+class AddRulebookRequest(_message.Message):
+    """Adds a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _ledger_pb2.AddRulebookRequest:
+        """As the ledger takes it; `operator` is filled in here."""
+
+    def __init__(
+        self,
+        *,
+        request: _ledger_pb2.AddRulebookRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddRulebookRequest: _TypeAlias = AddRulebookRequest  # noqa: Y015
+
+@_typing.final
+class ListRulebooksRequest(_message.Message):
+    """Asks for versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _ledger_pb2.ListRulebooksRequest:
+        """As the ledger takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _ledger_pb2.ListRulebooksRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRulebooksRequest: _TypeAlias = ListRulebooksRequest  # noqa: Y015
+
+@_typing.final
+class ActivateRulebookRequest(_message.Message):
+    """Puts a version in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _ledger_pb2.ActivateRulebookRequest:
+        """As the ledger takes it; `operator` is filled in here."""
+
+    def __init__(
+        self,
+        *,
+        request: _ledger_pb2.ActivateRulebookRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateRulebookRequest: _TypeAlias = ActivateRulebookRequest  # noqa: Y015
 
 @_typing.final
 class ListAttemptsRequest(_message.Message):

@@ -62,6 +62,31 @@ class OperatorServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.CheckBooksRequest.SerializeToString,
                 response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksResponse.FromString,
                 _registered_method=True)
+        self.SetFrozen = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/SetFrozen',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetFrozenRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+                _registered_method=True)
+        self.SetDailyCap = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/SetDailyCap',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetDailyCapRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+                _registered_method=True)
+        self.AddRulebook = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/AddRulebook',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.AddRulebookRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
+                _registered_method=True)
+        self.ListRulebooks = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ListRulebooks',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListRulebooksRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksResponse.FromString,
+                _registered_method=True)
+        self.ActivateRulebook = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ActivateRulebook',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ActivateRulebookRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
+                _registered_method=True)
         self.ListAttempts = channel.unary_unary(
                 '/framewire.gateway.v1.OperatorService/ListAttempts',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListAttemptsRequest.SerializeToString,
@@ -133,6 +158,41 @@ class OperatorServiceServicer:
 
     def CheckBooks(self, request, context):
         """Proves the books.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetFrozen(self, request, context):
+        """Freezes an account, or lets it go on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDailyCap(self, request, context):
+        """Caps the credits that an account or one of its keys may reserve in a day. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddRulebook(self, request, context):
+        """Adds a version of the price book or refund policy, inactive. Idempotent by content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRulebooks(self, request, context):
+        """Versions of price book or refund policy, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateRulebook(self, request, context):
+        """Puts a version in force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,6 +274,31 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.CheckBooks,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.CheckBooksRequest.FromString,
                     response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksResponse.SerializeToString,
+            ),
+            'SetFrozen': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetFrozen,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetFrozenRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.SerializeToString,
+            ),
+            'SetDailyCap': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDailyCap,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetDailyCapRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.SerializeToString,
+            ),
+            'AddRulebook': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddRulebook,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.AddRulebookRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.SerializeToString,
+            ),
+            'ListRulebooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRulebooks,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListRulebooksRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksResponse.SerializeToString,
+            ),
+            'ActivateRulebook': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateRulebook,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ActivateRulebookRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.SerializeToString,
             ),
             'ListAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttempts,
@@ -387,6 +472,141 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/CheckBooks',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.CheckBooksRequest.SerializeToString,
             framewire_dot_credits_dot_v1_dot_ledger__pb2.CheckBooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetFrozen(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/SetFrozen',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.SetFrozenRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDailyCap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/SetDailyCap',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.SetDailyCapRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddRulebook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/AddRulebook',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.AddRulebookRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRulebooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ListRulebooks',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListRulebooksRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.ListRulebooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateRulebook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ActivateRulebook',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ActivateRulebookRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.Rulebook.FromString,
             options,
             channel_credentials,
             insecure,

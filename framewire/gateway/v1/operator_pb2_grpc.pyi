@@ -45,6 +45,16 @@ class OperatorServiceStub:
     """Stops or starts the admission of videos, for everyone."""
     CheckBooks: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CheckBooksRequest, _ledger_pb2.CheckBooksResponse]
     """Proves the books."""
+    SetFrozen: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetFrozenRequest, _ledger_pb2.AccountRules]
+    """Freezes an account, or lets it go on. Idempotent."""
+    SetDailyCap: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetDailyCapRequest, _ledger_pb2.AccountRules]
+    """Caps the credits that an account or one of its keys may reserve in a day. Idempotent."""
+    AddRulebook: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddRulebookRequest, _ledger_pb2.Rulebook]
+    """Adds a version of the price book or refund policy, inactive. Idempotent by content."""
+    ListRulebooks: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListRulebooksRequest, _ledger_pb2.ListRulebooksResponse]
+    """Versions of price book or refund policy, newest first."""
+    ActivateRulebook: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]
+    """Puts a version in force."""
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]
     """Attempts, newest first."""
     GetAttempt: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]
@@ -75,6 +85,16 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Stops or starts the admission of videos, for everyone."""
     CheckBooks: _aio.UnaryUnaryMultiCallable[_operator_pb2.CheckBooksRequest, _ledger_pb2.CheckBooksResponse]  # type: ignore[assignment]
     """Proves the books."""
+    SetFrozen: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetFrozenRequest, _ledger_pb2.AccountRules]  # type: ignore[assignment]
+    """Freezes an account, or lets it go on. Idempotent."""
+    SetDailyCap: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetDailyCapRequest, _ledger_pb2.AccountRules]  # type: ignore[assignment]
+    """Caps the credits that an account or one of its keys may reserve in a day. Idempotent."""
+    AddRulebook: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
+    """Adds a version of the price book or refund policy, inactive. Idempotent by content."""
+    ListRulebooks: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListRulebooksRequest, _ledger_pb2.ListRulebooksResponse]  # type: ignore[assignment]
+    """Versions of price book or refund policy, newest first."""
+    ActivateRulebook: _aio.UnaryUnaryMultiCallable[_operator_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
+    """Puts a version in force."""
     ListAttempts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     """Attempts, newest first."""
     GetAttempt: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]  # type: ignore[assignment]
@@ -132,6 +152,46 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.CheckBooksResponse, _abc.Awaitable[_ledger_pb2.CheckBooksResponse]]:
         """Proves the books."""
+
+    @_abc_1.abstractmethod
+    def SetFrozen(
+        self,
+        request: _operator_pb2.SetFrozenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AccountRules, _abc.Awaitable[_ledger_pb2.AccountRules]]:
+        """Freezes an account, or lets it go on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def SetDailyCap(
+        self,
+        request: _operator_pb2.SetDailyCapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AccountRules, _abc.Awaitable[_ledger_pb2.AccountRules]]:
+        """Caps the credits that an account or one of its keys may reserve in a day. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def AddRulebook(
+        self,
+        request: _operator_pb2.AddRulebookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Rulebook, _abc.Awaitable[_ledger_pb2.Rulebook]]:
+        """Adds a version of the price book or refund policy, inactive. Idempotent by content."""
+
+    @_abc_1.abstractmethod
+    def ListRulebooks(
+        self,
+        request: _operator_pb2.ListRulebooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ListRulebooksResponse, _abc.Awaitable[_ledger_pb2.ListRulebooksResponse]]:
+        """Versions of price book or refund policy, newest first."""
+
+    @_abc_1.abstractmethod
+    def ActivateRulebook(
+        self,
+        request: _operator_pb2.ActivateRulebookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Rulebook, _abc.Awaitable[_ledger_pb2.Rulebook]]:
+        """Puts a version in force."""
 
     @_abc_1.abstractmethod
     def ListAttempts(

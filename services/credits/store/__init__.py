@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit import postgres
+from services.credits.store.accounts import AccountStore
 from services.credits.store.movements import LedgerStore
 from services.credits.store.rulebooks import RulebookStore
 from services.credits.store.statements import StatementStore
@@ -30,5 +31,6 @@ class Store:
             quote_seconds=quote_seconds,
             balance_low_credits=balance_low_credits,
         )
-        self.statements = StatementStore(pool)
+        self.accounts = AccountStore(pool)
+        self.statements = StatementStore(pool, self.rulebooks)
         self.waiting = WaitingStore(pool)

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from kit import errors, postgres
-from services.credits import rules
+from services.credits import operations, quotes, rules
 
 _LOAD_LOCK = 0x72756C65
 _CACHED = 256
+MOST_VERSIONS = 1000
+
+
+class RulebookExistsError(rules.RulesError):
+    """This version is known with other content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rulebook:
+    """A version, and whether it is used."""
+
+    kind: rules.Kind
+    version: str
+    content_hash: str
+    loaded_at: datetime
+    loaded_by: str
+    in_force: bool
+    effective_from: datetime | None
+    activated_by: str
+
+
+IN_FORCE_NOW = """
+    (SELECT version FROM rulebook_activations
+     WHERE kind = 'PRICE_BOOK' AND effective_from <= clock_timestamp()
+     ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS price_version,
+    (SELECT version FROM rulebook_activations
+     WHERE kind = 'REFUND_POLICY' AND effective_from <= clock_timestamp()
+     ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS policy_version"""
+"""Columns of a SELECT: read with every batch, so that an activation counts from its moment on in every process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +61,7 @@ class RulebookStore:
         self._policies: dict[str, rules.RefundPolicy] = {}
         self._quote_key = b""
 
-    async def load(self, kind: rules.Kind, document: Mapping[str, Any]) -> bool:
+    async def load(self, kind: rules.Kind, document: Mapping[str, Any], by: str = "files") -> bool:
         """Adds a version, inactive unless it is the first of its kind; true when it is new. Idempotent.
 
         Raises RulesError when this version was loaded with other content: what holds were priced by never changes.
@@ -45,17 +74,21 @@ class RulebookStore:
                 "SELECT content_hash FROM rulebooks WHERE kind = $1 AND version = $2", kind, version
             )
             if known is not None and known != content_hash:
-                raise rules.RulesError(
+                raise RulebookExistsError(
                     f"{kind} {version} is known with other content: give the changed one a new version"
                 )
             if known is not None:
                 return False
             await connection.execute(
-                "INSERT INTO rulebooks (kind, version, content_hash, content) VALUES ($1, $2, $3, $4)",
+                """
+                INSERT INTO rulebooks (kind, version, content_hash, content, loaded_by)
+                VALUES ($1, $2, $3, $4, $5)
+                """,
                 kind,
                 version,
                 content_hash,
                 dict(document),
+                by,
             )
             await connection.execute(
                 """
@@ -68,53 +101,78 @@ class RulebookStore:
             )
         return True
 
-    async def activate(
-        self, kind: rules.Kind, version: str, effective_from: datetime | None, by: str
-    ) -> None:
-        """Puts a loaded version in force, from now when no moment is given. Raises NotFound."""
+    async def versions(self, kind: rules.Kind, version: str | None = None) -> Sequence[Rulebook]:
+        """Versions, or the one that is named, newest first."""
         async with self._pool.acquire() as connection:
-            done = await connection.execute(
+            rows = await connection.fetch(
+                f"""
+                SELECT r.kind, r.version, r.content_hash, r.loaded_at, r.loaded_by,
+                    r.version = (
+                        SELECT version FROM rulebook_activations
+                        WHERE kind = $1 AND effective_from <= clock_timestamp()
+                        ORDER BY effective_from DESC, activation_id DESC LIMIT 1
+                    ) IS TRUE AS in_force,
+                    a.effective_from, coalesce(a.activated_by, '') AS activated_by
+                FROM rulebooks r LEFT JOIN LATERAL (
+                    SELECT effective_from, activated_by FROM rulebook_activations
+                    WHERE kind = r.kind AND version = r.version ORDER BY activation_id DESC LIMIT 1
+                ) a ON true
+                WHERE r.kind = $1 AND ($2::text IS NULL OR r.version = $2)
+                ORDER BY r.loaded_at DESC, r.version LIMIT {MOST_VERSIONS}
+                """,
+                kind,
+                version,
+            )
+        return [Rulebook(**{**dict(row), "kind": rules.Kind(row["kind"])}) for row in rows]
+
+    async def activate(
+        self,
+        kind: rules.Kind,
+        version: str,
+        content_hash: str,
+        effective_from: datetime | None,
+        by: str,
+    ) -> None:
+        """Puts a version in force, from now when no moment is given.
+
+        Raises NotFound/RULEBOOK_NOT_FOUND, FailedPrecondition/RULEBOOK_MISMATCH where its content is not what the hash
+        says, InvalidArgument for a moment that is over: holds of then were made by another version.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                """
+                SELECT content_hash, $3::timestamptz < clock_timestamp() - interval '1 minute' AS over
+                FROM rulebooks WHERE kind = $1 AND version = $2
+                """,
+                kind,
+                version,
+                effective_from,
+            )
+            _check_activation(row, kind, version, content_hash)
+            await connection.execute(
                 """
                 INSERT INTO rulebook_activations (kind, version, effective_from, activated_by)
-                SELECT kind, version, coalesce($3, clock_timestamp()), $4
-                FROM rulebooks WHERE kind = $1 AND version = $2
+                VALUES ($1, $2, greatest($3, clock_timestamp()), $4)
                 """,
                 kind,
                 version,
                 effective_from,
                 by,
             )
-        if done != "INSERT 0 1":
-            raise errors.InvalidArgument("INVALID_FIELD", f"{kind} {version} was never loaded")
 
     async def in_force(self, connection: postgres.Connection) -> InForce:
         """The versions in force now, by the database's clock."""
-        row = await connection.fetchrow(
-            """
-            SELECT moment.now,
-                (SELECT version FROM rulebook_activations
-                 WHERE kind = 'PRICE_BOOK' AND effective_from <= moment.now
-                 ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS price_version,
-                (SELECT version FROM rulebook_activations
-                 WHERE kind = 'REFUND_POLICY' AND effective_from <= moment.now
-                 ORDER BY effective_from DESC, activation_id DESC LIMIT 1) AS policy_version
-            FROM (SELECT clock_timestamp() AS now) moment
-            """
-        )
+        row = await connection.fetchrow(f"SELECT clock_timestamp() AS now, {IN_FORCE_NOW}")
         if row is None or row["price_version"] is None or row["policy_version"] is None:
             raise errors.Unavailable(
                 "DEPENDENCY_UNAVAILABLE", "the ledger has no price book yet", retry_after_seconds=1
             )
         return InForce(row["price_version"], row["policy_version"], row["now"])
 
-    async def price_book(
-        self, connection: postgres.Connection, version: str
-    ) -> rules.PriceBook | None:
-        """A version of the price book, or None when there is none."""
+    async def price_book(self, connection: postgres.Connection, version: str) -> rules.PriceBook:
+        """A version of the price book; it is in force, or a quote that we signed names it, so it is there."""
         if version not in self._books:
             content = await self._content(connection, rules.Kind.PRICE_BOOK, version)
-            if content is None:
-                return None
             _make_room(self._books)
             self._books[version] = rules.price_book(content)
         return self._books[version]
@@ -129,6 +187,26 @@ class RulebookStore:
             self._policies[version] = rules.refund_policy(content)
         return self._policies[version]
 
+    async def for_batch(
+        self,
+        connection: postgres.Connection,
+        in_force: tuple[str, str],
+        quoted: Collection[str],
+        policies: Collection[str],
+    ) -> operations.Rulebooks:
+        """The versions in force, those that quotes are of and the policies of holds, for a batch to be judged by."""
+        price_version, policy_version = in_force
+        key, prices, found = b"", {}, {}
+        if quoted:
+            key = await self.quote_key(connection)
+        for version in {price_version, *(quotes.version(key, quote_id) for quote_id in quoted)}:
+            if version:
+                prices[version] = await self.price_book(connection, version)
+        for version in {policy_version, *policies}:
+            if version:
+                found[version] = await self.refund_policy(connection, version)
+        return operations.Rulebooks(price_version, policy_version, prices, found, key)
+
     async def quote_key(self, connection: postgres.Connection) -> bytes:
         """What signs quotes; the same for all replicas."""
         if not self._quote_key:
@@ -142,6 +220,26 @@ class RulebookStore:
     ) -> Any | None:
         return await connection.fetchval(
             "SELECT content FROM rulebooks WHERE kind = $1 AND version = $2", kind, version
+        )
+
+
+def _check_activation(row: Any, kind: rules.Kind, version: str, content_hash: str) -> None:
+    if row is None:
+        raise errors.NotFound(
+            "RULEBOOK_NOT_FOUND",
+            f"there is no {kind} {version}: add it first, or list those there are",
+        )
+    if row["content_hash"] != content_hash:
+        raise errors.FailedPrecondition(
+            "RULEBOOK_MISMATCH",
+            f"{kind} {version} has the content {row['content_hash']}, not {content_hash}: "
+            "read it again before you put it in force",
+        )
+    if row["over"]:
+        raise errors.InvalidArgument(
+            "INVALID_FIELD",
+            "effective_from is already over: leave it out to begin now",
+            violations=[("effective_from", "must not be in the past")],
         )
 
 

@@ -1,4 +1,4 @@
-"""What the books say: balances, statements, holds, and the proof that they balance. Reads only."""
+"""What the books say: balances, statements, holds, usage, and the proof that they balance. Reads only."""
 
 from __future__ import annotations
 
@@ -7,87 +7,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kit import postgres
-from services.credits import holds, ledger
-from services.credits.store import posting
+from kit import errors, postgres
+from services.credits import holds, ledger, usage
+from services.credits.store import posting, proof, rulebooks
 
-MOST_FINDINGS = 100
-CHECK_SECONDS = 300.0
+MOST_USAGE_LINES = 5000
+_NOBODY_ELSE = 0x70726F6F
 
-# Each gives one sentence for each row that disagrees.
-_CHECKS = (
-    # L1: every transfer sums to zero, and its line on the statement is what its entries say.
-    """
-    SELECT format('transfer %s-%s: %s lines sum to %s; available %s, entries say %s; held %s, entries say %s',
-        t.account_id, t.seq, e.lines, e.total, t.available_change, e.available, t.held_change, e.held)
-    FROM transfers t CROSS JOIN LATERAL (
-        SELECT count(*) AS lines, coalesce(sum(credits), 0) AS total,
-            coalesce(sum(credits) FILTER (WHERE book = 'available'), 0) AS available,
-            coalesce(sum(credits) FILTER (WHERE book = 'held'), 0) AS held
-        FROM entries WHERE entries.account_id = t.account_id AND entries.seq = t.seq
-    ) e
-    WHERE e.lines < 2 OR e.total <> 0 OR e.available <> t.available_change OR e.held <> t.held_change
-    """,
-    # L2, L3: balances are the sum of the entries and of the lots, not negative, and the numbers have no gap.
-    """
-    SELECT format('account %s: available %s, entries say %s, lots say %s; held %s, entries say %s, lots say %s; '
-        'newest transfer %s of %s', a.account_id, a.available, coalesce(t.available, 0),
-        coalesce(l.available, 0), a.held, coalesce(t.held, 0), coalesce(l.held, 0),
-        a.last_seq, coalesce(t.transfers, 0))
-    FROM accounts a
-    LEFT JOIN (
-        SELECT account_id, sum(available_change) AS available, sum(held_change) AS held,
-            count(*) AS transfers, max(seq) AS newest
-        FROM transfers GROUP BY account_id
-    ) t USING (account_id)
-    LEFT JOIN (
-        SELECT account_id, sum(available) AS available, sum(held) AS held FROM lots GROUP BY account_id
-    ) l USING (account_id)
-    WHERE a.available <> coalesce(t.available, 0) OR a.available <> coalesce(l.available, 0)
-        OR a.held <> coalesce(t.held, 0) OR a.held <> coalesce(l.held, 0)
-        OR a.last_seq <> coalesce(t.newest, 0) OR a.last_seq <> coalesce(t.transfers, 0)
-        OR a.available < 0 OR a.held < 0
-    """,
-    # Each lot is the sum of its entries, and what it holds is pinned by open holds.
-    """
-    SELECT format('lot %s: available %s, entries say %s; held %s, entries say %s, open holds say %s',
-        l.lot_id, l.available, coalesce(e.available, 0), l.held, coalesce(e.held, 0), coalesce(p.held, 0))
-    FROM lots l
-    LEFT JOIN (
-        SELECT lot_id, sum(credits) FILTER (WHERE book = 'available') AS available,
-            sum(credits) FILTER (WHERE book = 'held') AS held
-        FROM entries WHERE lot_id IS NOT NULL GROUP BY lot_id
-    ) e USING (lot_id)
-    LEFT JOIN (
-        SELECT lot_id, sum(credits) AS held FROM hold_lots WHERE captured + released = 0 GROUP BY lot_id
-    ) p USING (lot_id)
-    WHERE l.available <> coalesce(e.available, 0) OR l.held <> coalesce(e.held, 0)
-        OR l.held <> coalesce(p.held, 0) OR l.available < 0 OR l.held < 0
-    """,
-    # L5: a hold is settled once, wholly, and its numbers are those of its transfers and of its parts.
-    """
-    SELECT format('hold %s (%s): reserved %s, transfers say %s, parts say %s; captured %s, transfers say %s; '
-        'released %s, transfers say %s; refunded %s, transfers say %s', h.hold_id, h.state,
-        h.reserved, coalesce(t.reserved, 0), coalesce(p.credits, 0), h.captured, coalesce(t.captured, 0),
-        h.released, coalesce(t.released, 0), h.refunded, coalesce(t.refunded, 0))
-    FROM holds h
-    LEFT JOIN (
-        SELECT hold_id, sum(held_change) FILTER (WHERE kind = 'RESERVE') AS reserved,
-            -sum(held_change) FILTER (WHERE kind = 'CAPTURE') AS captured,
-            -sum(held_change) FILTER (WHERE kind = 'RELEASE') AS released,
-            sum(available_change) FILTER (WHERE kind = 'REFUND') AS refunded
-        FROM transfers WHERE hold_id IS NOT NULL GROUP BY hold_id
-    ) t USING (hold_id)
-    LEFT JOIN (
-        SELECT hold_id, sum(credits) AS credits, sum(captured) AS captured, sum(released) AS released
-        FROM hold_lots GROUP BY hold_id
-    ) p USING (hold_id)
-    WHERE h.reserved <> coalesce(t.reserved, 0) OR h.reserved <> coalesce(p.credits, 0)
-        OR h.captured <> coalesce(t.captured, 0) OR h.captured <> coalesce(p.captured, 0)
-        OR h.released <> coalesce(t.released, 0) OR h.released <> coalesce(p.released, 0)
-        OR h.refunded <> coalesce(t.refunded, 0) OR h.refunded > h.captured
-    """,
-)
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which transfers of an account are asked for; what is not set lets all through."""
+
+    from_: datetime | None = None
+    to: datetime | None = None
+    hold_id: str = ""
+    kinds: tuple[ledger.TransferKind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,56 +38,100 @@ class StatementLine:
     cause: str | None
     note: str
     created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What CheckBooks found; no findings: the books balance."""
-
-    findings: tuple[str, ...]
-    transfers: int
-    accounts: int
-    open_holds: int
+    trace_id: str
+    operator: str
+    purchase: str
+    price_version: str
+    policy_version: str
 
 
 class StatementStore:
     """Reads of the ledger."""
 
-    def __init__(self, pool: postgres.Pool) -> None:
+    def __init__(self, pool: postgres.Pool, rules_: rulebooks.RulebookStore) -> None:
         self._pool = pool
+        self._rulebooks = rules_
 
     async def get_balance(self, account_id: str) -> ledger.Balance:
         """What an account has, without what is due. Raises NotFound/ACCOUNT_NOT_FOUND."""
         async with self._acquire() as connection:
             read = await posting.read_books(connection, account_id)
         if read is None:
-            raise posting.account_unknown(account_id)
+            raise holds.account_unknown(account_id)
         return ledger.balance(ledger.expire_due(*read))
 
     async def list_entries(
-        self, account_id: str, before_seq: int | None, limit: int
+        self, account_id: str, before_seq: int | None, limit: int, only: Filter | None = None
     ) -> Sequence[StatementLine]:
         """An account's transfers, newest first, from below a number on. Raises NotFound/ACCOUNT_NOT_FOUND."""
+        only = only or Filter()
         async with self._acquire() as connection:
-            if not await connection.fetchval(
-                "SELECT true FROM accounts WHERE account_id = $1", account_id
-            ):
-                raise posting.account_unknown(account_id)
+            await _require_account(connection, account_id)
             rows = await connection.fetch(
                 """
-                SELECT account_id, seq, kind, available_change, held_change, hold_id, cause, note,
-                    created_at
-                FROM transfers
-                WHERE account_id = $1 AND ($2::bigint IS NULL OR seq < $2)
-                ORDER BY seq DESC LIMIT $3
+                SELECT t.account_id, t.seq, t.kind, t.available_change, t.held_change, t.hold_id,
+                    t.cause, t.note, t.created_at, t.trace_id, t.operator, t.purchase,
+                    coalesce(h.price_version, '') AS price_version,
+                    coalesce(h.policy_version, '') AS policy_version
+                FROM transfers t LEFT JOIN holds h USING (hold_id)
+                WHERE t.account_id = $1 AND t.seq < (SELECT least(
+                        coalesce($2::bigint, 9223372036854775807),
+                        CASE WHEN $4::timestamptz IS NOT NULL THEN first_seq_at($1, $4) END))
+                    AND t.seq >= (SELECT coalesce(
+                        CASE WHEN $5::timestamptz IS NOT NULL THEN first_seq_at($1, $5) END, 1))
+                    AND ($6 = '' OR t.hold_id = $6)
+                    AND (cardinality($7::text[]) = 0 OR t.kind = ANY($7))
+                ORDER BY t.seq DESC LIMIT $3
                 """,
-                account_id,
-                before_seq,
-                limit,
+                *(account_id, before_seq, limit, only.to, only.from_),
+                *(only.hold_id, list(only.kinds)),
             )
         return [
             StatementLine(**{**dict(row), "kind": ledger.TransferKind(row["kind"])}) for row in rows
         ]
+
+    async def get_usage(
+        self, account_id: str, asked: usage.Asked
+    ) -> tuple[usage.Period, Sequence[usage.Line]]:
+        """What an account used, by month and group. Raises NotFound/ACCOUNT_NOT_FOUND, InvalidArgument."""
+        async with self._acquire() as connection:
+            await _require_account(connection, account_id)
+            period = usage.period(asked, await connection.fetchval("SELECT clock_timestamp()"))
+            rows = await connection.fetch(
+                f"""
+                WITH used AS (
+                    SELECT settled_at AS at, item, key_id, labels, (cause = 'NONE')::int AS video,
+                        captured, 0 AS refunded
+                    FROM holds
+                    WHERE account_id = $1 AND state IN ('CAPTURED', 'RELEASED')
+                        AND settled_at >= $2 AND settled_at < $3
+                    UNION ALL
+                    SELECT t.created_at, h.item, h.key_id, h.labels, 0, 0, t.available_change
+                    FROM transfers t JOIN holds h USING (hold_id)
+                    WHERE t.account_id = $1 AND t.kind = 'REFUND'
+                        AND t.created_at >= $2 AND t.created_at < $3
+                )
+                SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM') AS month,
+                    CASE WHEN 'MODEL' = ANY($4::text[]) THEN item ->> 'model' ELSE '' END AS model,
+                    CASE WHEN 'LANE' = ANY($4) THEN item ->> 'lane' ELSE '' END AS lane,
+                    CASE WHEN 'KEY' = ANY($4) THEN key_id ELSE '' END AS key_id,
+                    CASE WHEN 'LABEL' = ANY($4) THEN coalesce(labels ->> $5, '') ELSE '' END
+                        AS label_value,
+                    sum(video) AS videos, sum(captured)::bigint AS captured,
+                    sum(refunded)::bigint AS refunded
+                FROM used GROUP BY 1, 2, 3, 4, 5
+                HAVING sum(video) > 0 OR sum(captured) > 0 OR sum(refunded) > 0
+                ORDER BY 1 DESC, 2, 3, 4, 5 LIMIT {MOST_USAGE_LINES + 1}
+                """,
+                *(account_id, period.from_, period.to, list(asked.groups), asked.label),
+            )
+        if len(rows) > MOST_USAGE_LINES:
+            raise errors.InvalidArgument(
+                "INVALID_FIELD",
+                f"that is more than {MOST_USAGE_LINES} lines: ask for a shorter time or fewer groups",
+                violations=[("group_by", f"gives more than {MOST_USAGE_LINES} lines")],
+            )
+        return period, [usage.Line(**dict(row)) for row in rows]
 
     async def list_holds(
         self,
@@ -179,27 +158,28 @@ class StatementStore:
             )
         return [posting.hold_from(row) for row in rows]
 
-    async def check_books(self) -> Proof:
-        """Proves the books in one snapshot; at most MOST_FINDINGS sentences."""
-        findings: list[str] = []
+    async def check_books(self) -> proof.Proof:
+        """Proves the books in one snapshot; at most proof.MOST_FINDINGS sentences."""
         async with (
             self._acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            for check in _CHECKS:
-                rows = await connection.fetch(
-                    f"{check} LIMIT {MOST_FINDINGS - len(findings)}", timeout=CHECK_SECONDS
-                )
-                findings += [row[0] for row in rows]
-            counts: Any = await connection.fetchrow(
-                """
-                SELECT (SELECT count(*) FROM transfers) AS transfers,
-                    (SELECT count(*) FROM accounts) AS accounts,
-                    (SELECT count(*) FROM holds WHERE state = 'HELD') AS open_holds
-                """,
-                timeout=CHECK_SECONDS,
-            )
-        return Proof(tuple(findings), counts["transfers"], counts["accounts"], counts["open_holds"])
+            return await proof.prove(connection, self._rulebooks)
+
+    async def check_books_alone(self) -> proof.Proof | None:
+        """The same, unless another replica is at it: then None."""
+        async with (
+            self._acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _NOBODY_ELSE):
+                return None
+            return await proof.prove(connection, self._rulebooks)
 
     def _acquire(self) -> Any:
         return self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_SECONDS)
+
+
+async def _require_account(connection: postgres.Connection, account_id: str) -> None:
+    if not await connection.fetchval("SELECT true FROM accounts WHERE account_id = $1", account_id):
+        raise holds.account_unknown(account_id)

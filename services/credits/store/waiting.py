@@ -18,6 +18,8 @@ class Backlog:
     open_holds: int
     oldest_hold_seconds: float
     unsettled: int
+    oldest_unsettled_seconds: float
+    parked: int
 
 
 class WaitingStore:
@@ -31,8 +33,10 @@ class WaitingStore:
         async with self._acquire() as connection, connection.transaction():
             # Under the account's lock a Reserve either committed before us, and we see its hold, or sees our row. Where
             # the account itself is only being made, the floor brings the two together.
-            await posting.lock(connection, verdict.account_id)
-            if await posting.find_hold(connection, verdict.video_id) is not None:
+            await posting.lock(connection, [verdict.account_id])
+            if await connection.fetchval(
+                "SELECT true FROM holds WHERE hold_id = $1", verdict.video_id
+            ):
                 return False
             await connection.execute(
                 """
@@ -115,7 +119,7 @@ class WaitingStore:
             rows = await connection.fetch(
                 """
                 SELECT DISTINCT account_id FROM lots
-                WHERE available > 0 AND expires_at <= clock_timestamp()
+                WHERE open AND expires_at <= clock_timestamp()
                 ORDER BY account_id LIMIT $1
                 """,
                 limit,
@@ -129,11 +133,14 @@ class WaitingStore:
                 """
                 SELECT count(*) AS open_holds, coalesce(extract(epoch FROM clock_timestamp()
                     - min(created_at)), 0)::float8 AS oldest_hold_seconds,
-                    (SELECT count(*) FROM unsettled) AS unsettled
+                    (SELECT count(*) FROM unsettled) AS unsettled,
+                    (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(first_seen_at)), 0)
+                     FROM unsettled)::float8 AS oldest_unsettled_seconds,
+                    (SELECT count(*) FROM parked_events) AS parked
                 FROM holds WHERE state = 'HELD'
                 """
             )
-        return Backlog(row["open_holds"], row["oldest_hold_seconds"], row["unsettled"])
+        return Backlog(**dict(row))
 
     def _acquire(self) -> Any:
         return self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_SECONDS)

@@ -14,6 +14,8 @@ from services.gateway import auth, catalogue, messages, peers, store, videos
 from services.gateway.api import common
 from services.gateway.store import rows
 
+USAGE_SECONDS = 30.0
+
 
 class AccountApi(account_pb2_grpc.AccountServiceServicer):
     """Accounts, served."""
@@ -47,7 +49,12 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
         """The account's statement. The page token is the ledger's."""
         account_id = await self._account(request.account_id)
         asked = ledger_pb2.ListEntriesRequest(
-            account_id=account_id, page_size=request.page_size, page_token=request.page_token
+            account_id=account_id,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            video_id=request.video_id,
+            kinds=request.kinds,
+            **_times(request),
         )
         try:
             return await self._peers.stubs.credits.ListEntries(asked, timeout=peers.TIMEOUT_SECONDS)
@@ -98,9 +105,23 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
                 return 0
             raise peers.for_caller(error) from error
 
-    async def GetUsage(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("GetUsage")
+    async def GetUsage(
+        self, request: account_pb2.GetUsageRequest, context: Any
+    ) -> account_pb2.GetUsageResponse:
+        """Use of an account over a time, as the ledger counts it."""
+        asked = ledger_pb2.GetUsageRequest(
+            account_id=await self._account(request.account_id),
+            group_by=request.group_by,
+            label=request.label,
+            **_times(request),
+        )
+        try:
+            used = await self._peers.stubs.credits.GetUsage(asked, timeout=USAGE_SECONDS)
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+        return account_pb2.GetUsageResponse(
+            lines=[_usage_line(line) for line in used.lines], **_times(used)
+        )
 
     async def CreateApiKey(
         self, request: account_pb2.CreateApiKeyRequest, context: Any
@@ -160,6 +181,24 @@ def _state(retires_at: datetime | None, paused: bool) -> account_pb2.ModelState.
     if paused:
         return account_pb2.MODEL_STATE_PAUSED
     return account_pb2.MODEL_STATE_RETIRING if retires_at else account_pb2.MODEL_STATE_OK
+
+
+def _times(message: Any) -> dict[str, Any]:
+    """`from` and `to`, where they are set; the first is a word of Python's."""
+    return {name: getattr(message, name) for name in ("from", "to") if message.HasField(name)}
+
+
+def _usage_line(line: ledger_pb2.UsageLine) -> account_pb2.UsageLine:
+    return account_pb2.UsageLine(
+        month=line.month,
+        model=line.model,
+        lane=line.lane,
+        key_id=line.key_id,
+        label_value=line.label_value,
+        videos=line.videos,
+        credits=line.captured_credits,
+        refunded_credits=line.refunded_credits,
+    )
 
 
 def _role(role: account_pb2.Role.ValueType) -> auth.Role:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -71,10 +72,12 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> ledger_pb2.GrantResponse:
         """Gives credits to an account."""
         grant = request.grant
+        grant.operator = common.caller().key_id
         detail = {
             "request_id": grant.request_id,
             "credits": grant.credits,
-            "source": ledger_pb2.LotSource.Name(grant.source).removeprefix("LOT_SOURCE_"),
+            "source": _short(ledger_pb2.LotSource, grant.source, "LOT_SOURCE_"),
+            "purchase": grant.purchase,
         }
         return await self._audited(
             "Grant",
@@ -84,9 +87,25 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             lambda: self._peers.stubs.credits.Grant(grant, timeout=peers.TIMEOUT_SECONDS),
         )
 
-    async def Refund(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("Refund")
+    async def Refund(
+        self, request: operator_pb2.RefundRequest, context: Any
+    ) -> ledger_pb2.RefundResponse:
+        """Gives captured credits back."""
+        refund = request.refund
+        refund.operator = common.caller().key_id
+        detail = {
+            "hold_id": refund.hold_id,
+            "request_id": refund.request_id,
+            "credits": refund.credits,
+            "taken_from": _short(ledger_pb2.RefundFrom, refund.taken_from, "REFUND_FROM_"),
+        }
+        return await self._audited(
+            "Refund",
+            "",
+            request.why or refund.note,
+            detail,
+            lambda: self._peers.stubs.credits.Refund(refund, timeout=peers.TIMEOUT_SECONDS),
+        )
 
     async def SetAdmission(
         self, request: operator_pb2.SetAdmissionRequest, context: Any
@@ -102,6 +121,85 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         asked, stub = ledger_pb2.CheckBooksRequest(), self._peers.stubs.credits
         return await self._audited(
             "CheckBooks", "", "", {}, lambda: stub.CheckBooks(asked, timeout=CHECK_SECONDS)
+        )
+
+    async def SetFrozen(
+        self, request: operator_pb2.SetFrozenRequest, context: Any
+    ) -> ledger_pb2.AccountRules:
+        """Freezes an account, or lets it go on."""
+        asked, stub = request.request, self._peers.stubs.credits
+        return await self._audited(
+            "SetFrozen",
+            asked.account_id,
+            request.why,
+            {"frozen": asked.frozen},
+            lambda: stub.SetFrozen(asked, timeout=peers.TIMEOUT_SECONDS),
+        )
+
+    async def SetDailyCap(
+        self, request: operator_pb2.SetDailyCapRequest, context: Any
+    ) -> ledger_pb2.AccountRules:
+        """Caps what an account or one of its keys may reserve in a day."""
+        asked, stub = request.request, self._peers.stubs.credits
+        cap = asked.credits if asked.HasField("credits") else None
+        return await self._audited(
+            "SetDailyCap",
+            asked.account_id,
+            request.why,
+            {"key_id": asked.key_id, "credits": cap},
+            lambda: stub.SetDailyCap(asked, timeout=peers.TIMEOUT_SECONDS),
+        )
+
+    async def AddRulebook(
+        self, request: operator_pb2.AddRulebookRequest, context: Any
+    ) -> ledger_pb2.Rulebook:
+        """Adds a version of price book or refund policy, inactive."""
+        asked, stub = request.request, self._peers.stubs.credits
+        asked.operator = common.caller().key_id
+        detail = {
+            "kind": _short(ledger_pb2.RulebookKind, asked.kind, "RULEBOOK_KIND_"),
+            "yaml_sha256": hashlib.sha256(asked.yaml.encode()).hexdigest(),
+        }
+        return await self._audited(
+            "AddRulebook",
+            "",
+            request.why,
+            detail,
+            lambda: stub.AddRulebook(asked, timeout=peers.TIMEOUT_SECONDS),
+        )
+
+    async def ListRulebooks(
+        self, request: operator_pb2.ListRulebooksRequest, context: Any
+    ) -> ledger_pb2.ListRulebooksResponse:
+        """Versions of price book or refund policy, newest first."""
+        asked, stub = request.request, self._peers.stubs.credits
+        return await self._audited(
+            "ListRulebooks",
+            "",
+            "",
+            {"kind": _short(ledger_pb2.RulebookKind, asked.kind, "RULEBOOK_KIND_")},
+            lambda: stub.ListRulebooks(asked, timeout=peers.TIMEOUT_SECONDS),
+        )
+
+    async def ActivateRulebook(
+        self, request: operator_pb2.ActivateRulebookRequest, context: Any
+    ) -> ledger_pb2.Rulebook:
+        """Puts a version in force."""
+        asked, stub = request.request, self._peers.stubs.credits
+        asked.operator = common.caller().key_id
+        effective_from = messages.moment(asked, "effective_from")
+        detail = {
+            "kind": _short(ledger_pb2.RulebookKind, asked.kind, "RULEBOOK_KIND_"),
+            "version": asked.version,
+            "content_hash": asked.content_hash,
+            "effective_from": effective_from.isoformat() if effective_from else "",
+        }
+        return await self._audited(
+            "ActivateRulebook",
+            "",
+            request.why,
+            detail,
+            lambda: stub.ActivateRulebook(asked, timeout=peers.TIMEOUT_SECONDS),
         )
 
     async def ListAttempts(
@@ -192,6 +290,10 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             raise peers.for_caller(error) from error
         await self._accounts.audit_ends(audit_id, "OK")
         return answer
+
+
+def _short(enum: Any, number: int, prefix: str) -> str:
+    return enum.Name(number).removeprefix(prefix)
 
 
 def _account(account: rows.Account) -> operator_pb2.Account:

@@ -10,13 +10,12 @@ from typing import Any
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
-from kit import errors, ids
+from kit import errors, ids, pages
 from services.gateway import (
     admission,
     auth,
     catalogue,
     messages,
-    paging,
     peers,
     store,
     videos,
@@ -37,7 +36,7 @@ class Parts:
     peers: peers.Peers
     models: catalogue.Catalogue
     hub: watch.Hub
-    pages: paging.Pages
+    pages: pages.Pages
     check_after_seconds: float
 
 
@@ -102,6 +101,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         return videos.NewVideo(
             video_id=ids.new_id(),
             account_id=account.account_id,
+            key_id=caller.key_id,
             principal=caller.scope,
             request_id=request.request_id,
             fingerprint=fingerprint,
@@ -163,7 +163,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         """The account's videos, newest first."""
         account_id = common.caller().account(request.account_id)
         await self._standing(account_id, "", "")
-        size = request.page_size or paging.DEFAULT_SIZE
+        size = request.page_size or pages.DEFAULT_SIZE
         state = (
             vocabulary_pb2.VideoState.Name(request.state).removeprefix("VIDEO_STATE_")
             if request.state

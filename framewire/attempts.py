@@ -1,4 +1,4 @@
-"""What operators do to attempts and provider accounts: `client.operator.attempts()`, `.resolve(...)`, `.pause(...)`.
+"""What operators do to attempts and provider accounts: `client.attempts.all()`, `.resolve(...)`, `.pause(...)`.
 
 Every call is idempotent, and leaves an audit row with its `why`.
 """
@@ -114,14 +114,14 @@ class ProviderAccount:
     models: tuple[str, ...]
 
 
-class Operators:
-    """The operators' part of a client."""
+class Attempts:
+    """The part of a client for who looks after attempts and providers."""
 
     def __init__(self, opened: transport.Transport) -> None:
         self._transport = opened
         self._stub: Any = operator_pb2_grpc.OperatorServiceStub(opened.channel)
 
-    async def attempts(
+    async def all(
         self,
         *,
         video_id: str = "",
@@ -146,7 +146,7 @@ class Operators:
                 return
             asked.page_token = page.next_page_token
 
-    async def attempt(self, video_id: str, number: int = 0) -> AttemptDetail:
+    async def one(self, video_id: str, number: int = 0) -> AttemptDetail:
         """Everything on record of an attempt of a video; 0: the newest."""
         asked = attempt_pb2.GetAttemptRequest(video_id=video_id, number=number)
         request = operator_pb2.GetAttemptRequest(request=asked)

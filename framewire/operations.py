@@ -1,0 +1,111 @@
+"""What operators may do with the ledger, as `client.operations`: each leaves a row in the audit.
+
+All but activate_rulebook are idempotent; what gives credits carries one `request_id`, kept over retries.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any, TypeVar
+
+from google.protobuf import message as protobuf
+
+from framewire import encode, transport, types
+from framewire.credits.v1 import ledger_pb2
+from framewire.decode import decode
+from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
+
+T = TypeVar("T")
+
+
+class Operations:
+    """The ledger's rules and repairs. Kinds of rulebooks: "PRICE_BOOK", "REFUND_POLICY"."""
+
+    def __init__(self, opened: transport.Transport) -> None:
+        self._transport = opened
+        self._stub: operator_pb2_grpc.OperatorServiceAsyncStub = (
+            operator_pb2_grpc.OperatorServiceStub(opened.channel)
+        )
+
+    async def refund(
+        self,
+        video_id: str,
+        credits: int,
+        *,
+        from_loss: bool = False,
+        note: str = "",
+        why: str = "",
+        request_id: str = "",
+    ) -> types.Grant:
+        """Gives captured credits back; `from_loss`: they stay earned, and the platform bears it."""
+        taken_from = ledger_pb2.REFUND_FROM_LOSS if from_loss else ledger_pb2.REFUND_FROM_REVENUE
+        refund = ledger_pb2.RefundRequest(
+            hold_id=video_id,
+            request_id=request_id or str(uuid.uuid4()),
+            credits=credits,
+            note=note,
+            taken_from=taken_from,
+        )
+        request = operator_pb2.RefundRequest(refund=refund, why=why)
+        return await self._call(types.Grant, self._stub.Refund, request)
+
+    async def set_frozen(
+        self, account_id: str, frozen: bool, *, why: str = ""
+    ) -> types.AccountRules:
+        """Freezes an account, or lets it go on: a frozen one makes no new videos."""
+        asked = ledger_pb2.SetFrozenRequest(account_id=account_id, frozen=frozen)
+        request = operator_pb2.SetFrozenRequest(request=asked, why=why)
+        return await self._call(types.AccountRules, self._stub.SetFrozen, request)
+
+    async def set_daily_cap(
+        self, account_id: str, credits: int | None, *, key_id: str = "", why: str = ""
+    ) -> types.AccountRules:
+        """Caps what an account, or one API key for it, may use from midnight to midnight UTC; None: no cap."""
+        asked = ledger_pb2.SetDailyCapRequest(account_id=account_id, key_id=key_id, credits=credits)
+        request = operator_pb2.SetDailyCapRequest(request=asked, why=why)
+        return await self._call(types.AccountRules, self._stub.SetDailyCap, request)
+
+    async def rulebooks(self, kind: str) -> tuple[types.Rulebook, ...]:
+        """Versions of the price book or the refund policy, newest first."""
+        asked = ledger_pb2.ListRulebooksRequest(kind=_kind(kind))
+        request = operator_pb2.ListRulebooksRequest(request=asked)
+        answer = await self._transport.unary(self._stub.ListRulebooks, request)
+        return tuple(decode(types.Rulebook, one) for one in answer.rulebooks)
+
+    async def add_rulebook(self, kind: str, yaml: str, *, why: str = "") -> types.Rulebook:
+        """Adds a version, inactive. It is checked whole; the error says what is wrong and where."""
+        asked = ledger_pb2.AddRulebookRequest(kind=_kind(kind), yaml=yaml)
+        request = operator_pb2.AddRulebookRequest(request=asked, why=why)
+        return await self._call(types.Rulebook, self._stub.AddRulebook, request)
+
+    async def activate_rulebook(
+        self,
+        kind: str,
+        version: str,
+        content_hash: str,
+        *,
+        effective_from: datetime | None = None,
+        why: str = "",
+    ) -> types.Rulebook:
+        """Puts a version in force, now unless told. Holds and quotes that are there keep theirs."""
+        asked = ledger_pb2.ActivateRulebookRequest(
+            kind=_kind(kind),
+            version=version,
+            content_hash=content_hash,
+            effective_from=encode.timestamp(effective_from),
+        )
+        request = operator_pb2.ActivateRulebookRequest(request=asked, why=why)
+        return await self._call(types.Rulebook, self._stub.ActivateRulebook, request)
+
+    async def check_books(self) -> types.Proof:
+        """Proves the books of the whole ledger."""
+        request = operator_pb2.CheckBooksRequest()
+        return await self._call(types.Proof, self._stub.CheckBooks, request)
+
+    async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
+        return decode(kind, await self._transport.unary(send, request))
+
+
+def _kind(name: str) -> Any:
+    return encode.enum_value(ledger_pb2.RulebookKind, "RULEBOOK_KIND_", name, "kind")

@@ -1,0 +1,495 @@
+"""What callers want of the ledger, judged one after the other on books that were read together.
+
+Pure: no I/O, no clock; time and fresh ids come with the batch. A `Batch` is what was read under the locks of its
+accounts. Each operation sees what those before it made of it, and has its own verdict: it answers, or raises a
+ServiceError. A refusal may leave something behind (a refused hold is remembered). Any other exception spoils the batch:
+nothing of it is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, ClassVar, Protocol
+
+from kit import errors
+from services.credits import caps, holds, ledger, quotes, rules
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call that is remembered by its request id."""
+
+    account_id: str
+    method: str
+    request_id: uuid.UUID
+
+    def known(self, batch: Batch, fingerprint: str) -> str | None:
+        """The lot that this request made before. Raises AlreadyExists when another request had its id."""
+        if self not in batch.requests:
+            return None
+        before, lot_id = batch.requests[self]
+        if before != fingerprint:
+            raise errors.AlreadyExists(
+                "REQUEST_ID_REUSED",
+                "this request_id was used with another request: use a new one for a new request",
+            )
+        return lot_id
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A hold became final, and left its account so many available credits."""
+
+    hold: holds.Hold
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class RanLow:
+    """An account's available credits fell below the threshold."""
+
+    books: ledger.Books
+
+
+@dataclass(frozen=True, slots=True)
+class Rulebooks:
+    """The versions in force ("": none yet), and every version that operations of the batch may name."""
+
+    price_version: str
+    policy_version: str
+    prices: Mapping[str, rules.PriceBook]
+    policies: Mapping[str, rules.RefundPolicy]
+    quote_key: bytes
+
+
+@dataclass(slots=True)
+class Batch:
+    """Accounts with their holds and requests as they were read, and what operations have made of them since."""
+
+    now: datetime
+    before: Mapping[str, ledger.Books]
+    holds: dict[str, holds.Hold]
+    parts: dict[str, tuple[ledger.Part, ...]]
+    requests: dict[Request, tuple[str, str]]
+    """(fingerprint, lot) of those that were posted before."""
+    unsettled: Mapping[str, rules.Verdict]
+    """Verdicts that came before their holds."""
+    rulebooks: Rulebooks
+    spending: caps.Spending
+    balance_low_credits: int
+    new_id: Callable[[], str]
+    books: dict[str, ledger.Books] = field(init=False)
+    expired: dict[str, int] = field(init=False)
+    """Credits that were due when the batch was opened; they are gone whatever the operations do."""
+    new_holds: set[str] = field(default_factory=set[str])
+    changed_holds: set[str] = field(default_factory=set[str])
+    changed_parts: set[str] = field(default_factory=set[str])
+    new_requests: list[Request] = field(default_factory=list[Request])
+    facts: list[Settled | RanLow] = field(default_factory=list[Settled | RanLow])
+    """What is to be told on the bus."""
+    origins: dict[tuple[str, int], ledger.Origin] = field(
+        default_factory=dict[tuple[str, int], ledger.Origin]
+    )
+    """Where transfers came from, by account and number; those that no operation posted have none."""
+
+    def __post_init__(self) -> None:
+        self.books, self.expired = dict(self.before), {}
+        for account_id, books in self.before.items():
+            alive = ledger.expire_due(books, self.now)
+            self.expired[account_id] = books.available - alive.available
+            self.post(alive)
+
+    def account(self, account_id: str) -> ledger.Books:
+        """An account's books. Raises NotFound/ACCOUNT_NOT_FOUND."""
+        if account_id not in self.books:
+            raise holds.account_unknown(account_id)
+        return self.books[account_id]
+
+    def hold(self, hold_id: str) -> holds.Hold:
+        """A hold. Raises NotFound/HOLD_NOT_FOUND."""
+        if hold_id not in self.holds:
+            raise holds.hold_unknown(hold_id)
+        return self.holds[hold_id]
+
+    def post(self, books: ledger.Books) -> None:
+        """Takes over what the ledger made of an account."""
+        before = self.books[books.account_id].available
+        self.books[books.account_id] = books
+        if books.available < self.balance_low_credits <= before:
+            self.facts.append(RanLow(books))
+
+    def keep(self, hold: holds.Hold, parts: tuple[ledger.Part, ...] | None = None) -> None:
+        """Takes over what became of a hold, and of the parts that it pins where they changed."""
+        before = self.holds.get(hold.hold_id)
+        known = before is not None and hold.hold_id not in self.new_holds
+        self.spending.count(before, hold)
+        self.holds[hold.hold_id] = hold
+        (self.changed_holds if known else self.new_holds).add(hold.hold_id)
+        if parts is not None:
+            self.parts[hold.hold_id] = parts
+            if known:
+                self.changed_parts.add(hold.hold_id)
+
+    def settle(
+        self, hold: holds.Hold, captured: int, cause: str, verdict: rules.Verdict | None
+    ) -> holds.Hold:
+        """Ends a hold with so much of it taken."""
+        books, parts = ledger.settle(
+            self.books[hold.account_id],
+            hold.hold_id,
+            self.parts.get(hold.hold_id, ()),
+            captured,
+            cause,
+            self.now,
+            self.new_id,
+        )
+        fields = verdict.fields() if verdict is not None else None
+        hold = holds.settled(hold, captured, cause, fields, self.now)
+        self.keep(hold, parts)
+        self.post(books)
+        self.facts.append(Settled(hold, books.available))
+        return hold
+
+    def settle_by_policy(self, hold: holds.Hold, verdict: rules.Verdict) -> holds.Hold:
+        """Ends a hold as the policy that it was made under says."""
+        assert hold.item is not None, "only VOID holds have no item"
+        policy = self.rulebooks.policies[hold.policy_version or ""]
+        captured = policy.captured(hold.reserved, rules.item_from(hold.item), verdict)
+        return self.settle(hold, captured, verdict.cause, verdict)
+
+    def remember(self, request: Request, fingerprint: str, lot_id: str) -> None:
+        """Binds a request id to what it made."""
+        self.requests[request] = (fingerprint, lot_id)
+        self.new_requests.append(request)
+
+
+class Operation(Protocol):
+    """One call: the rows that it needs, and its verdict on a batch that has them."""
+
+    kind: ClassVar[str]
+    opens_account: ClassVar[bool]
+    """Whether an account that is missing is opened, empty."""
+
+    @property
+    def account_id(self) -> str:
+        """The one account that it moves credits of."""
+        ...
+
+    @property
+    def hold_id(self) -> str | None:
+        """The hold that it is about."""
+        ...
+
+    @property
+    def request(self) -> Request | None:
+        """What it is remembered by, where that is not its hold."""
+        ...
+
+    @property
+    def origin(self) -> ledger.Origin:
+        """Who asked for it and what was paid; the trace is known to whoever posts it."""
+        ...
+
+    def judge(self, batch: Batch) -> Any:
+        """Answers or raises a ServiceError; changes the batch only by what is to be written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    kind: ClassVar[str] = ""
+    opens_account: ClassVar[bool] = False
+    origin: ledger.Origin = field(default=ledger.Origin(), kw_only=True)
+
+    @property
+    def request(self) -> Request | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A lot that a grant or refund made, and the balance now."""
+
+    lot_id: str
+    balance: ledger.Balance
+
+
+@dataclass(frozen=True, slots=True)
+class Opening(_Operation):
+    """An account's books are to be there."""
+
+    kind: ClassVar[str] = "open"
+    opens_account: ClassVar[bool] = True
+    account_id: str
+    hold_id: str | None = None
+
+    def judge(self, batch: Batch) -> ledger.Balance:
+        """The balance."""
+        return ledger.balance(batch.account(self.account_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant(_Operation):
+    """Credits to be given."""
+
+    kind: ClassVar[str] = "grant"
+    account_id: str
+    request_id: str
+    credits: int
+    source: ledger.LotSource
+    priority: int = 0
+    expires_at: datetime | None = None
+    note: str = ""
+    hold_id: None = None
+
+    @property
+    def request(self) -> Request:
+        """Idempotent by (account, request_id)."""
+        return Request(self.account_id, "GRANT", uuid.UUID(self.request_id))
+
+    def fingerprint(self) -> str:
+        """What another Grant of the same request id must agree with."""
+        expires_at = self.expires_at.isoformat() if self.expires_at else None
+        return ledger.fingerprint(
+            {
+                "credits": self.credits,
+                "source": self.source,
+                "priority": self.priority,
+                "expires_at": expires_at,
+                "note": self.note,
+                **({"purchase": self.origin.purchase} if self.origin.purchase else {}),
+            }
+        )
+
+    def judge(self, batch: Batch) -> Given:
+        """The lot that it made, now or before, and the balance."""
+        books = batch.account(self.account_id)
+        lot_id = self.request.known(batch, self.fingerprint())
+        if lot_id is None:
+            lot = ledger.Lot(
+                lot_id=batch.new_id(),
+                source=self.source,
+                priority=self.priority or ledger.DEFAULT_PRIORITY,
+                expires_at=self.expires_at,
+                created_at=batch.now,
+                granted=self.credits,
+            )
+            lot_id, books = lot.lot_id, ledger.grant(books, lot, self.note, batch.now)
+            batch.post(books)
+            batch.remember(self.request, self.fingerprint(), lot_id)
+        return Given(lot_id, ledger.balance(books))
+
+
+@functools.lru_cache(maxsize=1024)
+def _item_json(item: rules.Item) -> str:
+    """As `ledger.fingerprint` writes it; few different items are asked for again and again."""
+    return json.dumps(item.fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation(_Operation):
+    """Credits to be set aside for a video."""
+
+    kind: ClassVar[str] = "reserve"
+    opens_account: ClassVar[bool] = True
+    hold_id: str
+    account_id: str
+    item: rules.Item
+    not_after: datetime
+    quote_id: str = ""
+    max_credits: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    key_id: str = ""
+    fingerprint: str = field(init=False)
+    """What another Reserve of the same hold must agree with: `ledger.fingerprint` of account_id and item."""
+
+    def __post_init__(self) -> None:
+        # Here and not in `judge`, which runs while the account is locked.
+        text = f'{{"account_id":{json.dumps(self.account_id)},"item":{_item_json(self.item)}}}'
+        object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
+
+    def judge(self, batch: Batch) -> holds.Hold:
+        """The hold. Every refusal but that of a mismatched id is remembered under it and repeated for ever."""
+        known = batch.holds.get(self.hold_id)
+        if known is not None:
+            return holds.check_replay(known, self.account_id, self.fingerprint)
+        version, policy = batch.rulebooks.price_version, batch.rulebooks.policy_version
+        if not version or not policy:
+            raise errors.Unavailable(
+                "DEPENDENCY_UNAVAILABLE", "the ledger has no price book yet", retry_after_seconds=1
+            )
+        books = batch.account(self.account_id)
+        price, parts, refused = 0, (), None
+        try:
+            holds.check_admission(books.frozen, batch.now, self.not_after)
+            version, price = self._price(batch.rulebooks, batch.now)
+            caps.check(books.daily_caps, self.account_id, self.key_id, price, batch.spending)
+            books, parts = ledger.reserve(books, self.hold_id, price, batch.now)
+        except errors.ServiceError as error:
+            refused = error
+            version = batch.rulebooks.price_version
+        hold = holds.Hold(
+            hold_id=self.hold_id,
+            account_id=self.account_id,
+            state=holds.HoldState.HELD,
+            created_at=batch.now,
+            fingerprint=self.fingerprint,
+            item=self.item.fields(),
+            labels=self.labels,
+            key_id=self.key_id,
+            reserved=0 if refused else price,
+            price_version=version,
+            policy_version=policy,
+            not_after=self.not_after,
+        )
+        if refused is not None:
+            hold = holds.refuse(hold, refused, batch.now)
+            batch.keep(hold, ())
+            assert hold.refusal is not None
+            raise hold.refusal.error()
+        batch.keep(hold, parts)
+        batch.post(books)
+        verdict = batch.unsettled.get(self.hold_id)
+        if verdict is not None and verdict.account_id == self.account_id:
+            hold = batch.settle_by_policy(hold, verdict)
+        return hold
+
+    def _price(self, rulebooks: Rulebooks, now: datetime) -> tuple[str, int]:
+        """The price, and the version of the book that it is from. Raises what the reservation is refused with."""
+        version = rulebooks.price_version
+        if self.quote_id:
+            item = hashlib.sha256(_item_json(self.item).encode()).hexdigest()
+            quote = quotes.check(rulebooks.quote_key, self.quote_id, item, now)
+            version = quote.price_version
+        price = rulebooks.prices[version].price(self.item)
+        holds.check_price(price, self.max_credits)
+        return version, price
+
+
+@dataclass(frozen=True, slots=True)
+class Capture(_Operation):
+    """So many of the held credits are to be taken and the rest given back; 0 is a release."""
+
+    kind: ClassVar[str] = "capture"
+    hold_id: str
+    account_id: str
+    credits: int
+    cause: str
+
+    def judge(self, batch: Batch) -> holds.Hold:
+        """The hold, captured now or before."""
+        hold = batch.hold(self.hold_id)
+        if not holds.check_capture(hold, self.credits):
+            return hold
+        return batch.settle(hold, self.credits, self.cause, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Release(_Operation):
+    """A hold is to be given back; one that is not known becomes VOID, so that a Reserve that comes late is refused."""
+
+    kind: ClassVar[str] = "release"
+    opens_account: ClassVar[bool] = True
+    hold_id: str
+    account_id: str
+    cause: str
+
+    def judge(self, batch: Batch) -> holds.Hold:
+        """The hold, with nothing held any more."""
+        hold = batch.holds.get(self.hold_id)
+        if hold is None:
+            hold = holds.Hold(
+                self.hold_id,
+                batch.account(self.account_id).account_id,
+                holds.HoldState.VOID,
+                batch.now,
+                cause=self.cause,
+                settled_at=batch.now,
+            )
+            batch.keep(hold, ())
+            return hold
+        if not holds.check_release(hold, self.account_id):
+            return hold
+        return batch.settle(hold, 0, self.cause, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement(_Operation):
+    """A video has ended: its hold is settled by the policy on it."""
+
+    kind: ClassVar[str] = "settle"
+    verdict: rules.Verdict
+
+    @property
+    def account_id(self) -> str:
+        """Whose video it says it was."""
+        return self.verdict.account_id
+
+    @property
+    def hold_id(self) -> str:
+        """The video's."""
+        return self.verdict.video_id
+
+    def judge(self, batch: Batch) -> holds.Hold | None:
+        """The hold, settled now or before; None: there is none."""
+        hold = batch.holds.get(self.hold_id)
+        if hold is None or not holds.check_settle(hold, self.account_id):
+            return hold
+        return batch.settle_by_policy(hold, self.verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refund(_Operation):
+    """Captured credits are to be given back."""
+
+    kind: ClassVar[str] = "refund"
+    hold_id: str
+    account_id: str
+    request_id: str
+    credits: int
+    note: str
+    taken_from: ledger.Book = ledger.Book.REVENUE
+
+    @property
+    def request(self) -> Request:
+        """Idempotent by (account, request_id)."""
+        return Request(self.account_id, "REFUND", uuid.UUID(self.request_id))
+
+    def judge(self, batch: Batch) -> Given:
+        """The correction lot that it made, now or before, and the balance."""
+        fields = {"hold_id": self.hold_id, "credits": self.credits, "note": self.note}
+        if self.taken_from is not ledger.Book.REVENUE:
+            fields["taken_from"] = self.taken_from
+        hold, fingerprint = batch.hold(self.hold_id), ledger.fingerprint(fields)
+        books = batch.account(self.account_id)
+        lot_id = self.request.known(batch, fingerprint)
+        if lot_id is None:
+            holds.check_refund(hold, self.credits)
+            parts, lot_id = batch.parts.get(self.hold_id, ()), batch.new_id()
+            books = ledger.refund(
+                *(books, self.hold_id, parts, self.credits, self.note, batch.now, lot_id),
+                self.taken_from,
+            )
+            batch.keep(replace(hold, refunded=hold.refunded + self.credits))
+            batch.post(books)
+            batch.remember(self.request, fingerprint, lot_id)
+        return Given(lot_id, ledger.balance(books))
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry(_Operation):
+    """An idle account's due lots are to expire; every batch does so for its own accounts."""
+
+    kind: ClassVar[str] = "expire"
+    account_id: str
+    hold_id: str | None = None
+
+    def judge(self, batch: Batch) -> int:
+        """The credits that are gone."""
+        return batch.expired.get(self.account_id, 0)
