@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf import message as protobuf
 
-from framewire import downloads, encode, errors, operations, transport, types
+from framewire import attempts, downloads, encode, errors, operations, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
@@ -382,6 +382,11 @@ class Client:
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
 
     # Operators
+
+    @property
+    def attempts(self) -> attempts.Attempts:
+        """What operators do to attempts and provider accounts."""
+        return attempts.Attempts(self._transport)
 
     @property
     def operations(self) -> operations.Operations:

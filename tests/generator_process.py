@@ -46,6 +46,11 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         self.assets: dict[str, tuple[storage_pb2.Asset, bytes]] = {}
         self.puts = 0
         self.down = False
+        self.answering = asyncio.Event()
+        self.answering.set()
+        """Not set: a Put waits."""
+        self.unusable: set[int] = set()
+        """Variants of whose bytes it says that they are no video."""
 
     async def Fit(self, request: Any, context: Any) -> storage_pb2.Asset:
         if self.down:
@@ -69,6 +74,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
 
     async def Put(self, request_iterator: Any, context: Any) -> storage_pb2.Asset:
         self.puts += 1
+        await self.answering.wait()
         header = (await anext(request_iterator)).header
         kind = storage_pb2.AssetKind.Name(header.kind).removeprefix("ASSET_KIND_")
         asset_id = ids.derived_id(header.account_id, header.owner, kind, header.variant)
@@ -77,7 +83,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         if self.down:
             raise errors.Unavailable("DEPENDENCY_UNAVAILABLE", "storage is down")
         content = b"".join([request.chunk async for request in request_iterator])
-        if content[4:8] != b"ftyp":
+        if content[4:8] != b"ftyp" or header.variant in self.unusable:
             raise errors.InvalidArgument("NOT_A_VIDEO", "these bytes are no video")
         if header.size_bytes not in (0, len(content)):
             raise errors.InvalidArgument("CHECKSUM_MISMATCH", "more or fewer bytes than said")
@@ -255,6 +261,7 @@ def _variables(
         "PASS_LEASE_SECONDS": "0.5",
         "LOOP_SECONDS": "0.05",
         "SPOOL_DIR": str(folder / "spool"),
+        "DRAIN_SECONDS": "2",
     }
     settings["WEBHOOKS_LISTEN"] = webhooks_listen
     settings["WEBHOOK_SECRETS"] = f"main:{OLD_WEBHOOK_SECRET},main:{WEBHOOK_SECRET}"

@@ -31,6 +31,8 @@ MIGRATIONS = Path(attempts.__file__).parent / "migrations"
 DATABASE = "framewire_generator"
 TABLES = (
     "webhook_hints",
+    "outputs",
+    "late_renders",
     "attempts",
     "videos",
     "attempt_history",

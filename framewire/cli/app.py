@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from framewire.cli import account, credits, operators, output, reconcile, videos
+from framewire.cli import account, attempts, credits, operators, output, reconcile, videos
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 local = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
 app.add_typer(local, name="local")
+app.add_typer(attempts.attempts, name="attempts")
+app.add_typer(attempts.providers, name="providers")
 
 app.command()(videos.generate)
 app.command()(videos.get)

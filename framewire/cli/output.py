@@ -28,6 +28,8 @@ _HINTS = {
     "ACCOUNT_REQUIRED": "Name the account: --account ID or FRAMEWIRE_ACCOUNT.",
     "ADMISSION_PAUSED": "Try again later; nothing was charged.",
     "ASSET_NOT_FOUND": "It is gone or another account's; upload the image again.",
+    "ATTEMPT_NOT_UNDECIDED": "See where it stands: framewire attempts show ID",
+    "COULD_PAY_TWICE": "Look at the provider, then say: framewire attempts resolve ID; or give --accept-double-cost.",
     "CREDENTIALS_INVALID": "Check --api-key, FRAMEWIRE_API_KEY or FRAMEWIRE_API_KEY_FILE.",
     "ACCOUNT_FROZEN": "Ask an operator; they undo it with: framewire operator unfreeze",
     "CREDIT_CAP_REACHED": "Ask an operator, who can raise it: framewire operator cap",

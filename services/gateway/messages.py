@@ -158,6 +158,12 @@ def outputs(video: videos.Video) -> list[event_pb2.Output]:
     return sorted(made, key=lambda output: output.variant)
 
 
+def late_outputs(video: videos.Video) -> list[event_pb2.Output]:
+    """What turned up after the verdict, in order of variant."""
+    made = event_pb2.Recovered.FromString(video.late_outputs).outputs
+    return sorted(made, key=lambda output: output.variant)
+
+
 def video_message(video: videos.Video) -> video_pb2.Video:
     """A row as its callers see it. An abandoned one was given up before it began: CANCELLED."""
     state = "CANCELLED" if video.state in videos.HIDDEN else video.state.value

@@ -15,8 +15,10 @@ from services.generator import (
     assets,
     config,
     dispatch,
+    download,
     fetch,
     intake,
+    late,
     poll,
     pools,
     progress,
@@ -52,7 +54,8 @@ async def main(settings: config.Settings) -> None:
         await process.enter(aclosing(sender))
         teller = progress.Teller(database.renders, connected)
         dispatcher = dispatch.Dispatcher(settings, database, opened, stored, sender, teller)
-        fetcher = fetch.Fetcher(settings, database, opened, stored, teller)
+        downloads = download.Downloads(settings, database, opened, stored)
+        fetcher = fetch.Fetcher(settings, database, opened, downloads, teller)
         jobs = intake.Intake(database.videos, opened, dispatcher.wake)
 
         process.loop(jobs.loop(connected))
@@ -62,6 +65,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(fetcher)
         process.loop(progress.Estimator(settings, database, opened, teller))
         process.loop(sweep.Sweeper(settings, database, opened))
+        process.loop(late.LateRenders(settings, database, opened, downloads))
         process.loop(relay)
         process.loop(outbox.Retention(pool))
         keys = webhooks.secrets(settings.webhook_secrets.get_secret_value())
@@ -69,7 +73,7 @@ async def main(settings: config.Settings) -> None:
             process.loop(receiver.Receiver(settings.webhooks_listen, keys, database.hints))
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
-            api.AttemptApi(database, opened),
+            api.AttemptApi(database, opened, dispatcher.wake),
         )
 
         async def authenticate(_: str, metadata: Mapping[str, str]) -> str:

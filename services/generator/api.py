@@ -5,20 +5,24 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
-from kit import errors, pages
-from services.generator import catalogue, events, pools, quota, standings, survey
-from services.generator.store import Store, videos
+from kit import errors, loops, pages
+from services.generator import catalogue, events, operate, pools, quota, standings, survey
+from services.generator.store import Store, operators, videos
 
 
 class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
     """The gRPC face. Every caller is a service of ours; operators come through the gateway."""
 
-    def __init__(self, store: Store, pools_: pools.Pools) -> None:
+    def __init__(self, store: Store, pools_: pools.Pools, dispatch: loops.Wake) -> None:
         self._store = store
         self._pools = pools_
         self._lists = survey.Lists(store.survey, quota.Quota(store.accounts, pools_), pools_)
+        self._dispatch = dispatch
+        self._operators = operate.Operators(store, pools_)
 
     async def GetVideoOutcome(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
         """Where a video stands."""
@@ -35,9 +39,14 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
         """Attempts, newest first."""
         size = request.page_size or pages.DEFAULT_SIZE
         state = attempt_pb2.AttemptState.Name(request.state).removeprefix("ATTEMPT_STATE_")
-        found = await self._store.videos.list_attempts(
+        only = operators.Filter(
             request.video_id,
             "" if state == "UNSPECIFIED" else state,
+            request.account_id,
+            request.provider_account,
+        )
+        found = await self._store.operators.list_attempts(
+            only,
             pages.decode(request.page_token),
             size + 1,
         )
@@ -126,13 +135,38 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
             exclusive=page.exclusive,
         )
 
+    async def GetAttempt(self, request: Any, context: Any) -> attempt_pb2.AttemptDetail:
+        """Everything on record of an attempt."""
+        return _detail(await self._operators.detail(request.video_id, request.number))
+
     async def ResolveAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:
-        """Not built yet."""
-        raise errors.Unimplemented("NOT_IMPLEMENTED", "ResolveAttempt is not built yet")
+        """What became of an undecided attempt."""
+        resolution = request.resolution
+        adopts = resolution == attempt_pb2.ATTEMPT_RESOLUTION_ADOPT
+        if resolution and adopts != bool(request.provider_job_id):
+            sentence = "belongs to ADOPT, and only there"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD",
+                f"provider_job_id: {sentence}",
+                violations=[("provider_job_id", sentence)],
+            )
+        if resolution == attempt_pb2.ATTEMPT_RESOLUTION_NEVER_ACCEPTED:
+            done = await self._operators.never_accepted(request.video_id, request.number)
+        elif request.provider_job_id:
+            done = await self._operators.adopt(
+                request.video_id, request.number, request.provider_job_id
+            )
+        else:
+            done = await self._operators.give_up(request.video_id, request.number)
+        return _attempt(await self._store.operators.listed(done))
 
     async def RetryAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:
-        """Not built yet."""
-        raise errors.Unimplemented("NOT_IMPLEMENTED", "RetryAttempt is not built yet")
+        """Sends the video of an undecided attempt again."""
+        done = await self._operators.retry(
+            request.video_id, request.number, request.accept_double_cost
+        )
+        self._dispatch.ring()
+        return _attempt(await self._store.operators.listed(done))
 
 
 def _outcome(outcome: videos.Outcome) -> attempt_pb2.VideoOutcome:
@@ -179,12 +213,65 @@ def _attempt(row: Any) -> attempt_pb2.Attempt:
         video_id=row["video_id"],
         number=row["number"],
         account_id=row["account_id"],
-        state=attempt_pb2.AttemptState.Value(f"ATTEMPT_STATE_{row['state']}"),
+        state=_state(row["state"]),
         provider_account=row["provider_account"] or "",
         provider_job_id=row["provider_job_id"] or "",
         cause=events.cause(row["cause"]) if row["cause"] else vocabulary_pb2.CAUSE_UNSPECIFIED,
         message=row["message"],
-        resolve_by=events.timestamp(row["resolve_by"]) if row["resolve_by"] else None,
+        resolve_by=_moment(row["resolve_by"]),
         created_at=events.timestamp(row["created_at"]),
         updated_at=events.timestamp(row["updated_at"]),
     )
+
+
+def _detail(found: operators.Detail) -> attempt_pb2.AttemptDetail:
+    row, late = found.row, found.late
+    return attempt_pb2.AttemptDetail(
+        attempt=_attempt(row),
+        attempt_id=row["attempt_id"],
+        submissions=row["submissions"],
+        submitted_at=_moment(row["submitted_at"]),
+        cost_micros=row["cost_micros"],
+        cost_known=row["cost_known"],
+        lease_until=_moment(row["lease_until"]),
+        next_step_at=_moment(row["next_step_at"]),
+        history=[
+            attempt_pb2.AttemptChange(
+                state=_state(change["state_after"]),
+                message=change["message"],
+                at=_moment(change["at"]),
+            )
+            for change in found.history
+        ],
+        provider_jobs=[
+            attempt_pb2.ProviderJob(
+                provider_account=job["provider_account"],
+                provider_job_id=job["provider_job_id"],
+                adopted=job["adopted"],
+                seen_at=_moment(job["seen_at"]),
+            )
+            for job in found.provider_jobs
+        ],
+        outputs=[
+            attempt_pb2.AttemptOutput(
+                variant=output.variant, state=output.state, message=output.message
+            )
+            for output in found.outputs
+        ],
+        late_render=attempt_pb2.LateRender(
+            state=late["state"],
+            provider_job_id=late["provider_job_id"] or "",
+            look_until=_moment(late["look_until"]),
+            message=late["message"],
+        )
+        if late
+        else None,
+    )
+
+
+def _state(name: str) -> attempt_pb2.AttemptState.ValueType:
+    return attempt_pb2.AttemptState.Value(f"ATTEMPT_STATE_{name}")
+
+
+def _moment(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+    return events.timestamp(moment) if moment else None

@@ -60,4 +60,8 @@ class Settings(config.ServiceSettings):
     loop_seconds: float = 0.25
     """Pause of the loops when there is nothing to do."""
     spool_dir: Path = Path("/tmp/framewire-spool")  # noqa: S108 - a mounted volume in production
-    """Where answers of providers go that the database could not take."""
+    """Where answers of providers go that the database could not take, and in `films` renders that storage refused."""
+    film_spool_bytes: int = 2 * 1024**3
+    """As much of renders as may lie there."""
+    film_keep_seconds: float = 3 * 24 * 3600
+    """How long a render that lies on some worker's disk is waited for."""

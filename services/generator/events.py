@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
@@ -70,19 +70,27 @@ def started(attempt: int, provider_account: str) -> event_pb2.Event:
 
 
 def completed(
-    outputs: Sequence[storage_pb2.Asset],
+    outputs: Mapping[int, storage_pb2.Asset],
     spec: vocabulary_pb2.VideoSpec,
     cancel_requested: bool,
 ) -> event_pb2.Event:
-    """Every output is stored."""
+    """What there is of it is stored; by variant."""
     detail = event_pb2.Completed(
-        outputs=[output(asset, variant) for variant, asset in enumerate(outputs)],
+        outputs=[output(asset, variant) for variant, asset in sorted(outputs.items())],
         variants_requested=spec.variants,
         seconds_requested=spec.seconds,
         cancel_requested=cancel_requested,
         model=spec.model,
     )
     return event_pb2.Event(kind=event_pb2.EVENT_KIND_COMPLETED, completed=detail)
+
+
+def recovered(outputs: Mapping[int, storage_pb2.Asset]) -> event_pb2.Event:
+    """A render that turned up after the verdict is kept; by variant."""
+    detail = event_pb2.Recovered(
+        outputs=[output(asset, variant) for variant, asset in sorted(outputs.items())]
+    )
+    return event_pb2.Event(kind=event_pb2.EVENT_KIND_RECOVERED, recovered=detail)
 
 
 def failed(cause_name: str, stage_name: str, message: str, retryable: bool) -> event_pb2.Event:

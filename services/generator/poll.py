@@ -250,7 +250,11 @@ class Poller:
         count, seconds = await self._store.renders.not_found(render)
         if count >= LOST_COUNT and seconds >= account.lost_after_seconds and sibling:
             verdict = videos.Verdict(
-                "PROVIDER_LOST", "the provider does not know the job any more", True, billed=None
+                "PROVIDER_LOST",
+                "the provider does not know the job any more",
+                True,
+                billed=None,
+                look_back=timedelta(seconds=account.retention_seconds),
             )
             attempt = await self._store.renders.load(render.attempt_id)
             await self._store.videos.fail(attempt, verdict, another_try=False)

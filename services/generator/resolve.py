@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kit import loops, telemetry
@@ -56,30 +58,20 @@ class Resolver:
         # Before the list is read, not after: who could still send when we looked may send after it. The moment is of
         # the database's clock, as all that it is compared with.
         now, gone = await self._store.submissions.senders_gone(undecided)
-        seen: tuple[tuple[contract.Job, ...], bool] | None = None
-        if account.evidence is attempts.Evidence.SEARCHABLE:
-            since = min(attempt.submitted_at or now for attempt in undecided)
-            try:
-                seen = await self._list(
-                    account, since - timedelta(seconds=account.clock_skew_seconds)
+        try:
+            listed = await Listed.read(self._pools, self._quota, account, undecided)
+        except contract.ProviderTrouble as trouble:
+            log.warning("list_failed", provider_account=account.name, error=str(trouble))
+            seconds = trouble.retry_after_seconds or account.poll_interval_seconds
+            for attempt in undecided:
+                await self._store.submissions.wait(
+                    attempt, timedelta(seconds=seconds), absent=False, unresolved=False
                 )
-            except contract.ProviderTrouble as trouble:
-                log.warning("list_failed", provider_account=account.name, error=str(trouble))
-                seconds = trouble.retry_after_seconds or account.poll_interval_seconds
-                for attempt in undecided:
-                    await self._store.submissions.wait(
-                        attempt, timedelta(seconds=seconds), absent=False, unresolved=False
-                    )
-                return
+            return
         for attempt in undecided:
-            shown = [] if seen is None else [job.provider_job_id for job in seen[0]]
-            around = await self._store.submissions.surroundings(attempt, shown)
-            listed = None if seen is None else _pass(*seen, around.known_job_ids, now)
-            marker = self._pools.providers[account.name].shown_marker(
-                attempt.job.spec, attempt.attempt_id
-            )
-            undecided_ = _undecided(attempt, account, around, attempt.attempt_id in gone, marker)
-            await self._act(attempt, attempts.decide(undecided_, listed, now))
+            around = await self._store.submissions.surroundings(attempt, listed.job_ids)
+            sender_gone = attempt.attempt_id in gone
+            await self._act(attempt, listed.decide(attempt, around, now, sender_gone=sender_gone))
 
     async def _act(self, attempt: rows.Attempt, decision: attempts.Decision) -> None:
         match decision:
@@ -101,20 +93,61 @@ class Resolver:
                     attempt, timedelta(seconds=seconds), absent=absent, unresolved=unresolved
                 )
 
-    async def _list(
-        self, account: catalogue.ProviderAccount, since: datetime
-    ) -> tuple[tuple[contract.Job, ...], bool]:
-        """Reads the list back to before `since`; false when that was not reached."""
-        provider = self._pools.providers[account.name]
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One reading of an account's list, for all its attempts of which it is not known what became of them."""
+
+    account: catalogue.ProviderAccount
+    provider: contract.Provider
+    jobs: tuple[contract.Job, ...] | None
+    """None where a list proves nothing."""
+    reached_start: bool
+
+    @classmethod
+    async def read(
+        cls,
+        pools_: pools.Pools,
+        quota_: quota.Quota,
+        account: catalogue.ProviderAccount,
+        undecided: Sequence[rows.Attempt],
+    ) -> Listed:
+        """Reads the list back to before the oldest of them was sent. Raises ProviderTrouble."""
+        provider = pools_.providers[account.name]
+        if account.evidence is not attempts.Evidence.SEARCHABLE:
+            return cls(account, provider, None, False)
+        sent = [attempt.submitted_at for attempt in undecided if attempt.submitted_at]
+        since = min(sent) - timedelta(seconds=account.clock_skew_seconds)
         jobs: list[contract.Job] = []
         cursor: str | None = None
         for _ in range(MAX_PAGES):
-            await self._quota.take(account, quota.Use.POLL)
+            await quota_.take(account, quota.Use.POLL)
             page, cursor = await provider.list_page(cursor)
             jobs += page
             if cursor is None or (page and page[-1].created_at < since):
-                return tuple(jobs), True
-        return tuple(jobs), False
+                return cls(account, provider, tuple(jobs), True)
+        return cls(account, provider, tuple(jobs), False)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """Everything that it shows."""
+        return [job.provider_job_id for job in self.jobs or ()]
+
+    def decide(
+        self,
+        attempt: rows.Attempt,
+        around: submissions.Surroundings,
+        now: datetime,
+        *,
+        sender_gone: bool,
+    ) -> attempts.Decision:
+        """What it means for one of them."""
+        marker = self.provider.shown_marker(attempt.job.spec, attempt.attempt_id)
+        undecided = _undecided(attempt, self.account, around, sender_gone, marker)
+        listed = None
+        if self.jobs is not None:
+            listed = _pass(self.jobs, self.reached_start, around.known_job_ids, now)
+        return attempts.decide(undecided, listed, now)
 
 
 def _pass(

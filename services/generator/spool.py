@@ -50,6 +50,8 @@ class Spool:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 attempt_id, account, job, fence = json.loads(path.read_text())
+            except FileNotFoundError:
+                continue  # another process that shares the directory has stored it
             except (TypeError, ValueError):
                 log.error("spool_unreadable", path=str(path))
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from kit import loops, telemetry
 from services.generator import config, pools
@@ -11,6 +12,8 @@ from services.generator.store import Store, videos
 log = telemetry.logger(__name__)
 
 BATCH = 100
+LOOK_BACK = timedelta(days=1)
+"""For renders of accounts that are not in the catalogue any more; else the provider's retention says how long."""
 
 
 class Sweeper:
@@ -19,6 +22,7 @@ class Sweeper:
     def __init__(self, settings: config.Settings, store: Store, pools_: pools.Pools) -> None:
         self._settings = settings
         self._store = store
+        self._pools = pools_
         self._ends = pools_.ends()
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -35,6 +39,8 @@ class Sweeper:
             message = f"nobody serves {attempt.job.spec.model} long enough any more; ask for another model"
             verdict = videos.Verdict("MODEL_RETIRED", message, False)
             await self._store.videos.fail(attempt, verdict, another_try=False)
+        for video_id, account_id in await self._store.videos.cancelled_waiting():
+            await self._store.videos.cancel(video_id, account_id)
         for attempt in await self._store.renders.late():
             known = attempt.provider_job_id is not None
             cause = "TIMEOUT" if known else "UNRESOLVED"
@@ -43,7 +49,9 @@ class Sweeper:
                 if known
                 else "whether the provider had it could not be told in time"
             )
-            verdict = videos.Verdict(cause, message, True, billed=None)
+            account = self._pools.accounts.get(attempt.provider_account or "")
+            look_back = timedelta(seconds=account.retention_seconds) if account else LOOK_BACK
+            verdict = videos.Verdict(cause, message, True, billed=None, look_back=look_back)
             if await self._store.videos.fail(attempt, verdict, another_try=False):
                 log.error("attempt_given_up", attempt_id=attempt.attempt_id, cause=cause)
         return len(overdue) == BATCH

@@ -36,7 +36,7 @@ class Variant:
     """The query's `api-version`, where one is wanted."""
     has_list: bool = True
     """Whether there is a list whose ids are those that a create answers."""
-    not_ready_statuses: tuple[int, ...] = (404, 409, 425)
+    not_ready_statuses: tuple[int, ...] = (404, 409, 410, 425)
     """How content that is not there yet is answered."""
 
 

@@ -64,6 +64,9 @@ ELSEWHERE = {
     "generator.webhook.before_commit",
     "generator.webhook.after_commit",
     "generator.resolve.before_put_back",
+    "generator.fetch.after_spool",
+    "generator.late.before_commit",
+    "generator.late.after_commit",
     "credits.release.before_commit",
 }
 LEDGER = (

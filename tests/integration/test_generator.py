@@ -43,6 +43,8 @@ async def healthy(generator: Generator) -> AsyncIterator[None]:
         "UPDATE provider_accounts SET submits_after = '-infinity', troubles = 0, rate_share = 1,"
         " requests_after = '-infinity', jobs_learnt = NULL, paused = false"
     )
+    # What a test gave up is looked for, and found, in the next one otherwise.
+    await generator.fetch("UPDATE late_renders SET look_until = '-infinity'")
 
 
 async def one_accepted(generator: Generator, prompt: str) -> None:

@@ -104,12 +104,12 @@ async def test_a_stale_fetch_changes_nothing(world: World) -> None:
     (new,) = await world.store.renders.claim_fetch(LEASE, 5)
     assert await world.store.renders.claim_fetch(LEASE, 5) == []
     assert not await world.store.renders.renew_fetch(old, LEASE)
-    assert not await world.store.videos.complete(old, [worlds.asset()])
+    assert not await world.store.videos.complete(old, {0: worlds.asset()})
     await world.store.renders.fetch_again(old, HOUR, "late")
     assert (await world.attempt(video.video_id)).fetch_tries == 0
     assert await world.store.renders.renew_fetch(new, LEASE)
-    assert await world.store.videos.complete(new, [worlds.asset()])
-    assert not await world.store.videos.complete(new, [worlds.asset()])
+    assert await world.store.videos.complete(new, {0: worlds.asset()})
+    assert not await world.store.videos.complete(new, {0: worlds.asset()})
     assert await world.events(video.video_id) == ["queued", "started", "completed"]
 
 
@@ -134,7 +134,7 @@ async def test_terminal_states_absorb(world: World, end: str) -> None:
     if end == "COMPLETED":
         attempt = await world.fetching()
         (claimed,) = await world.store.renders.claim_fetch(LEASE, 1)
-        assert await world.store.videos.complete(claimed, [worlds.asset()])
+        assert await world.store.videos.complete(claimed, {0: worlds.asset()})
     elif end == "FAILED":
         attempt = await world.rendering()
         assert await world.store.videos.fail(attempt, VERDICT, another_try=False)
@@ -275,9 +275,9 @@ async def test_cancel_before_it_was_sent_ends_it_and_later_only_asks(world: Worl
     sent = await world.rendering()
     outcome = await world.store.videos.cancel(sent.video_id, A)
     assert (outcome.state, outcome.stage) == ("PROCESSING", "CANCELLING")
-    assert await world.store.renders.finished(sent, None)
+    assert await world.store.renders.finished(sent, datetime.now(UTC) + HOUR)
     (claimed,) = await world.store.renders.claim_fetch(LEASE, 5)
-    assert await world.store.videos.complete(claimed, [worlds.asset()])
+    assert await world.store.videos.complete(claimed, {0: worlds.asset()})
     event = await world.last_event(sent.video_id)
     assert event.completed.cancel_requested
 
@@ -356,7 +356,7 @@ async def test_a_late_render_is_unresolved_and_late_success_counts(world: World)
     (asked,) = await world.store.renders.in_flight("main", NOW)
     assert await world.store.submissions.undecided(LEASE, 5) == []
     assert (await world.standing()).jobs_in_flight == 0
-    assert await world.store.renders.finished(asked, None)
+    assert await world.store.renders.finished(asked, datetime.now(UTC) + HOUR)
     assert await world.state(attempt.video_id) == "FETCHING"
 
 
@@ -379,7 +379,7 @@ async def test_progress_grows_only_and_a_404_is_counted_in_a_row(world: World) -
 async def test_every_change_of_state_is_in_the_history(world: World) -> None:
     video = await world.fetching()
     (claimed,) = await world.store.renders.claim_fetch(LEASE, 1)
-    assert await world.store.videos.complete(claimed, [worlds.asset()])
+    assert await world.store.videos.complete(claimed, {0: worlds.asset()})
     path = "QUEUED PREPARING SUBMITTING RENDERING FETCHING COMPLETED"
     assert await world.history(video.attempt_id) == path.split()
 
@@ -444,7 +444,7 @@ async def in_state(world: World, state: attempts.State) -> Any:
             assert await world.record(attempt, f"video_{attempt.attempt_id}")
         case attempts.State.FETCHING:
             attempt = await in_state(world, attempts.State.RENDERING)
-            assert await world.store.renders.finished(attempt, None)
+            assert await world.store.renders.finished(attempt, datetime.now(UTC) + HOUR)
         case _:
             return None
     return await world.attempt(attempt.video_id)
@@ -459,12 +459,12 @@ async def drive(world: World, attempt: Any, method: int) -> None:
         lambda: submissions.unknown(attempt, ""),
         lambda: queue.put_back(attempt, NOW, "", key_pinned=False),
         lambda: submissions.wait(attempt, NOW, absent=False, unresolved=True),
-        lambda: world.store.videos.complete(attempt, [worlds.asset()]),
+        lambda: world.store.videos.complete(attempt, {0: worlds.asset()}),
         lambda: world.store.videos.fail(attempt, VERDICT, another_try=False),
         lambda: world.store.videos.cancel(attempt.video_id, attempt.account_id),
         submissions.expire_leases,
         renders.late,
-        lambda: renders.finished(attempt, None),
+        lambda: renders.finished(attempt, datetime.now(UTC) + HOUR),
         lambda: _adopted(world, attempt, made_up),
     ]
     if methods[method] == renders.late:
@@ -474,7 +474,7 @@ async def drive(world: World, attempt: Any, method: int) -> None:
         await world.pool.execute(
             """
             UPDATE attempts SET submitted_at = clock_timestamp(), resolve_by = clock_timestamp(),
-                provider_account = 'main'
+                provider_account = 'main', submissions = 1, cost_micros = 1
             WHERE attempt_id = $1
             """,
             attempt.attempt_id,

@@ -142,6 +142,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: only one pass has shown this finding; a second one must, an interval later."""
     ERROR_REASON_NO_REPAIR: _ErrorReason.ValueType  # 82
     """FAILED_PRECONDITION: nothing that may be done by itself puts this right; an operator must look."""
+    ERROR_REASON_ATTEMPT_NOT_UNDECIDED: _ErrorReason.ValueType  # 70
+    """FAILED_PRECONDITION: the attempt is not undecided (any more); the metadata say what it is."""
+    ERROR_REASON_COULD_PAY_TWICE: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION: the provider may have been paid already; accept that, or say what became of it."""
+    ERROR_REASON_PROVIDER_JOB_TAKEN: _ErrorReason.ValueType  # 72
+    """ALREADY_EXISTS: the provider's job is another attempt's."""
+    ERROR_REASON_PROVIDER_JOB_NOT_FOUND: _ErrorReason.ValueType  # 73
+    """NOT_FOUND: the provider does not know the job."""
+    ERROR_REASON_PROVIDER_JOB_MISMATCH: _ErrorReason.ValueType  # 74
+    """FAILED_PRECONDITION: the provider shows the job as another video's."""
+    ERROR_REASON_SENDER_ALIVE: _ErrorReason.ValueType  # 75
+    """FAILED_PRECONDITION: the process that was sending the attempt still may."""
+    ERROR_REASON_VIDEO_ENDED: _ErrorReason.ValueType  # 76
+    """FAILED_PRECONDITION: the video has ended and its hold is settled."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -268,4 +282,18 @@ ERROR_REASON_FINDING_NOT_CONFIRMED: ErrorReason.ValueType  # 81
 """FAILED_PRECONDITION: only one pass has shown this finding; a second one must, an interval later."""
 ERROR_REASON_NO_REPAIR: ErrorReason.ValueType  # 82
 """FAILED_PRECONDITION: nothing that may be done by itself puts this right; an operator must look."""
+ERROR_REASON_ATTEMPT_NOT_UNDECIDED: ErrorReason.ValueType  # 70
+"""FAILED_PRECONDITION: the attempt is not undecided (any more); the metadata say what it is."""
+ERROR_REASON_COULD_PAY_TWICE: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION: the provider may have been paid already; accept that, or say what became of it."""
+ERROR_REASON_PROVIDER_JOB_TAKEN: ErrorReason.ValueType  # 72
+"""ALREADY_EXISTS: the provider's job is another attempt's."""
+ERROR_REASON_PROVIDER_JOB_NOT_FOUND: ErrorReason.ValueType  # 73
+"""NOT_FOUND: the provider does not know the job."""
+ERROR_REASON_PROVIDER_JOB_MISMATCH: ErrorReason.ValueType  # 74
+"""FAILED_PRECONDITION: the provider shows the job as another video's."""
+ERROR_REASON_SENDER_ALIVE: ErrorReason.ValueType  # 75
+"""FAILED_PRECONDITION: the process that was sending the attempt still may."""
+ERROR_REASON_VIDEO_ENDED: ErrorReason.ValueType  # 76
+"""FAILED_PRECONDITION: the video has ended and its hold is settled."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

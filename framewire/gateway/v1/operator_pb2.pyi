@@ -819,3 +819,154 @@ class RepairRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RepairRequest: _TypeAlias = RepairRequest  # noqa: Y015
+
+@_typing.final
+class GetAttemptRequest(_message.Message):
+    """Asks for one attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _attempt_pb2.GetAttemptRequest:
+        """As the generator takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _attempt_pb2.GetAttemptRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAttemptRequest: _TypeAlias = GetAttemptRequest  # noqa: Y015
+
+@_typing.final
+class ResolveAttemptRequest(_message.Message):
+    """Says what became of an attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _attempt_pb2.ResolveAttemptRequest:
+        """As the generator takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _attempt_pb2.ResolveAttemptRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveAttemptRequest: _TypeAlias = ResolveAttemptRequest  # noqa: Y015
+
+@_typing.final
+class RetryAttemptRequest(_message.Message):
+    """Sends again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _attempt_pb2.RetryAttemptRequest:
+        """As the generator takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _attempt_pb2.RetryAttemptRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryAttemptRequest: _TypeAlias = RetryAttemptRequest  # noqa: Y015
+
+@_typing.final
+class CancelAttemptRequest(_message.Message):
+    """Asks for the end of a video."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    video_id: _builtins.str
+    """The video."""
+    why: _builtins.str
+    """Why, for the audit."""
+    def __init__(
+        self,
+        *,
+        video_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["video_id", b"video_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelAttemptRequest: _TypeAlias = CancelAttemptRequest  # noqa: Y015
+
+@_typing.final
+class ListProviderAccountsRequest(_message.Message):
+    """Asks for provider accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProviderAccountsRequest: _TypeAlias = ListProviderAccountsRequest  # noqa: Y015
+
+@_typing.final
+class PauseProviderAccountRequest(_message.Message):
+    """Stops or starts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def request(self) -> _attempt_pb2.PauseProviderAccountRequest:
+        """As the generator takes it."""
+
+    def __init__(
+        self,
+        *,
+        request: _attempt_pb2.PauseProviderAccountRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseProviderAccountRequest: _TypeAlias = PauseProviderAccountRequest  # noqa: Y015

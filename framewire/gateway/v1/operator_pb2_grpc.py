@@ -102,6 +102,36 @@ class OperatorServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RepairRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Finding.FromString,
                 _registered_method=True)
+        self.GetAttempt = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/GetAttempt',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.GetAttemptRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.AttemptDetail.FromString,
+                _registered_method=True)
+        self.ResolveAttempt = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ResolveAttempt',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ResolveAttemptRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.FromString,
+                _registered_method=True)
+        self.RetryAttempt = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/RetryAttempt',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RetryAttemptRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.FromString,
+                _registered_method=True)
+        self.CancelAttempt = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/CancelAttempt',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.CancelAttemptRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.VideoOutcome.FromString,
+                _registered_method=True)
+        self.ListProviderAccounts = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ListProviderAccounts',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListProviderAccountsRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListProviderAccountsResponse.FromString,
+                _registered_method=True)
+        self.PauseProviderAccount = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/PauseProviderAccount',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -202,6 +232,48 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAttempt(self, request, context):
+        """Everything that is on record of an attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveAttempt(self, request, context):
+        """Says what became of an undecided attempt. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryAttempt(self, request, context):
+        """Sends the video of an undecided attempt again. Idempotent with the attempt's number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelAttempt(self, request, context):
+        """Asks for the end of a video, whosever it is. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProviderAccounts(self, request, context):
+        """State of the provider accounts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseProviderAccount(self, request, context):
+        """Stops or starts sending to a provider account. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -269,6 +341,36 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.Repair,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RepairRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Finding.SerializeToString,
+            ),
+            'GetAttempt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAttempt,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.GetAttemptRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.AttemptDetail.SerializeToString,
+            ),
+            'ResolveAttempt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveAttempt,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ResolveAttemptRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.SerializeToString,
+            ),
+            'RetryAttempt': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryAttempt,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RetryAttemptRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.SerializeToString,
+            ),
+            'CancelAttempt': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelAttempt,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.CancelAttemptRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.VideoOutcome.SerializeToString,
+            ),
+            'ListProviderAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProviderAccounts,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListProviderAccountsRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListProviderAccountsResponse.SerializeToString,
+            ),
+            'PauseProviderAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseProviderAccount,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -623,6 +725,168 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/Repair',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.RepairRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_operator__pb2.Finding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAttempt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/GetAttempt',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.GetAttemptRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.AttemptDetail.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveAttempt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ResolveAttempt',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ResolveAttemptRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryAttempt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/RetryAttempt',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.RetryAttemptRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelAttempt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/CancelAttempt',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.CancelAttemptRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.VideoOutcome.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProviderAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ListProviderAccounts',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListProviderAccountsRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.ListProviderAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseProviderAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/PauseProviderAccount',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
             options,
             channel_credentials,
             insecure,

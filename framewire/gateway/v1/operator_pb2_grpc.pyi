@@ -66,6 +66,18 @@ class OperatorServiceStub:
     """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
     NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
     """
+    GetAttempt: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]
+    """Everything that is on record of an attempt."""
+    ResolveAttempt: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ResolveAttemptRequest, _attempt_pb2.Attempt]
+    """Says what became of an undecided attempt. Idempotent."""
+    RetryAttempt: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryAttemptRequest, _attempt_pb2.Attempt]
+    """Sends the video of an undecided attempt again. Idempotent with the attempt's number."""
+    CancelAttempt: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CancelAttemptRequest, _attempt_pb2.VideoOutcome]
+    """Asks for the end of a video, whosever it is. Idempotent."""
+    ListProviderAccounts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListProviderAccountsRequest, _attempt_pb2.ListProviderAccountsResponse]
+    """State of the provider accounts."""
+    PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
+    """Stops or starts sending to a provider account. Idempotent."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -103,6 +115,18 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
     NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
     """
+    GetAttempt: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]  # type: ignore[assignment]
+    """Everything that is on record of an attempt."""
+    ResolveAttempt: _aio.UnaryUnaryMultiCallable[_operator_pb2.ResolveAttemptRequest, _attempt_pb2.Attempt]  # type: ignore[assignment]
+    """Says what became of an undecided attempt. Idempotent."""
+    RetryAttempt: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryAttemptRequest, _attempt_pb2.Attempt]  # type: ignore[assignment]
+    """Sends the video of an undecided attempt again. Idempotent with the attempt's number."""
+    CancelAttempt: _aio.UnaryUnaryMultiCallable[_operator_pb2.CancelAttemptRequest, _attempt_pb2.VideoOutcome]  # type: ignore[assignment]
+    """Asks for the end of a video, whosever it is. Idempotent."""
+    ListProviderAccounts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListProviderAccountsRequest, _attempt_pb2.ListProviderAccountsResponse]  # type: ignore[assignment]
+    """State of the provider accounts."""
+    PauseProviderAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]  # type: ignore[assignment]
+    """Stops or starts sending to a provider account. Idempotent."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -215,5 +239,53 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Applies the repair of one confirmed finding, after looking again whether it still stands. Idempotent: every repair is.
         NOT_FOUND/FINDING_NOT_FOUND, FAILED_PRECONDITION: FINDING_NOT_CONFIRMED, NO_REPAIR.
         """
+
+    @_abc_1.abstractmethod
+    def GetAttempt(
+        self,
+        request: _operator_pb2.GetAttemptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.AttemptDetail, _abc.Awaitable[_attempt_pb2.AttemptDetail]]:
+        """Everything that is on record of an attempt."""
+
+    @_abc_1.abstractmethod
+    def ResolveAttempt(
+        self,
+        request: _operator_pb2.ResolveAttemptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.Attempt, _abc.Awaitable[_attempt_pb2.Attempt]]:
+        """Says what became of an undecided attempt. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def RetryAttempt(
+        self,
+        request: _operator_pb2.RetryAttemptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.Attempt, _abc.Awaitable[_attempt_pb2.Attempt]]:
+        """Sends the video of an undecided attempt again. Idempotent with the attempt's number."""
+
+    @_abc_1.abstractmethod
+    def CancelAttempt(
+        self,
+        request: _operator_pb2.CancelAttemptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.VideoOutcome, _abc.Awaitable[_attempt_pb2.VideoOutcome]]:
+        """Asks for the end of a video, whosever it is. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListProviderAccounts(
+        self,
+        request: _operator_pb2.ListProviderAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.ListProviderAccountsResponse, _abc.Awaitable[_attempt_pb2.ListProviderAccountsResponse]]:
+        """State of the provider accounts."""
+
+    @_abc_1.abstractmethod
+    def PauseProviderAccount(
+        self,
+        request: _operator_pb2.PauseProviderAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.ProviderAccount, _abc.Awaitable[_attempt_pb2.ProviderAccount]]:
+        """Stops or starts sending to a provider account. Idempotent."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,7 +28,7 @@ from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_do
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$framewire/generator/v1/attempt.proto\x12\x16\x66ramewire.generator.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66ramewire/events/v1/event.proto\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x16GetVideoOutcomeRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"\xc4\x01\n\x0cVideoOutcome\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.framewire.events.v1.VideoState\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12.\n\nlast_event\x18\x05 \x01(\x0b\x32\x1a.framewire.events.v1.Event\"j\n\x14\x43\x61ncelAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12)\n\naccount_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"\xf3\x02\n\x07\x41ttempt\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.framewire.generator.v1.AttemptState\x12\x18\n\x10provider_account\x18\x05 \x01(\t\x12\x17\n\x0fprovider_job_id\x18\x06 \x01(\t\x12)\n\x05\x63\x61use\x18\x07 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12\x0f\n\x07message\x18\x08 \x01(\t\x12.\n\nresolve_by\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbd\x01\n\x13ListAttemptsRequest\x12*\n\x08video_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12=\n\x05state\x18\x02 \x01(\x0e\x32$.framewire.generator.v1.AttemptStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"b\n\x14ListAttemptsResponse\x12\x31\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1f.framewire.generator.v1.Attempt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x15ResolveAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12!\n\x0fprovider_job_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"c\n\x13RetryAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12#\n\x12\x61\x63\x63\x65pt_double_cost\x18\x02 \x01(\x08\x42\x07\xbaH\x04j\x02\x08\x01\"\x1d\n\x1bListProviderAccountsRequest\"\xc0\x03\n\x0fProviderAccount\x12\x18\n\x10provider_account\x18\x01 \x01(\t\x12\x0f\n\x07\x64ialect\x18\x02 \x01(\t\x12\x0c\n\x04open\x18\x03 \x01(\x08\x12\x15\n\rclosed_reason\x18\x04 \x01(\t\x12\x16\n\x0ejobs_in_flight\x18\x05 \x01(\x05\x12\x1a\n\x12max_jobs_in_flight\x18\x06 \x01(\x05\x12\x0e\n\x06models\x18\x07 \x03(\t\x12\x0c\n\x04pool\x18\x08 \x01(\t\x12\x0e\n\x06weight\x18\t \x01(\x01\x12\x1d\n\x15usable_jobs_in_flight\x18\n \x01(\x05\x12,\n\x08opens_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08troubles\x18\x0c \x01(\x05\x12\x18\n\x10\x63ost_micros_hour\x18\r \x01(\x03\x12\x17\n\x0f\x63ost_micros_day\x18\x0e \x01(\x03\x12 \n\x18max_cost_micros_per_hour\x18\x0f \x01(\x03\x12\x1f\n\x17max_cost_micros_per_day\x18\x10 \x01(\x03\x12\x10\n\x08jobs_day\x18\x11 \x01(\x05\x12\x14\n\x0cjobs_per_day\x18\x12 \x01(\x05\"b\n\x1cListProviderAccountsResponse\x12\x42\n\x11provider_accounts\x18\x01 \x03(\x0b\x32\'.framewire.generator.v1.ProviderAccount\"R\n\x1bPauseProviderAccountRequest\x12#\n\x10provider_account\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06paused\x18\x02 \x01(\x08\"\xb7\x01\n\x13SurveyVideosRequest\x12\x30\n\tvideo_ids\x18\x01 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\xf4\x03\"\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x31\n\rcreated_since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"y\n\rSurveyedVideo\x12\x35\n\x07outcome\x18\x01 \x01(\x0b\x32$.framewire.generator.v1.VideoOutcome\x12\x31\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1f.framewire.generator.v1.Attempt\"\x91\x01\n\x14SurveyVideosResponse\x12\x35\n\x06videos\x18\x01 \x03(\x0b\x32%.framewire.generator.v1.SurveyedVideo\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"^\n\x19SurveyProviderJobsRequest\x12#\n\x10provider_account\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"\xa5\x01\n\x0bSurveyedJob\x12\x17\n\x0fprovider_job_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08video_id\x18\x04 \x01(\t\x12\x12\n\nsuperseded\x18\x05 \x01(\x08\x12\x17\n\x0fmarked_video_id\x18\x06 \x01(\t\"\xa6\x01\n\x1aSurveyProviderJobsResponse\x12\x31\n\x04jobs\x18\x01 \x03(\x0b\x32#.framewire.generator.v1.SurveyedJob\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x11\n\texclusive\x18\x04 \x01(\x08*\xc8\x02\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTEMPT_STATE_QUEUED\x10\x01\x12\x1b\n\x17\x41TTEMPT_STATE_PREPARING\x10\x02\x12\x1c\n\x18\x41TTEMPT_STATE_SUBMITTING\x10\x03\x12\x19\n\x15\x41TTEMPT_STATE_UNKNOWN\x10\x04\x12\x1c\n\x18\x41TTEMPT_STATE_UNRESOLVED\x10\x05\x12\x1b\n\x17\x41TTEMPT_STATE_RENDERING\x10\x06\x12\x1a\n\x16\x41TTEMPT_STATE_FETCHING\x10\x07\x12\x1b\n\x17\x41TTEMPT_STATE_COMPLETED\x10\x08\x12\x18\n\x14\x41TTEMPT_STATE_FAILED\x10\t\x12\x1b\n\x17\x41TTEMPT_STATE_CANCELLED\x10\n2\xeb\x07\n\x0e\x41ttemptService\x12g\n\x0fGetVideoOutcome\x12..framewire.generator.v1.GetVideoOutcomeRequest\x1a$.framewire.generator.v1.VideoOutcome\x12\x63\n\rCancelAttempt\x12,.framewire.generator.v1.CancelAttemptRequest\x1a$.framewire.generator.v1.VideoOutcome\x12i\n\x0cListAttempts\x12+.framewire.generator.v1.ListAttemptsRequest\x1a,.framewire.generator.v1.ListAttemptsResponse\x12`\n\x0eResolveAttempt\x12-.framewire.generator.v1.ResolveAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\\\n\x0cRetryAttempt\x12+.framewire.generator.v1.RetryAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\x81\x01\n\x14ListProviderAccounts\x12\x33.framewire.generator.v1.ListProviderAccountsRequest\x1a\x34.framewire.generator.v1.ListProviderAccountsResponse\x12t\n\x14PauseProviderAccount\x12\x33.framewire.generator.v1.PauseProviderAccountRequest\x1a\'.framewire.generator.v1.ProviderAccount\x12i\n\x0cSurveyVideos\x12+.framewire.generator.v1.SurveyVideosRequest\x1a,.framewire.generator.v1.SurveyVideosResponse\x12{\n\x12SurveyProviderJobs\x12\x31.framewire.generator.v1.SurveyProviderJobsRequest\x1a\x32.framewire.generator.v1.SurveyProviderJobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$framewire/generator/v1/attempt.proto\x12\x16\x66ramewire.generator.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66ramewire/events/v1/event.proto\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x16GetVideoOutcomeRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"\xc4\x01\n\x0cVideoOutcome\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.framewire.events.v1.VideoState\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12.\n\nlast_event\x18\x05 \x01(\x0b\x32\x1a.framewire.events.v1.Event\"j\n\x14\x43\x61ncelAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12)\n\naccount_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"\xf3\x02\n\x07\x41ttempt\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.framewire.generator.v1.AttemptState\x12\x18\n\x10provider_account\x18\x05 \x01(\t\x12\x17\n\x0fprovider_job_id\x18\x06 \x01(\t\x12)\n\x05\x63\x61use\x18\x07 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12\x0f\n\x07message\x18\x08 \x01(\t\x12.\n\nresolve_by\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8e\x02\n\x13ListAttemptsRequest\x12*\n\x08video_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12=\n\x05state\x18\x02 \x01(\x0e\x32$.framewire.generator.v1.AttemptStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12,\n\naccount_id\x18\x05 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12!\n\x10provider_account\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\"b\n\x14ListAttemptsResponse\x12\x31\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1f.framewire.generator.v1.Attempt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x11GetAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x17\n\x06number\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xa2\x04\n\rAttemptDetail\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.framewire.generator.v1.Attempt\x12\x12\n\nattempt_id\x18\x02 \x01(\t\x12\x13\n\x0bsubmissions\x18\x03 \x01(\x05\x12\x30\n\x0csubmitted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0b\x63ost_micros\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\ncost_known\x18\x06 \x01(\x08\x12/\n\x0blease_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cnext_step_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x07history\x18\t \x03(\x0b\x32%.framewire.generator.v1.AttemptChange\x12:\n\rprovider_jobs\x18\n \x03(\x0b\x32#.framewire.generator.v1.ProviderJob\x12\x36\n\x07outputs\x18\x0b \x03(\x0b\x32%.framewire.generator.v1.AttemptOutput\x12\x37\n\x0blate_render\x18\x0c \x01(\x0b\x32\".framewire.generator.v1.LateRenderB\x0e\n\x0c_cost_micros\"}\n\rAttemptChange\x12\x33\n\x05state\x18\x01 \x01(\x0e\x32$.framewire.generator.v1.AttemptState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"~\n\x0bProviderJob\x12\x18\n\x10provider_account\x18\x01 \x01(\t\x12\x17\n\x0fprovider_job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64opted\x18\x03 \x01(\x08\x12+\n\x07seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\rAttemptOutput\x12\x0f\n\x07variant\x18\x01 \x01(\x05\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"u\n\nLateRender\x12\r\n\x05state\x18\x01 \x01(\t\x12\x17\n\x0fprovider_job_id\x18\x02 \x01(\t\x12.\n\nlook_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xc5\x01\n\x15ResolveAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12!\n\x0fprovider_job_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12G\n\nresolution\x18\x03 \x01(\x0e\x32).framewire.generator.v1.AttemptResolutionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x17\n\x06number\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"s\n\x13RetryAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1a\n\x12\x61\x63\x63\x65pt_double_cost\x18\x02 \x01(\x08\x12\x17\n\x06number\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\x1d\n\x1bListProviderAccountsRequest\"\xc0\x03\n\x0fProviderAccount\x12\x18\n\x10provider_account\x18\x01 \x01(\t\x12\x0f\n\x07\x64ialect\x18\x02 \x01(\t\x12\x0c\n\x04open\x18\x03 \x01(\x08\x12\x15\n\rclosed_reason\x18\x04 \x01(\t\x12\x16\n\x0ejobs_in_flight\x18\x05 \x01(\x05\x12\x1a\n\x12max_jobs_in_flight\x18\x06 \x01(\x05\x12\x0e\n\x06models\x18\x07 \x03(\t\x12\x0c\n\x04pool\x18\x08 \x01(\t\x12\x0e\n\x06weight\x18\t \x01(\x01\x12\x1d\n\x15usable_jobs_in_flight\x18\n \x01(\x05\x12,\n\x08opens_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08troubles\x18\x0c \x01(\x05\x12\x18\n\x10\x63ost_micros_hour\x18\r \x01(\x03\x12\x17\n\x0f\x63ost_micros_day\x18\x0e \x01(\x03\x12 \n\x18max_cost_micros_per_hour\x18\x0f \x01(\x03\x12\x1f\n\x17max_cost_micros_per_day\x18\x10 \x01(\x03\x12\x10\n\x08jobs_day\x18\x11 \x01(\x05\x12\x14\n\x0cjobs_per_day\x18\x12 \x01(\x05\"b\n\x1cListProviderAccountsResponse\x12\x42\n\x11provider_accounts\x18\x01 \x03(\x0b\x32\'.framewire.generator.v1.ProviderAccount\"R\n\x1bPauseProviderAccountRequest\x12#\n\x10provider_account\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06paused\x18\x02 \x01(\x08\"\xb7\x01\n\x13SurveyVideosRequest\x12\x30\n\tvideo_ids\x18\x01 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\xf4\x03\"\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x31\n\rcreated_since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"y\n\rSurveyedVideo\x12\x35\n\x07outcome\x18\x01 \x01(\x0b\x32$.framewire.generator.v1.VideoOutcome\x12\x31\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1f.framewire.generator.v1.Attempt\"\x91\x01\n\x14SurveyVideosResponse\x12\x35\n\x06videos\x18\x01 \x03(\x0b\x32%.framewire.generator.v1.SurveyedVideo\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"^\n\x19SurveyProviderJobsRequest\x12#\n\x10provider_account\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"\xa5\x01\n\x0bSurveyedJob\x12\x17\n\x0fprovider_job_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08video_id\x18\x04 \x01(\t\x12\x12\n\nsuperseded\x18\x05 \x01(\x08\x12\x17\n\x0fmarked_video_id\x18\x06 \x01(\t\"\xa6\x01\n\x1aSurveyProviderJobsResponse\x12\x31\n\x04jobs\x18\x01 \x03(\x0b\x32#.framewire.generator.v1.SurveyedJob\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x11\n\texclusive\x18\x04 \x01(\x08*\xc8\x02\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTEMPT_STATE_QUEUED\x10\x01\x12\x1b\n\x17\x41TTEMPT_STATE_PREPARING\x10\x02\x12\x1c\n\x18\x41TTEMPT_STATE_SUBMITTING\x10\x03\x12\x19\n\x15\x41TTEMPT_STATE_UNKNOWN\x10\x04\x12\x1c\n\x18\x41TTEMPT_STATE_UNRESOLVED\x10\x05\x12\x1b\n\x17\x41TTEMPT_STATE_RENDERING\x10\x06\x12\x1a\n\x16\x41TTEMPT_STATE_FETCHING\x10\x07\x12\x1b\n\x17\x41TTEMPT_STATE_COMPLETED\x10\x08\x12\x18\n\x14\x41TTEMPT_STATE_FAILED\x10\t\x12\x1b\n\x17\x41TTEMPT_STATE_CANCELLED\x10\n*\x9c\x01\n\x11\x41ttemptResolution\x12\"\n\x1e\x41TTEMPT_RESOLUTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_RESOLUTION_ADOPT\x10\x01\x12%\n!ATTEMPT_RESOLUTION_NEVER_ACCEPTED\x10\x02\x12\x1e\n\x1a\x41TTEMPT_RESOLUTION_GIVE_UP\x10\x03\x32\xcb\x08\n\x0e\x41ttemptService\x12g\n\x0fGetVideoOutcome\x12..framewire.generator.v1.GetVideoOutcomeRequest\x1a$.framewire.generator.v1.VideoOutcome\x12\x63\n\rCancelAttempt\x12,.framewire.generator.v1.CancelAttemptRequest\x1a$.framewire.generator.v1.VideoOutcome\x12i\n\x0cListAttempts\x12+.framewire.generator.v1.ListAttemptsRequest\x1a,.framewire.generator.v1.ListAttemptsResponse\x12^\n\nGetAttempt\x12).framewire.generator.v1.GetAttemptRequest\x1a%.framewire.generator.v1.AttemptDetail\x12`\n\x0eResolveAttempt\x12-.framewire.generator.v1.ResolveAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\\\n\x0cRetryAttempt\x12+.framewire.generator.v1.RetryAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\x81\x01\n\x14ListProviderAccounts\x12\x33.framewire.generator.v1.ListProviderAccountsRequest\x1a\x34.framewire.generator.v1.ListProviderAccountsResponse\x12t\n\x14PauseProviderAccount\x12\x33.framewire.generator.v1.PauseProviderAccountRequest\x1a\'.framewire.generator.v1.ProviderAccount\x12i\n\x0cSurveyVideos\x12+.framewire.generator.v1.SurveyVideosRequest\x1a,.framewire.generator.v1.SurveyVideosResponse\x12{\n\x12SurveyProviderJobs\x12\x31.framewire.generator.v1.SurveyProviderJobsRequest\x1a\x32.framewire.generator.v1.SurveyProviderJobsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,14 +49,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTATTEMPTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_LISTATTEMPTSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTATTEMPTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\220\003'
+  _globals['_LISTATTEMPTSREQUEST'].fields_by_name['account_id']._loaded_options = None
+  _globals['_LISTATTEMPTSREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
+  _globals['_LISTATTEMPTSREQUEST'].fields_by_name['provider_account']._loaded_options = None
+  _globals['_LISTATTEMPTSREQUEST'].fields_by_name['provider_account']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_GETATTEMPTREQUEST'].fields_by_name['video_id']._loaded_options = None
+  _globals['_GETATTEMPTREQUEST'].fields_by_name['video_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
+  _globals['_GETATTEMPTREQUEST'].fields_by_name['number']._loaded_options = None
+  _globals['_GETATTEMPTREQUEST'].fields_by_name['number']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['video_id']._loaded_options = None
   _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['video_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
   _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['provider_job_id']._loaded_options = None
-  _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['provider_job_id']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['provider_job_id']._serialized_options = b'\272H\005r\003\030\200\020'
+  _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['resolution']._loaded_options = None
+  _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['resolution']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['number']._loaded_options = None
+  _globals['_RESOLVEATTEMPTREQUEST'].fields_by_name['number']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_RETRYATTEMPTREQUEST'].fields_by_name['video_id']._loaded_options = None
   _globals['_RETRYATTEMPTREQUEST'].fields_by_name['video_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
-  _globals['_RETRYATTEMPTREQUEST'].fields_by_name['accept_double_cost']._loaded_options = None
-  _globals['_RETRYATTEMPTREQUEST'].fields_by_name['accept_double_cost']._serialized_options = b'\272H\004j\002\010\001'
+  _globals['_RETRYATTEMPTREQUEST'].fields_by_name['number']._loaded_options = None
+  _globals['_RETRYATTEMPTREQUEST'].fields_by_name['number']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_PAUSEPROVIDERACCOUNTREQUEST'].fields_by_name['provider_account']._loaded_options = None
   _globals['_PAUSEPROVIDERACCOUNTREQUEST'].fields_by_name['provider_account']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_SURVEYVIDEOSREQUEST'].fields_by_name['video_ids']._loaded_options = None
@@ -69,8 +81,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SURVEYPROVIDERJOBSREQUEST'].fields_by_name['provider_account']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_SURVEYPROVIDERJOBSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_SURVEYPROVIDERJOBSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\320\017'
-  _globals['_ATTEMPTSTATE']._serialized_start=2996
-  _globals['_ATTEMPTSTATE']._serialized_end=3324
+  _globals['_ATTEMPTSTATE']._serialized_start=4268
+  _globals['_ATTEMPTSTATE']._serialized_end=4596
+  _globals['_ATTEMPTRESOLUTION']._serialized_start=4599
+  _globals['_ATTEMPTRESOLUTION']._serialized_end=4755
   _globals['_GETVIDEOOUTCOMEREQUEST']._serialized_start=197
   _globals['_GETVIDEOOUTCOMEREQUEST']._serialized_end=262
   _globals['_VIDEOOUTCOME']._serialized_start=265
@@ -80,33 +94,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPT']._serialized_start=572
   _globals['_ATTEMPT']._serialized_end=943
   _globals['_LISTATTEMPTSREQUEST']._serialized_start=946
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1135
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1137
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1235
-  _globals['_RESOLVEATTEMPTREQUEST']._serialized_start=1237
-  _globals['_RESOLVEATTEMPTREQUEST']._serialized_end=1336
-  _globals['_RETRYATTEMPTREQUEST']._serialized_start=1338
-  _globals['_RETRYATTEMPTREQUEST']._serialized_end=1437
-  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_start=1439
-  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_end=1468
-  _globals['_PROVIDERACCOUNT']._serialized_start=1471
-  _globals['_PROVIDERACCOUNT']._serialized_end=1919
-  _globals['_LISTPROVIDERACCOUNTSRESPONSE']._serialized_start=1921
-  _globals['_LISTPROVIDERACCOUNTSRESPONSE']._serialized_end=2019
-  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_start=2021
-  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_end=2103
-  _globals['_SURVEYVIDEOSREQUEST']._serialized_start=2106
-  _globals['_SURVEYVIDEOSREQUEST']._serialized_end=2289
-  _globals['_SURVEYEDVIDEO']._serialized_start=2291
-  _globals['_SURVEYEDVIDEO']._serialized_end=2412
-  _globals['_SURVEYVIDEOSRESPONSE']._serialized_start=2415
-  _globals['_SURVEYVIDEOSRESPONSE']._serialized_end=2560
-  _globals['_SURVEYPROVIDERJOBSREQUEST']._serialized_start=2562
-  _globals['_SURVEYPROVIDERJOBSREQUEST']._serialized_end=2656
-  _globals['_SURVEYEDJOB']._serialized_start=2659
-  _globals['_SURVEYEDJOB']._serialized_end=2824
-  _globals['_SURVEYPROVIDERJOBSRESPONSE']._serialized_start=2827
-  _globals['_SURVEYPROVIDERJOBSRESPONSE']._serialized_end=2993
-  _globals['_ATTEMPTSERVICE']._serialized_start=3327
-  _globals['_ATTEMPTSERVICE']._serialized_end=4330
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1216
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1218
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1316
+  _globals['_GETATTEMPTREQUEST']._serialized_start=1318
+  _globals['_GETATTEMPTREQUEST']._serialized_end=1403
+  _globals['_ATTEMPTDETAIL']._serialized_start=1406
+  _globals['_ATTEMPTDETAIL']._serialized_end=1952
+  _globals['_ATTEMPTCHANGE']._serialized_start=1954
+  _globals['_ATTEMPTCHANGE']._serialized_end=2079
+  _globals['_PROVIDERJOB']._serialized_start=2081
+  _globals['_PROVIDERJOB']._serialized_end=2207
+  _globals['_ATTEMPTOUTPUT']._serialized_start=2209
+  _globals['_ATTEMPTOUTPUT']._serialized_end=2273
+  _globals['_LATERENDER']._serialized_start=2275
+  _globals['_LATERENDER']._serialized_end=2392
+  _globals['_RESOLVEATTEMPTREQUEST']._serialized_start=2395
+  _globals['_RESOLVEATTEMPTREQUEST']._serialized_end=2592
+  _globals['_RETRYATTEMPTREQUEST']._serialized_start=2594
+  _globals['_RETRYATTEMPTREQUEST']._serialized_end=2709
+  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_start=2711
+  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_end=2740
+  _globals['_PROVIDERACCOUNT']._serialized_start=2743
+  _globals['_PROVIDERACCOUNT']._serialized_end=3191
+  _globals['_LISTPROVIDERACCOUNTSRESPONSE']._serialized_start=3193
+  _globals['_LISTPROVIDERACCOUNTSRESPONSE']._serialized_end=3291
+  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_start=3293
+  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_end=3375
+  _globals['_SURVEYVIDEOSREQUEST']._serialized_start=3378
+  _globals['_SURVEYVIDEOSREQUEST']._serialized_end=3561
+  _globals['_SURVEYEDVIDEO']._serialized_start=3563
+  _globals['_SURVEYEDVIDEO']._serialized_end=3684
+  _globals['_SURVEYVIDEOSRESPONSE']._serialized_start=3687
+  _globals['_SURVEYVIDEOSRESPONSE']._serialized_end=3832
+  _globals['_SURVEYPROVIDERJOBSREQUEST']._serialized_start=3834
+  _globals['_SURVEYPROVIDERJOBSREQUEST']._serialized_end=3928
+  _globals['_SURVEYEDJOB']._serialized_start=3931
+  _globals['_SURVEYEDJOB']._serialized_end=4096
+  _globals['_SURVEYPROVIDERJOBSRESPONSE']._serialized_start=4099
+  _globals['_SURVEYPROVIDERJOBSRESPONSE']._serialized_end=4265
+  _globals['_ATTEMPTSERVICE']._serialized_start=4758
+  _globals['_ATTEMPTSERVICE']._serialized_end=5857
 # @@protoc_insertion_point(module_scope)

@@ -78,6 +78,34 @@ ATTEMPT_STATE_CANCELLED: AttemptState.ValueType  # 10
 """Ended by cancellation."""
 Global___AttemptState: _TypeAlias = AttemptState  # noqa: Y015
 
+class _AttemptResolution:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptResolutionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptResolution.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_RESOLUTION_UNSPECIFIED: _AttemptResolution.ValueType  # 0
+    """Not set: ADOPT where provider_job_id is set, else GIVE_UP."""
+    ATTEMPT_RESOLUTION_ADOPT: _AttemptResolution.ValueType  # 1
+    """It is the provider's job provider_job_id."""
+    ATTEMPT_RESOLUTION_NEVER_ACCEPTED: _AttemptResolution.ValueType  # 2
+    """The provider never accepted it: it is sent again, and paid once."""
+    ATTEMPT_RESOLUTION_GIVE_UP: _AttemptResolution.ValueType  # 3
+    """Nobody can tell: it fails, nothing is captured, its cost is booked as unknown."""
+
+class AttemptResolution(_AttemptResolution, metaclass=_AttemptResolutionEnumTypeWrapper):
+    """What became of an attempt."""
+
+ATTEMPT_RESOLUTION_UNSPECIFIED: AttemptResolution.ValueType  # 0
+"""Not set: ADOPT where provider_job_id is set, else GIVE_UP."""
+ATTEMPT_RESOLUTION_ADOPT: AttemptResolution.ValueType  # 1
+"""It is the provider's job provider_job_id."""
+ATTEMPT_RESOLUTION_NEVER_ACCEPTED: AttemptResolution.ValueType  # 2
+"""The provider never accepted it: it is sent again, and paid once."""
+ATTEMPT_RESOLUTION_GIVE_UP: AttemptResolution.ValueType  # 3
+"""Nobody can tell: it fails, nothing is captured, its cost is booked as unknown."""
+Global___AttemptResolution: _TypeAlias = AttemptResolution  # noqa: Y015
+
 @_typing.final
 class GetVideoOutcomeRequest(_message.Message):
     """Asks for a verdict."""
@@ -244,6 +272,8 @@ class ListAttemptsRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_ACCOUNT_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """Only of this video; empty: any."""
     state: Global___AttemptState.ValueType
@@ -252,6 +282,10 @@ class ListAttemptsRequest(_message.Message):
     """At most so many; 0: 50."""
     page_token: _builtins.str
     """From the previous page; empty: the first."""
+    account_id: _builtins.str
+    """Only of this account; empty: any."""
+    provider_account: _builtins.str
+    """Only at this provider account; empty: any."""
     def __init__(
         self,
         *,
@@ -259,10 +293,12 @@ class ListAttemptsRequest(_message.Message):
         state: Global___AttemptState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        provider_account: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "provider_account", b"provider_account", "state", b"state", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +333,250 @@ class ListAttemptsResponse(_message.Message):
 Global___ListAttemptsResponse: _TypeAlias = ListAttemptsResponse  # noqa: Y015
 
 @_typing.final
+class GetAttemptRequest(_message.Message):
+    """Asks for one attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    video_id: _builtins.str
+    """The video."""
+    number: _builtins.int
+    """Which of its attempts, from 1; 0: the newest."""
+    def __init__(
+        self,
+        *,
+        video_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAttemptRequest: _TypeAlias = GetAttemptRequest  # noqa: Y015
+
+@_typing.final
+class AttemptDetail(_message.Message):
+    """Everything that is on record of an attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    SUBMISSIONS_FIELD_NUMBER: _builtins.int
+    SUBMITTED_AT_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    COST_KNOWN_FIELD_NUMBER: _builtins.int
+    LEASE_UNTIL_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_AT_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    PROVIDER_JOBS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    LATE_RENDER_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.str
+    """Its id: what idempotency keys and markers at providers are made of."""
+    submissions: _builtins.int
+    """How often it was, or may have been, sent."""
+    cost_micros: _builtins.int
+    """What the provider charges for it, in millionths of a dollar; not set: nothing that is known."""
+    cost_known: _builtins.bool
+    """False: whether it was charged is not known."""
+    @_builtins.property
+    def attempt(self) -> Global___Attempt:
+        """As it is listed."""
+
+    @_builtins.property
+    def submitted_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last sent; not set: never."""
+
+    @_builtins.property
+    def lease_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when a worker holds it; not set: nobody does."""
+
+    @_builtins.property
+    def next_step_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next step is due."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptChange]:
+        """Its changes of state, oldest first."""
+
+    @_builtins.property
+    def provider_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderJob]:
+        """Every job that a provider is known to have made for it, oldest first; more than one was paid more than once."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptOutput]:
+        """What became of each of its outputs, by variant."""
+
+    @_builtins.property
+    def late_render(self) -> Global___LateRender:
+        """What is done about a render of it that may turn up; not set: none can."""
+
+    def __init__(
+        self,
+        *,
+        attempt: Global___Attempt | None = ...,
+        attempt_id: _builtins.str = ...,
+        submissions: _builtins.int = ...,
+        submitted_at: _timestamp_pb2.Timestamp | None = ...,
+        cost_micros: _builtins.int | None = ...,
+        cost_known: _builtins.bool = ...,
+        lease_until: _timestamp_pb2.Timestamp | None = ...,
+        next_step_at: _timestamp_pb2.Timestamp | None = ...,
+        history: _abc.Iterable[Global___AttemptChange] | None = ...,
+        provider_jobs: _abc.Iterable[Global___ProviderJob] | None = ...,
+        outputs: _abc.Iterable[Global___AttemptOutput] | None = ...,
+        late_render: Global___LateRender | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempt", b"attempt", "cost_micros", b"cost_micros", "late_render", b"late_render", "lease_until", b"lease_until", "next_step_at", b"next_step_at", "submitted_at", b"submitted_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempt", b"attempt", "attempt_id", b"attempt_id", "cost_known", b"cost_known", "cost_micros", b"cost_micros", "history", b"history", "late_render", b"late_render", "lease_until", b"lease_until", "next_step_at", b"next_step_at", "outputs", b"outputs", "provider_jobs", b"provider_jobs", "submissions", b"submissions", "submitted_at", b"submitted_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micros) -> _WhichOneofReturnType__cost_micros | None: ...
+
+Global___AttemptDetail: _TypeAlias = AttemptDetail  # noqa: Y015
+
+@_typing.final
+class AttemptChange(_message.Message):
+    """One change of state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    state: Global___AttemptState.ValueType
+    """Where it went; the first row is where it began."""
+    message: _builtins.str
+    """One sentence about it."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___AttemptState.ValueType = ...,
+        message: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "message", b"message", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptChange: _TypeAlias = AttemptChange  # noqa: Y015
+
+@_typing.final
+class ProviderJob(_message.Message):
+    """A job that a provider made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    PROVIDER_JOB_ID_FIELD_NUMBER: _builtins.int
+    ADOPTED_FIELD_NUMBER: _builtins.int
+    SEEN_AT_FIELD_NUMBER: _builtins.int
+    provider_account: _builtins.str
+    """At which account."""
+    provider_job_id: _builtins.str
+    """The provider's id of it."""
+    adopted: _builtins.bool
+    """True: found in the provider's list or named by an operator; false: the provider's own answer."""
+    @_builtins.property
+    def seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When we learnt of it."""
+
+    def __init__(
+        self,
+        *,
+        provider_account: _builtins.str = ...,
+        provider_job_id: _builtins.str = ...,
+        adopted: _builtins.bool = ...,
+        seen_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seen_at", b"seen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "provider_account", b"provider_account", "provider_job_id", b"provider_job_id", "seen_at", b"seen_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderJob: _TypeAlias = ProviderJob  # noqa: Y015
+
+@_typing.final
+class AttemptOutput(_message.Message):
+    """One output of a render."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    variant: _builtins.int
+    """Which variant, from 0."""
+    state: _builtins.str
+    """WAITING, SPOOLED (on a worker's own disk), STORED, LOST (at the provider), UNUSABLE or UNSTORED (by our fault)."""
+    message: _builtins.str
+    """What went wrong last; empty: nothing."""
+    def __init__(
+        self,
+        *,
+        variant: _builtins.int = ...,
+        state: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptOutput: _TypeAlias = AttemptOutput  # noqa: Y015
+
+@_typing.final
+class LateRender(_message.Message):
+    """A render that may turn up after its attempt was given up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    PROVIDER_JOB_ID_FIELD_NUMBER: _builtins.int
+    LOOK_UNTIL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """LOOKING, FETCHING, KEPT or GIVEN_UP."""
+    provider_job_id: _builtins.str
+    """The provider's job that it is; empty while not known."""
+    message: _builtins.str
+    """What it waits for."""
+    @_builtins.property
+    def look_until(self) -> _timestamp_pb2.Timestamp:
+        """Nothing is looked for after it."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        provider_job_id: _builtins.str = ...,
+        look_until: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["look_until", b"look_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["look_until", b"look_until", "message", b"message", "provider_job_id", b"provider_job_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LateRender: _TypeAlias = LateRender  # noqa: Y015
+
+@_typing.final
 class ResolveAttemptRequest(_message.Message):
     """An operator's verdict."""
 
@@ -304,19 +584,27 @@ class ResolveAttemptRequest(_message.Message):
 
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     PROVIDER_JOB_ID_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """The video."""
     provider_job_id: _builtins.str
-    """The provider's job that it is; empty: there is none, the attempt fails."""
+    """The provider's job that it is, for ADOPT; INVALID_ARGUMENT/INVALID_FIELD where it is set for another, or missing."""
+    resolution: Global___AttemptResolution.ValueType
+    """What became of it."""
+    number: _builtins.int
+    """Which of its attempts, from 1; 0: the newest."""
     def __init__(
         self,
         *,
         video_id: _builtins.str = ...,
         provider_job_id: _builtins.str = ...,
+        resolution: Global___AttemptResolution.ValueType = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider_job_id", b"provider_job_id", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "provider_job_id", b"provider_job_id", "resolution", b"resolution", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,19 +618,23 @@ class RetryAttemptRequest(_message.Message):
 
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     ACCEPT_DOUBLE_COST_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """The video."""
     accept_double_cost: _builtins.bool
-    """Must be true: the first job may have been paid for already."""
+    """True: the first job may have been paid for already, and may be paid again."""
+    number: _builtins.int
+    """Which of its attempts is to be followed by another one, from 1; 0: the newest, and a repeat is another request."""
     def __init__(
         self,
         *,
         video_id: _builtins.str = ...,
         accept_double_cost: _builtins.bool = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_double_cost", b"accept_double_cost", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_double_cost", b"accept_double_cost", "number", b"number", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class AttemptServiceStub:
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsResponse.FromString,
                 _registered_method=True)
+        self.GetAttempt = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/GetAttempt',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.GetAttemptRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.AttemptDetail.FromString,
+                _registered_method=True)
         self.ResolveAttempt = channel.unary_unary(
                 '/framewire.generator.v1.AttemptService/ResolveAttempt',
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ResolveAttemptRequest.SerializeToString,
@@ -108,15 +113,28 @@ class AttemptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAttempt(self, request, context):
+        """Everything that is on record of an attempt, for operators. NOT_FOUND/ATTEMPT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResolveAttempt(self, request, context):
-        """An operator's verdict on an UNRESOLVED attempt.
+        """An operator says what became of an attempt that is UNKNOWN or UNRESOLVED, or which job a given-up one was. A repeat changes
+        nothing. FAILED_PRECONDITION: ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE (its process may still send it), PROVIDER_JOB_MISMATCH (that job
+        is another video's, as the provider shows it); NOT_FOUND: ATTEMPT_NOT_FOUND, PROVIDER_JOB_NOT_FOUND; ALREADY_EXISTS:
+        PROVIDER_JOB_TAKEN (it is another attempt's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryAttempt(self, request, context):
-        """Sends an UNRESOLVED attempt again, at the operator's risk of paying twice.
+        """Gives up an UNKNOWN or UNRESOLVED attempt and sends its video again, on the same hold, as a new attempt, which is answered; the
+        first one's cost is booked as unknown, and its render is kept should it turn up. With `number` a repeat changes nothing.
+        FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
+        settled: its owner sends it again as a new video).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +186,11 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.ListAttempts,
                     request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsResponse.SerializeToString,
+            ),
+            'GetAttempt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAttempt,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.GetAttemptRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.AttemptDetail.SerializeToString,
             ),
             'ResolveAttempt': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveAttempt,
@@ -282,6 +305,33 @@ class AttemptService:
             '/framewire.generator.v1.AttemptService/ListAttempts',
             framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAttempt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/GetAttempt',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.GetAttemptRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.AttemptDetail.FromString,
             options,
             channel_credentials,
             insecure,

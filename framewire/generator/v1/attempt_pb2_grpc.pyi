@@ -41,10 +41,20 @@ class AttemptServiceStub:
     """
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]
     """Attempts, newest first, for operators."""
+    GetAttempt: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]
+    """Everything that is on record of an attempt, for operators. NOT_FOUND/ATTEMPT_NOT_FOUND."""
     ResolveAttempt: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.ResolveAttemptRequest, _attempt_pb2.Attempt]
-    """An operator's verdict on an UNRESOLVED attempt."""
+    """An operator says what became of an attempt that is UNKNOWN or UNRESOLVED, or which job a given-up one was. A repeat changes
+    nothing. FAILED_PRECONDITION: ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE (its process may still send it), PROVIDER_JOB_MISMATCH (that job
+    is another video's, as the provider shows it); NOT_FOUND: ATTEMPT_NOT_FOUND, PROVIDER_JOB_NOT_FOUND; ALREADY_EXISTS:
+    PROVIDER_JOB_TAKEN (it is another attempt's).
+    """
     RetryAttempt: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.RetryAttemptRequest, _attempt_pb2.Attempt]
-    """Sends an UNRESOLVED attempt again, at the operator's risk of paying twice."""
+    """Gives up an UNKNOWN or UNRESOLVED attempt and sends its video again, on the same hold, as a new attempt, which is answered; the
+    first one's cost is booked as unknown, and its render is kept should it turn up. With `number` a repeat changes nothing.
+    FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
+    settled: its owner sends it again as a new video).
+    """
     ListProviderAccounts: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.ListProviderAccountsRequest, _attempt_pb2.ListProviderAccountsResponse]
     """State of the provider accounts: circuit, quota, jobs at once."""
     PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
@@ -69,10 +79,20 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     """
     ListAttempts: _aio.UnaryUnaryMultiCallable[_attempt_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     """Attempts, newest first, for operators."""
+    GetAttempt: _aio.UnaryUnaryMultiCallable[_attempt_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]  # type: ignore[assignment]
+    """Everything that is on record of an attempt, for operators. NOT_FOUND/ATTEMPT_NOT_FOUND."""
     ResolveAttempt: _aio.UnaryUnaryMultiCallable[_attempt_pb2.ResolveAttemptRequest, _attempt_pb2.Attempt]  # type: ignore[assignment]
-    """An operator's verdict on an UNRESOLVED attempt."""
+    """An operator says what became of an attempt that is UNKNOWN or UNRESOLVED, or which job a given-up one was. A repeat changes
+    nothing. FAILED_PRECONDITION: ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE (its process may still send it), PROVIDER_JOB_MISMATCH (that job
+    is another video's, as the provider shows it); NOT_FOUND: ATTEMPT_NOT_FOUND, PROVIDER_JOB_NOT_FOUND; ALREADY_EXISTS:
+    PROVIDER_JOB_TAKEN (it is another attempt's).
+    """
     RetryAttempt: _aio.UnaryUnaryMultiCallable[_attempt_pb2.RetryAttemptRequest, _attempt_pb2.Attempt]  # type: ignore[assignment]
-    """Sends an UNRESOLVED attempt again, at the operator's risk of paying twice."""
+    """Gives up an UNKNOWN or UNRESOLVED attempt and sends its video again, on the same hold, as a new attempt, which is answered; the
+    first one's cost is booked as unknown, and its render is kept should it turn up. With `number` a repeat changes nothing.
+    FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
+    settled: its owner sends it again as a new video).
+    """
     ListProviderAccounts: _aio.UnaryUnaryMultiCallable[_attempt_pb2.ListProviderAccountsRequest, _attempt_pb2.ListProviderAccountsResponse]  # type: ignore[assignment]
     """State of the provider accounts: circuit, quota, jobs at once."""
     PauseProviderAccount: _aio.UnaryUnaryMultiCallable[_attempt_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]  # type: ignore[assignment]
@@ -114,12 +134,24 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         """Attempts, newest first, for operators."""
 
     @_abc_1.abstractmethod
+    def GetAttempt(
+        self,
+        request: _attempt_pb2.GetAttemptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.AttemptDetail, _abc.Awaitable[_attempt_pb2.AttemptDetail]]:
+        """Everything that is on record of an attempt, for operators. NOT_FOUND/ATTEMPT_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
     def ResolveAttempt(
         self,
         request: _attempt_pb2.ResolveAttemptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.Attempt, _abc.Awaitable[_attempt_pb2.Attempt]]:
-        """An operator's verdict on an UNRESOLVED attempt."""
+        """An operator says what became of an attempt that is UNKNOWN or UNRESOLVED, or which job a given-up one was. A repeat changes
+        nothing. FAILED_PRECONDITION: ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE (its process may still send it), PROVIDER_JOB_MISMATCH (that job
+        is another video's, as the provider shows it); NOT_FOUND: ATTEMPT_NOT_FOUND, PROVIDER_JOB_NOT_FOUND; ALREADY_EXISTS:
+        PROVIDER_JOB_TAKEN (it is another attempt's).
+        """
 
     @_abc_1.abstractmethod
     def RetryAttempt(
@@ -127,7 +159,11 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attempt_pb2.RetryAttemptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.Attempt, _abc.Awaitable[_attempt_pb2.Attempt]]:
-        """Sends an UNRESOLVED attempt again, at the operator's risk of paying twice."""
+        """Gives up an UNKNOWN or UNRESOLVED attempt and sends its video again, on the same hold, as a new attempt, which is answered; the
+        first one's cost is booked as unknown, and its render is kept should it turn up. With `number` a repeat changes nothing.
+        FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
+        settled: its owner sends it again as a new video).
+        """
 
     @_abc_1.abstractmethod
     def ListProviderAccounts(

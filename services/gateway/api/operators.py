@@ -263,6 +263,62 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         )
         return _finding(kept)
 
+    async def GetAttempt(
+        self, request: operator_pb2.GetAttemptRequest, context: Any
+    ) -> attempt_pb2.AttemptDetail:
+        """Everything on record of an attempt."""
+        return await self._of_attempt("GetAttempt", request.request, "")
+
+    async def ResolveAttempt(
+        self, request: operator_pb2.ResolveAttemptRequest, context: Any
+    ) -> attempt_pb2.Attempt:
+        """Says what became of an undecided attempt."""
+        return await self._of_attempt("ResolveAttempt", request.request, request.why)
+
+    async def RetryAttempt(
+        self, request: operator_pb2.RetryAttemptRequest, context: Any
+    ) -> attempt_pb2.Attempt:
+        """Sends the video of an undecided attempt again."""
+        return await self._of_attempt("RetryAttempt", request.request, request.why)
+
+    async def CancelAttempt(
+        self, request: operator_pb2.CancelAttemptRequest, context: Any
+    ) -> attempt_pb2.VideoOutcome:
+        """Asks for the end of a video that the generator knows, whosever it is."""
+        stub, video_id = self._peers.stubs.generator, request.video_id
+
+        async def cancel() -> attempt_pb2.VideoOutcome:
+            known = attempt_pb2.GetVideoOutcomeRequest(video_id=video_id)
+            outcome = await stub.GetVideoOutcome(known, timeout=peers.TIMEOUT_SECONDS)
+            asked = attempt_pb2.CancelAttemptRequest(
+                video_id=video_id, account_id=outcome.account_id
+            )
+            return await stub.CancelAttempt(asked, timeout=peers.TIMEOUT_SECONDS)
+
+        detail = {"video_id": video_id}
+        return await self._audited("CancelAttempt", "", request.why, detail, cancel)
+
+    async def ListProviderAccounts(
+        self, request: operator_pb2.ListProviderAccountsRequest, context: Any
+    ) -> attempt_pb2.ListProviderAccountsResponse:
+        """State of the provider accounts."""
+        asked = attempt_pb2.ListProviderAccountsRequest()
+        return await self._of_attempt("ListProviderAccounts", asked, "")
+
+    async def PauseProviderAccount(
+        self, request: operator_pb2.PauseProviderAccountRequest, context: Any
+    ) -> attempt_pb2.ProviderAccount:
+        """Stops or starts sending to a provider account."""
+        return await self._of_attempt("PauseProviderAccount", request.request, request.why)
+
+    async def _of_attempt(self, method: str, asked: Any, why: str) -> Any:
+        """One call of the generator's, on record with what was asked."""
+        send = getattr(self._peers.stubs.generator, method)
+        detail = messages.own_fields(asked)
+        return await self._audited(
+            method, "", why, detail, lambda: send(asked, timeout=peers.TIMEOUT_SECONDS)
+        )
+
     async def _audited(
         self,
         method: str,

@@ -258,7 +258,8 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
     ) -> video_pb2.GetDownloadUrlResponse:
         """A URL of an output or its poster."""
         video = await common.visible(self._store.videos, request.video_id)
-        for output in messages.outputs(video):
+        # A late render has no place among the outputs: its video has failed, or a later try of it has made them.
+        for output in (*messages.outputs(video), *messages.late_outputs(video)):
             asset_id = output.poster_asset_id if request.poster else output.asset_id
             if output.variant == request.variant and asset_id:
                 break

@@ -8,6 +8,9 @@ from kit import postgres
 from services.generator.store.accounts import AccountStore
 from services.generator.store.estimates import EstimateStore
 from services.generator.store.hints import HintStore
+from services.generator.store.late import LateStore
+from services.generator.store.operators import OperatorStore
+from services.generator.store.outputs import OutputStore
 from services.generator.store.queue import QueueStore
 from services.generator.store.renders import RenderStore
 from services.generator.store.submissions import SubmissionStore
@@ -28,3 +31,6 @@ class Store:
         self.renders = RenderStore(pool)
         self.hints = HintStore(pool)
         self.survey = SurveyStore(pool)
+        self.outputs = OutputStore(pool)
+        self.late = LateStore(pool)
+        self.operators = OperatorStore(pool)

@@ -194,9 +194,7 @@ class RenderStore:
             expected_at=events.timestamp(attempt.expected_at) if attempt.expected_at else None,
         )
 
-    async def finished(
-        self, attempt: rows.Attempt | Render, content_expires_at: datetime | None
-    ) -> bool:
+    async def finished(self, attempt: rows.Attempt | Render, content_expires_at: datetime) -> bool:
         """The provider has finished it: FETCHING."""
         moved = await self._pool.fetchval(
             """
@@ -254,7 +252,7 @@ class RenderStore:
                 SELECT attempt_id FROM attempts
                 WHERE state = 'FETCHING' AND next_step_at <= clock_timestamp()
                   AND (lease_until IS NULL OR lease_until <= clock_timestamp())
-                ORDER BY content_expires_at NULLS LAST, next_step_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                ORDER BY content_expires_at, next_step_at LIMIT $2 FOR UPDATE SKIP LOCKED
             ), claimed AS (
                 UPDATE attempts a SET fence = a.fence + 1, lease_until = clock_timestamp() + $1
                 FROM due WHERE a.attempt_id = due.attempt_id RETURNING a.*
@@ -286,22 +284,20 @@ class RenderStore:
         delay: timedelta,
         message: str,
         *,
-        bad_sha256: str | None = None,
         gone: bool = False,
     ) -> None:
-        """Gives a fetch back to be tried later; keeps the hash of bytes that were no video, counts 404s in a row."""
+        """Gives a fetch back to be tried later; counts in a row that the provider did not show what there is."""
         await self._pool.execute(
             """
             UPDATE attempts SET lease_until = NULL, next_step_at = clock_timestamp() + $3, message = $4,
-                fetch_tries = fetch_tries + 1, bad_sha256 = coalesce($5, bad_sha256),
-                not_found_count = CASE WHEN $6 THEN not_found_count + 1 ELSE 0 END,
-                not_found_since = CASE WHEN $6 THEN coalesce(not_found_since, clock_timestamp()) END
+                fetch_tries = fetch_tries + 1,
+                not_found_count = CASE WHEN $5 THEN not_found_count + 1 ELSE 0 END,
+                not_found_since = CASE WHEN $5 THEN coalesce(not_found_since, clock_timestamp()) END
             WHERE attempt_id = $1 AND fence = $2 AND state = 'FETCHING'
             """,
             attempt.attempt_id,
             attempt.fence,
             delay,
             message,
-            bad_sha256,
             gone,
         )

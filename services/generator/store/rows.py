@@ -16,7 +16,8 @@ ATTEMPT_COLUMNS = """
     a.provider_account, a.provider_job_id, a.fingerprint, a.body_sha256, a.submissions, a.key_pinned,
     a.submitted_at, a.resolve_by, a.render_deadline, a.absent_since, a.content_expires_at,
     a.progress_percent, a.progress_at, a.not_found_count, a.not_found_since, a.fetch_tries,
-    a.bad_sha256, a.progress_version, a.start_by, a.created_at, a.expected_at, v.job, v.cancel_requested
+    a.progress_version, a.start_by, a.created_at, a.expected_at, v.job, v.cancel_requested,
+    coalesce(extract(epoch FROM clock_timestamp() - a.not_found_since), 0)::float8 AS not_found_seconds
 """
 ATTEMPT_FROM = "attempts a JOIN videos v USING (video_id)"
 
@@ -50,8 +51,8 @@ class Attempt:
     progress_at: datetime | None
     not_found_count: int
     not_found_since: datetime | None
+    not_found_seconds: float
     fetch_tries: int
-    bad_sha256: str | None
     progress_version: int
     start_by: datetime
     created_at: datetime
@@ -60,9 +61,22 @@ class Attempt:
     cancel_requested: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LateRender:
+    """An attempt that was given up, and what may turn up of it after all."""
+
+    attempt: Attempt
+    provider_job_id: str | None
+    state: str
+    fence: int
+    look_until: datetime
+    content_expires_at: datetime | None
+    age_seconds: float
+
+
 def attempt(row: asyncpg.Record) -> Attempt:
     """An attempt from a row of ATTEMPT_COLUMNS."""
-    values: dict[str, Any] = dict(row)
+    values: dict[str, Any] = {name: row[name] for name in Attempt.__slots__}
     values["state"] = attempts.State(values["state"])
     values["job"] = job_pb2.Job.FromString(bytes(values["job"]))
     return Attempt(**values)

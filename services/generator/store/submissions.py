@@ -20,6 +20,7 @@ class Surroundings:
     """
 
     claimants: int
+    """Undecided ones that look alike, with those that were given up and are still looked for."""
     known_job_ids: frozenset[str]
     """Those of the listed jobs that belong to attempts."""
 
@@ -247,9 +248,12 @@ class SubmissionStore:
         async with self._pool.acquire() as connection:
             claimants = await connection.fetchval(
                 """
-                SELECT count(*) FROM attempts
-                WHERE provider_account = $1 AND fingerprint = $2 AND provider_job_id IS NULL
-                  AND state IN ('SUBMITTING', 'UNKNOWN', 'UNRESOLVED')
+                SELECT (SELECT count(*) FROM attempts
+                        WHERE provider_account = $1 AND fingerprint = $2 AND provider_job_id IS NULL
+                          AND state IN ('SUBMITTING', 'UNKNOWN', 'UNRESOLVED'))
+                     + (SELECT count(*) FROM late_renders l JOIN attempts a USING (attempt_id)
+                        WHERE l.provider_account = $1 AND l.provider_job_id IS NULL AND l.state = 'LOOKING'
+                          AND a.fingerprint = $2)
                 """,
                 attempt.provider_account,
                 attempt.fingerprint,

@@ -46,22 +46,30 @@ async def lock(connection: postgres.Connection, video_id: str) -> LockedVideo | 
 
 
 async def tell(connection: postgres.Connection, video: LockedVideo, event: event_pb2.Event) -> None:
-    """Gives the event its number and moment, moves the video to its state and puts it into the outbox."""
+    """Gives the event its number and moment, moves the video to its state and puts it into the outbox.
+
+    A late render changes no state, and the verdict stays the answer to who asks how the video stands.
+    """
     now = await connection.fetchval("SELECT clock_timestamp()")
     event.video_id, event.account_id, event.seq = video.video_id, video.account_id, video.seq + 1
     event.occurred_at.CopyFrom(events.timestamp(now))
-    state = STATE_OF_KIND[event.kind]
-    await connection.execute(
-        """
-        UPDATE videos SET seq = $2, state = $3, last_event = $4, finished_at = $5
-        WHERE video_id = $1
-        """,
-        video.video_id,
-        event.seq,
-        state,
-        event.SerializeToString(),
-        now if state in TERMINAL_STATES else None,
-    )
+    if event.kind == event_pb2.EVENT_KIND_RECOVERED:
+        await connection.execute(
+            "UPDATE videos SET seq = $2 WHERE video_id = $1", video.video_id, event.seq
+        )
+    else:
+        state = STATE_OF_KIND[event.kind]
+        await connection.execute(
+            """
+            UPDATE videos SET seq = $2, state = $3, last_event = $4, finished_at = $5
+            WHERE video_id = $1
+            """,
+            video.video_id,
+            event.seq,
+            state,
+            event.SerializeToString(),
+            now if state in TERMINAL_STATES else None,
+        )
     await outbox.add(connection, message(event))
 
 

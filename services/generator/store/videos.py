@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from framewire.events.v1 import event_pb2
@@ -17,6 +17,8 @@ from services.generator.store import estimates, rows, telling
 
 ORDINARY_WEIGHT = 100
 MAX_WEIGHT = 1000
+RETRY_STARTS_WITHIN = timedelta(hours=1)
+"""An attempt that an operator sends again may wait so long for its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Verdict:
     retryable: bool
     billed: bool | None = False
     """Whether the provider charges for it; None: not known."""
+    look_back: timedelta | None = None
+    """How long a render of it that turns up after all is looked for; None: there can be none."""
 
 
 class VideoStore:
@@ -86,12 +90,12 @@ class VideoStore:
         fingerprint: str,
         queue_position: int = 0,
         expected_at: datetime | None = None,
-    ) -> None:
-        await connection.execute(
+    ) -> str:
+        return await connection.fetchval(
             """
             INSERT INTO attempts (attempt_id, video_id, number, account_id, pool, lane, weight, state,
                                   fingerprint, start_by, model, queue_position, expected_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9, $10, $11, $12)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9, $10, $11, $12) RETURNING attempt_id
             """,
             ids.new_id(),
             job.video_id,
@@ -164,8 +168,10 @@ class VideoStore:
         assert outcome is not None
         return outcome
 
-    async def complete(self, attempt: rows.Attempt, outputs: Sequence[storage_pb2.Asset]) -> bool:
-        """Ends the video well. False when the attempt is no longer the caller's."""
+    async def complete(
+        self, attempt: rows.Attempt, outputs: Mapping[int, storage_pb2.Asset]
+    ) -> bool:
+        """Ends the video well, with its outputs by variant. False when the attempt is no longer the caller's."""
         async with self._pool.acquire() as connection, connection.transaction():
             video = await telling.lock(connection, attempt.video_id)
             if video is None or video.state in telling.TERMINAL_STATES:
@@ -203,21 +209,7 @@ class VideoStore:
             video = await telling.lock(connection, attempt.video_id)
             if video is None or video.state in telling.TERMINAL_STATES:
                 return False
-            done = await connection.fetchval(
-                """
-                UPDATE attempts SET state = 'FAILED', cause = $3, message = $4, lease_until = NULL,
-                    cost_micros = CASE WHEN $5 THEN cost_micros END, cost_known = $6
-                WHERE attempt_id = $1 AND fence = $2 AND state NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')
-                RETURNING true
-                """,
-                attempt.attempt_id,
-                attempt.fence,
-                verdict.cause,
-                text,
-                verdict.billed is not False,
-                verdict.billed is not None,
-            )
-            if not done:
+            if not await self._fail_attempt(connection, attempt, verdict, text):
                 return False
             in_time = await connection.fetchval(
                 "SELECT $1::timestamptz > clock_timestamp()", attempt.start_by
@@ -234,6 +226,92 @@ class VideoStore:
         await failpoint("generator.finish.after_commit")
         return True
 
+    async def retry(self, attempt: rows.Attempt, verdict: Verdict) -> str | None:
+        """Ends the attempt and goes on with a new one, whose id is answered, though start_by be over.
+
+        None when it is no longer the caller's.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            video = await telling.lock(connection, attempt.video_id)
+            if video is None or video.state in telling.TERMINAL_STATES:
+                return None
+            if not await self._fail_attempt(connection, attempt, verdict, verdict.message):
+                return None
+            again = await self._insert_attempt(
+                connection, attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint
+            )
+            await connection.execute(
+                """
+                UPDATE attempts SET start_by = greatest(start_by, clock_timestamp() + $2)
+                WHERE attempt_id = $1
+                """,
+                again,
+                RETRY_STARTS_WITHIN,
+            )
+            await failpoint("generator.finish.before_commit")
+        await failpoint("generator.finish.after_commit")
+        return again
+
+    async def _fail_attempt(
+        self, connection: postgres.Connection, attempt: rows.Attempt, verdict: Verdict, text: str
+    ) -> bool:
+        done = await connection.fetchval(
+            """
+            UPDATE attempts SET state = 'FAILED', cause = $3, message = $4, lease_until = NULL,
+                cost_micros = CASE WHEN $5 THEN cost_micros END, cost_known = $6
+            WHERE attempt_id = $1 AND fence = $2 AND state NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')
+            RETURNING true
+            """,
+            attempt.attempt_id,
+            attempt.fence,
+            verdict.cause,
+            text,
+            verdict.billed is not False,
+            verdict.billed is not None,
+        )
+        if done and verdict.look_back is not None:
+            await self._look_back(connection, attempt, verdict.look_back)
+        return bool(done)
+
+    async def _look_back(
+        self, connection: postgres.Connection, attempt: rows.Attempt, span: timedelta
+    ) -> None:
+        await connection.execute(
+            """
+            INSERT INTO late_renders (attempt_id, provider_account, provider_job_id, look_until)
+            SELECT attempt_id, provider_account, provider_job_id, clock_timestamp() + $2
+            FROM attempts WHERE attempt_id = $1
+            """,
+            attempt.attempt_id,
+            span,
+        )
+
+    async def recovered(
+        self, late: rows.LateRender, outputs: Mapping[int, storage_pb2.Asset]
+    ) -> bool:
+        """Keeps a render that turned up after its attempt was given up, and tells of it. The verdict stands.
+
+        False when the late render is no longer the caller's.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            video = await telling.lock(connection, late.attempt.video_id)
+            assert video is not None
+            kept = await connection.fetchval(
+                """
+                UPDATE late_renders SET state = 'KEPT', message = '', updated_at = clock_timestamp()
+                WHERE attempt_id = $1 AND fence = $2 AND state = 'FETCHING' RETURNING true
+                """,
+                late.attempt.attempt_id,
+                late.fence,
+            )
+            if not kept:
+                return False
+            await telling.tell(connection, video, events.recovered(outputs))
+            await failpoint("generator.late.before_commit")
+        self._told()
+        await failpoint("generator.late.after_commit")
+        return True
+
     async def outcome(self, video_id: str) -> Outcome | None:
         """Where a video stands; None when nothing was ever heard of it."""
         row = await self._pool.fetchrow(
@@ -247,26 +325,15 @@ class VideoStore:
         )
         return outcome(row) if row else None
 
-    async def list_attempts(
-        self, video_id: str, state: str, before: tuple[datetime, str] | None, limit: int
-    ) -> list[dict[str, object]]:
-        """Attempts, newest first, for operators."""
+    async def cancelled_waiting(self) -> list[tuple[str, str]]:
+        """Videos to be cancelled whose attempt waits again for its turn: proved unsent after its owner had asked."""
         found = await self._pool.fetch(
             """
-            SELECT attempt_id, video_id, number, account_id, state, provider_account, provider_job_id,
-                   cause, message, resolve_by, created_at, updated_at
-            FROM attempts
-            WHERE ($1 = '' OR video_id = $1) AND ($2 = '' OR state = $2)
-              AND ($3::timestamptz IS NULL OR (created_at, attempt_id) < ($3, $4))
-            ORDER BY created_at DESC, attempt_id DESC LIMIT $5
-            """,
-            video_id,
-            state,
-            before[0] if before else None,
-            before[1] if before else "",
-            limit,
+            SELECT video_id, v.account_id FROM attempts a JOIN videos v USING (video_id)
+            WHERE a.state = 'QUEUED' AND NOT a.key_pinned AND v.cancel_requested LIMIT 100
+            """
         )
-        return [dict(row) for row in found]
+        return [(row["video_id"], row["account_id"]) for row in found]
 
 
 def _weight(job: job_pb2.Job) -> int:
