@@ -116,6 +116,8 @@ class Settings(pydantic_settings.BaseSettings):
     price_micros_default: int = pydantic.Field(default=100_000, ge=0)
 
     frames_per_second: int = pydantic.Field(default=24, ge=1, le=60)
+    # Films shorter than this are padded at their end, with nothing: cheap large downloads. 0 pads none.
+    film_bytes: int = pydantic.Field(default=0, ge=0, lt=2**32)
     render_workers: int = pydantic.Field(default=1, ge=1, le=16)
     # False lets all text jobs of one size and length share one film: cheap mass tests.
     draw_prompt: bool = True

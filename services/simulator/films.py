@@ -78,7 +78,8 @@ class Films:
         film_id = job.film_ids[variant]
         path = self._films / f"{film_id}.mp4"
         if not path.exists():
-            render.write_film(self._render_path(self._scenes(job)[variant]), path, film_id)
+            rendered = self._render_path(self._scenes(job)[variant])
+            render.write_film(rendered, path, film_id, self._settings.film_bytes)
         if not low:
             return path
         smaller = self._films / f"{film_id}.low.mp4"

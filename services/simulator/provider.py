@@ -61,6 +61,9 @@ class Provider:
             str, None
         ] = {}  # jobs whose end no webhook has told yet, the oldest first
         self._accepted = 0
+        self._served: dict[str, collections.Counter[str]] = collections.defaultdict(
+            collections.Counter
+        )
         self._origin = self.now()
         self._replay()
         self.note("started", {"time_factor": settings.time_factor, "seed": settings.seed})
@@ -102,6 +105,10 @@ class Provider:
             raise errors.rate_limited({**headers, **retry_after(reset)})
         window.append(now)
         return headers
+
+    def count(self, key_name: str, action: str) -> None:
+        """Counts what a key asked for, refused or not, since the start."""
+        self._served[key_name][action] += 1
 
     def strike(
         self, name: str, key_name: str, prompt: str | None = None, job: jobs.Job | None = None
@@ -284,6 +291,7 @@ class Provider:
             "time_factor": self.settings.time_factor,
             "accepted": self._accepted,
             "jobs": by_key,
+            "requests": {name: dict(actions) for name, actions in self._served.items()},
             "faults": list(self.plan.rules()),
         }
 

@@ -3,6 +3,7 @@
 import fractions
 import io
 import pathlib
+import struct
 import threading
 from collections.abc import Callable, Mapping
 
@@ -19,6 +20,7 @@ NOTICE = "simulated, no model"
 # one render, and still no two films have the same bytes.
 ID_PLACEHOLDER = "video_" + "0" * 48
 
+_BOX_HEADER_BYTES = 8
 _BT709 = 1
 _LIMITED_RANGE = 1
 _QUALITY = {"preset": "superfast", "crf": "22", "threads": "1"}
@@ -49,13 +51,22 @@ def render(scene: scenes.Scene, path: pathlib.Path, stopping: Callable[[], bool]
     partial.replace(path)
 
 
-def write_film(rendered: pathlib.Path, path: pathlib.Path, film_id: str) -> None:
-    """Writes a film of its own: the shared render with the id in its comment."""
+def write_film(
+    rendered: pathlib.Path, path: pathlib.Path, film_id: str, least_bytes: int = 0
+) -> None:
+    """Writes a film of its own: the shared render with the id in its comment, padded to `least_bytes`."""
     padded = film_id.ljust(len(ID_PLACEHOLDER))
     assert len(padded) == len(ID_PLACEHOLDER)
     # Two requests may write the same film at once, each its own partial file.
     partial = path.with_suffix(f".{threading.get_ident()}.partial")
-    partial.write_bytes(rendered.read_bytes().replace(ID_PLACEHOLDER.encode(), padded.encode(), 1))
+    content = rendered.read_bytes().replace(ID_PLACEHOLDER.encode(), padded.encode(), 1)
+    padding_bytes = least_bytes - len(content)
+    with partial.open("wb") as file:
+        file.write(content)
+        if padding_bytes >= _BOX_HEADER_BYTES:
+            # A `free` box, which players skip; what is not written takes no room on the disk.
+            file.write(struct.pack(">I4s", padding_bytes, b"free"))
+            file.truncate(least_bytes)
     partial.replace(path)
 
 

@@ -87,7 +87,8 @@ async def test_content_expires_and_jobs_vanish(tmp_path: pathlib.Path) -> None:
 
 async def test_other_servers_of_the_protocol(tmp_path: pathlib.Path) -> None:
     names = ",".join(sorted(quirks.BENDS - {"string_error"}))
-    async with running(tmp_path, {**FAST, "QUIRKS": names, "CONTENT_LAG_SECONDS": "0"}) as odd:
+    settings = {**FAST, "QUIRKS": names, "CONTENT_LAG_SECONDS": "0", "FILM_BYTES": "1000000"}
+    async with running(tmp_path, settings) as odd:
         made = await odd.videos.create("odd", seconds=1)
         assert made.status_code == 202
         job = made.json()
@@ -98,7 +99,11 @@ async def test_other_servers_of_the_protocol(tmp_path: pathlib.Path) -> None:
         failed = (await odd.videos.until(f"/v1/videos/{failing}", 500)).json()
         assert (failed["status"], failed["error"]["code"]) == ("failed", 400)
         moved = await odd.videos.until(f"/v1/videos/{job['id']}/content", 302)
-        assert (await odd.http.get(moved.headers["location"])).content[4:8] == b"ftyp"
+        film = (await odd.http.get(moved.headers["location"])).content
+        assert len(film) == 1_000_000, "padded"
+        assert len(decoded(film)[0]) == 24, "and playable"
+        requests = (await odd.http.get("/_sim/state")).json()["requests"]["main"]
+        assert (requests["create"], requests["content"] >= 2) == (2, True)
         assert (await odd.videos.get(job["id"])).json()["status"] == "succeeded"
         gone = await odd.http.delete(f"/v1/videos/{job['id']}")
         assert (gone.json()["id"], gone.json()["status"]) == (job["id"], "deleted")
