@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -42,6 +43,24 @@ class Render:
     unlisted_seconds: float
 
 
+@dataclass(slots=True)
+class Spent:
+    """Where the time of a pass went, over all outputs; of none that an earlier pass had stored."""
+
+    token_wait_seconds: float = 0.0
+    download_seconds: float = 0.0
+    """To the last byte. Storage receives while we do."""
+    store_seconds: float = 0.0
+    """From there to storage's answer."""
+
+    def add(self, asked: float, started: float, whole_at: float | None) -> None:
+        """One output, which is stored now. Moments of the monotonic clock."""
+        now = time.monotonic()
+        self.token_wait_seconds += started - asked
+        self.download_seconds += (whole_at or now) - started
+        self.store_seconds += now - (whole_at or now)
+
+
 @dataclass(frozen=True, slots=True)
 class Passed:
     """What a pass came to: the end, with what storage has; or when to go on."""
@@ -52,6 +71,7 @@ class Passed:
     message: str
     unlisted: bool = False
     """The provider did not show what there is to fetch."""
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(slots=True)
@@ -63,6 +83,7 @@ class _Pass:
     storage_trouble: str = ""
     waits: list[float] = field(default_factory=list[float])
     message: str = ""
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def attempt_id(self) -> str:
@@ -201,15 +222,18 @@ class Downloads:
     async def _from_provider(
         self, made: _Pass, output: outputs.Output, digest: Digest
     ) -> storage_pb2.Asset:
-        attempt = made.render.attempt
+        attempt, asked = made.render.attempt, time.monotonic()
         await self._quota.take(made.render.account, _use(made.render))
+        started = time.monotonic()
         provider = self._pools.providers[made.render.account.name]
         async with provider.content(output.output_id) as (size, chunks):
             await made.begun()
             try:
-                return await self._assets.store_output(
+                asset = await self._assets.store_output(
                     attempt, output.variant, size, digest.fed(chunks), attempt.job.spec
                 )
+                made.spent.add(asked, started, digest.whole_at)
+                return asset
             except (errors.ServiceError, asyncio.CancelledError) as error:
                 if digest.cut:
                     # What the client of storage raises would hide it.
@@ -307,7 +331,8 @@ class Downloads:
                 # Its owner, or its retention, has removed it meanwhile.
                 there = tuple(variant for variant in ended.variants if variant in made.stored)
                 ended = replace(ended, variants=there) if there else outputs.ALL_REMOVED
-        return Passed(ended, made.stored, min(made.waits, default=RETRY_SECONDS), made.message)
+        seconds = min(made.waits, default=RETRY_SECONDS)
+        return Passed(ended, made.stored, seconds, made.message, spent=made.spent)
 
     def _wait(self, made: _Pass, trouble: contract.ProviderTrouble, gone: bool) -> float:
         if trouble.retry_after_seconds:
@@ -324,7 +349,7 @@ class Digest:
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
-        self._whole = False
+        self.whole_at: float | None = None
         self.cut: contract.ProviderTrouble | None = None
 
     async def fed(self, chunks: AsyncIterator[bytes], at_least: int = 0) -> AsyncIterator[bytes]:
@@ -342,11 +367,11 @@ class Digest:
         except Exception as error:
             self.cut = contract.ProviderTrouble(f"the download was cut: {error!r}")
             raise self.cut from error
-        self._whole = True
+        self.whole_at = time.monotonic()
 
     def of(self, reason: str) -> str:
         """The hash of the whole; of a part, which is another each time, why it was refused."""
-        return self._sha256.hexdigest() if self._whole else reason
+        return self._sha256.hexdigest() if self.whole_at is not None else reason
 
 
 def _use(render: Render) -> quota.Use:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from datetime import timedelta
 
 from kit import loops, telemetry
@@ -106,7 +107,12 @@ class Fetcher:
             await failpoint("generator.fetch.after_put")
             outputs = {variant: passed.stored[variant] for variant in ended.variants}
             if await self._store.videos.complete(attempt, outputs):
-                log.info("video_completed", video_id=attempt.video_id, outputs=len(outputs))
+                log.info(
+                    "video_completed",
+                    video_id=attempt.video_id,
+                    outputs=len(outputs),
+                    **asdict(passed.spent),
+                )
         else:
             verdict = videos.Verdict(ended.cause, ended.message, True, billed=True)
             await self._store.videos.fail(attempt, verdict, another_try=False)
