@@ -76,15 +76,15 @@ class Poller:
         self._teller = teller
         self._fetcher = fetcher
         self._quota = quota.Quota(store.accounts, pools_)
+        self._due = {name: loops.Wake() for name in pools_.accounts}
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Polls until told to stop."""
         async with asyncio.TaskGroup() as group:
-            for account in self._pools.accounts.values():
+            pause = self._settings.loop_seconds
+            for name, account in self._pools.accounts.items():
                 run_once = functools.partial(self.run_once, account)
-                group.create_task(
-                    loops.every("poller", self._settings.loop_seconds, run_once, stopping)
-                )
+                group.create_task(loops.every("poller", pause, run_once, stopping, self._due[name]))
 
     async def run_once(self, account: catalogue.ProviderAccount) -> None:
         """One pass over the account, if it is due."""
@@ -106,6 +106,8 @@ class Poller:
                 timedelta(seconds=seconds),
                 timedelta(seconds=account.poll_interval_with_webhooks_seconds),
             )
+            # To the moment: by what the loop's pause is late, every completion would be seen late.
+            asyncio.get_running_loop().call_later(delay, self._due[account.name].ring)
 
     async def _pass(self, account: catalogue.ProviderAccount, this: Pass) -> float:
         """Answers the interval at which the account is to be polled, as this pass turned out."""

@@ -148,14 +148,20 @@ class RenderStore:
         )
 
     async def progress(self, seen: Sequence[tuple[Render, int]]) -> list[event_pb2.Progress]:
-        """Writes the progress of many at once; answers what is to be told of those where it counted."""
+        """Writes the progress of many at once; answers what is to be told of those where it counted.
+
+        One that another writer has at this moment is passed over: progress waits for nobody, and comes again.
+        """
         found = await self._pool.fetch(
             """
-            UPDATE attempts a SET progress_percent = s.percent, progress_at = clock_timestamp(),
+            WITH seen AS (
+                SELECT a.attempt_id, s.percent
+                FROM unnest($1::text[], $2::int[]) AS s(attempt_id, percent) JOIN attempts a USING (attempt_id)
+                WHERE a.state IN ('RENDERING', 'UNRESOLVED') AND a.progress_percent <= s.percent
+                FOR UPDATE OF a SKIP LOCKED)
+            UPDATE attempts a SET progress_percent = seen.percent, progress_at = clock_timestamp(),
                 not_found_count = 0, not_found_since = NULL, progress_version = progress_version + 1
-            FROM unnest($1::text[], $2::int[]) AS s(attempt_id, percent)
-            WHERE a.attempt_id = s.attempt_id AND a.state IN ('RENDERING', 'UNRESOLVED')
-              AND a.progress_percent <= s.percent
+            FROM seen WHERE a.attempt_id = seen.attempt_id
             RETURNING a.attempt_id, a.progress_version
             """,
             [render.attempt_id for render, _ in seen],
