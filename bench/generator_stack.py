@@ -96,7 +96,12 @@ class Bench:
 
     async def requests(self, key_name: str) -> dict[str, int]:
         """What a key asked for: create, list, retrieve, content."""
-        return (await self.simulated("/_sim/state"))["requests"].get(key_name, {})
+        asked = (await self.simulated("/_sim/state"))["requests"]
+        return {
+            name.removeprefix(f"{key_name} "): count
+            for name, count in asked.items()
+            if name.startswith(f"{key_name} ")
+        }
 
     def process(self, name: str) -> psutil.Process:
         """A program of the stack."""

@@ -28,6 +28,8 @@ OLDEST_ASKED_SINGLY = 10
 FEWEST_SINGLY = 5
 WITHOUT_LIST_SHARE = 0.2
 """Of the interval: how often it is looked who is to be asked, where there is no list."""
+TIMER_SECONDS = 0.002
+"""What a timer may be early."""
 LOST_COUNT = 5
 REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety", "asset.invalid")
 
@@ -100,14 +102,16 @@ class Poller:
         except LostPassError:
             log.warning("poll_pass_lost", provider_account=account.name)
         finally:
-            await self._store.renders.end_poll(
+            due_in = await self._store.renders.end_poll(
                 account.name,
                 this.held_until,
                 timedelta(seconds=seconds),
                 timedelta(seconds=account.poll_interval_with_webhooks_seconds),
             )
-            # To the moment: by what the loop's pause is late, every completion would be seen late.
-            asyncio.get_running_loop().call_later(delay, self._due[account.name].ring)
+            if due_in is not None:
+                # To the moment: by what the loop's pause is late, every completion would be seen late.
+                wake = self._due[account.name]
+                asyncio.get_running_loop().call_later(due_in + TIMER_SECONDS, wake.ring)
 
     async def _pass(self, account: catalogue.ProviderAccount, this: Pass) -> float:
         """Answers the interval at which the account is to be polled, as this pass turned out."""

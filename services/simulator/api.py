@@ -198,7 +198,7 @@ class DialectApi(abc.ABC):
         key_name = None
         try:
             key_name = self._authenticate(request)
-            self._service.count(key_name, handler.__name__)
+            self._service.served[key_name, handler.__name__] += 1
             headers |= self._service.spend_request(key_name, self.dialect)
             response = await handler(request, key_name)
         except errors.ApiError as error:

@@ -61,9 +61,8 @@ class Provider:
             str, None
         ] = {}  # jobs whose end no webhook has told yet, the oldest first
         self._accepted = 0
-        self._served: dict[str, collections.Counter[str]] = collections.defaultdict(
-            collections.Counter
-        )
+        # What each key asked for since the start, refused or not: by its name and the action's.
+        self.served: collections.Counter[tuple[str, str]] = collections.Counter()
         self._origin = self.now()
         self._replay()
         self.note("started", {"time_factor": settings.time_factor, "seed": settings.seed})
@@ -105,10 +104,6 @@ class Provider:
             raise errors.rate_limited({**headers, **retry_after(reset)})
         window.append(now)
         return headers
-
-    def count(self, key_name: str, action: str) -> None:
-        """Counts what a key asked for, refused or not, since the start."""
-        self._served[key_name][action] += 1
 
     def strike(
         self, name: str, key_name: str, prompt: str | None = None, job: jobs.Job | None = None
@@ -291,7 +286,7 @@ class Provider:
             "time_factor": self.settings.time_factor,
             "accepted": self._accepted,
             "jobs": by_key,
-            "requests": {name: dict(actions) for name, actions in self._served.items()},
+            "requests": {" ".join(asked): count for asked, count in self.served.items()},
             "faults": list(self.plan.rules()),
         }
 

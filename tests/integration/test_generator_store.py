@@ -376,18 +376,6 @@ async def test_progress_grows_only_and_a_404_is_counted_in_a_row(world: World) -
     assert (await world.attempt(attempt.video_id)).not_found_count == 0
 
 
-async def test_progress_waits_for_no_other_writer(world: World) -> None:
-    held, free = await world.rendering(), await world.rendering()
-    seen = [(render, 50) for render in await world.store.renders.in_flight("main", NOW)]
-    async with world.pool.acquire() as connection, connection.transaction():
-        await connection.execute(
-            "SELECT 1 FROM attempts WHERE attempt_id = $1 FOR UPDATE", held.attempt_id
-        )
-        async with asyncio.timeout(5):
-            told = await world.store.renders.progress(seen)
-    assert [progress.video_id for progress in told] == [free.video_id]
-
-
 async def test_every_change_of_state_is_in_the_history(world: World) -> None:
     video = await world.fetching()
     (claimed,) = await world.store.renders.claim_fetch(LEASE, 1)

@@ -144,3 +144,15 @@ async def test_twins_wait_without_costing_a_turn(world: World) -> None:
     elsewhere = await world.pick()
     assert elsewhere is not None
     assert elsewhere.provider_account == "second"
+
+
+async def test_progress_waits_for_no_other_writer(world: World) -> None:
+    held, free = await world.rendering(), await world.rendering()
+    seen = [(render, 50) for render in await world.store.renders.in_flight("main", NOW)]
+    async with world.pool.acquire() as connection, connection.transaction():
+        await connection.execute(
+            "SELECT 1 FROM attempts WHERE attempt_id = $1 FOR UPDATE", held.attempt_id
+        )
+        async with asyncio.timeout(5):
+            told = await world.store.renders.progress(seen)
+    assert [progress.video_id for progress in told] == [free.video_id]

@@ -102,8 +102,8 @@ async def test_other_servers_of_the_protocol(tmp_path: pathlib.Path) -> None:
         film = (await odd.http.get(moved.headers["location"])).content
         assert len(film) == 1_000_000, "padded"
         assert len(decoded(film)[0]) == 24, "and playable"
-        requests = (await odd.http.get("/_sim/state")).json()["requests"]["main"]
-        assert (requests["create"], requests["content"] >= 2) == (2, True)
+        requests = (await odd.http.get("/_sim/state")).json()["requests"]
+        assert (requests["main create"], requests["main content"] >= 2) == (2, True)
         assert (await odd.videos.get(job["id"])).json()["status"] == "succeeded"
         gone = await odd.http.delete(f"/v1/videos/{job['id']}")
         assert (gone.json()["id"], gone.json()["status"]) == (job["id"], "deleted")

@@ -73,14 +73,14 @@ class RenderStore:
         held_until: datetime,
         interval: timedelta,
         with_webhooks: timedelta,
-    ) -> None:
+    ) -> float | None:
         """Gives the pass back; the next one is due an interval after it began, or at once where a hint came meanwhile.
 
         `with_webhooks` is the interval while webhooks come; they have ceased when there was none for two of it. A
-        provider may hint before it shows the end: soon after a hint the interval is the usual one. Does nothing when
-        another replica has the pass.
+        provider may hint before it shows the end: soon after a hint the interval is the usual one. Answers in how many
+        seconds that is; None, and nothing is done, when another replica has the pass.
         """
-        await self._pool.execute(
+        return await self._pool.fetchval(
             """
             UPDATE provider_accounts SET poll_lease_until = '-infinity',
                 next_poll_at = CASE WHEN hinted_at >= poll_began_at THEN clock_timestamp()
@@ -89,6 +89,7 @@ class RenderStore:
                         WHEN webhook_heard_at > clock_timestamp() - 2 * $4::interval THEN greatest($3, $4)
                         ELSE $3 END) END
             WHERE provider_account = $1 AND poll_lease_until = $2
+            RETURNING extract(epoch FROM next_poll_at - clock_timestamp())::float8
             """,
             provider_account,
             held_until,
