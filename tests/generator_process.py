@@ -254,7 +254,7 @@ def _variables(
         "RUNWAY_BASE_URL": f"{simulator.url}/v1",
         "RUNWAY_API_KEY": simulated.KEY,
         "TIME_FACTOR": str(FACTOR),
-        "POST_TIMEOUT_SECONDS": "0.7",
+        "POST_TIMEOUT_SECONDS": "1.5",
         "SUBMIT_LEASE_MARGIN_SECONDS": "0.3",
         "PREPARE_LEASE_SECONDS": "1",
         "FETCH_LEASE_SECONDS": "1",

@@ -4,7 +4,8 @@
 #
 #   deploy/compose/make-secrets.sh && docker compose up --build --detach
 #
-# FRAMEWIRE_PROVIDER_API_KEY and FRAMEWIRE_AZURE_API_KEY, when set, are keys of real providers; otherwise ones for the simulator are made.
+# FRAMEWIRE_PROVIDER_API_KEY, FRAMEWIRE_AZURE_API_KEY and FRAMEWIRE_RUNWAY_API_KEY, when set, are keys of real providers; otherwise ones
+# for the simulator are made.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,6 +26,7 @@ put() {
 
 # Younger than the others: those who have them get it here.
 [ -e "$to/azure_api_key" ] || printf '%s' "${FRAMEWIRE_AZURE_API_KEY:-$(random)}" | put azure_api_key
+[ -e "$to/runway_api_key" ] || printf '%s' "${FRAMEWIRE_RUNWAY_API_KEY:-$(random)}" | put runway_api_key
 
 if [ -e "$to/operator_key" ]; then
   echo "kept the secrets in $to"

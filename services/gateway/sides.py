@@ -165,11 +165,11 @@ class Sides:
         return found
 
     async def provider_accounts(self) -> list[str]:
-        """The provider accounts of the catalogue."""
+        """The provider accounts that have a list to compare with."""
         answer = await self._stubs.generator.ListProviderAccounts(
             attempt_pb2.ListProviderAccountsRequest(), timeout=TIMEOUT_SECONDS
         )
-        return [account.provider_account for account in answer.provider_accounts]
+        return [one.provider_account for one in answer.provider_accounts if one.has_list]
 
     async def provider_list(self, name: str, back_to: datetime) -> provider_lists.ProviderList:
         """A provider's list, read back to before a moment, or as far as it goes."""

@@ -66,7 +66,13 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
         found, now = await self._store.accounts.standings(accounts)
         return attempt_pb2.ListProviderAccountsResponse(
             provider_accounts=[
-                _provider_account(item, accounts[item.provider_account], now) for item in found
+                _provider_account(
+                    item,
+                    accounts[item.provider_account],
+                    now,
+                    self._pools.has_list(item.provider_account),
+                )
+                for item in found
             ]
         )
 
@@ -180,7 +186,7 @@ def _outcome(outcome: videos.Outcome) -> attempt_pb2.VideoOutcome:
 
 
 def _provider_account(
-    standing: standings.Standing, account: catalogue.ProviderAccount, now: datetime
+    standing: standings.Standing, account: catalogue.ProviderAccount, now: datetime, has_list: bool
 ) -> attempt_pb2.ProviderAccount:
     closed_reason = standings.why_closed(standing, account)
     waits = standing.opens_in_seconds > 0
@@ -205,6 +211,7 @@ def _provider_account(
         max_cost_micros_per_day=account.max_cost_micros_per_day,
         jobs_day=standing.jobs_day,
         jobs_per_day=account.jobs_per_day,
+        has_list=has_list,
     )
 
 

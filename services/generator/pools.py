@@ -49,6 +49,10 @@ class Pools:
         """Whether there is such an account, with an address."""
         return name in self.accounts and name not in self._closed
 
+    def has_list(self, name: str) -> bool:
+        """Whether it can be asked for a list of its jobs."""
+        return self.reachable(name) and self.providers[name].has_list
+
     def of_pool(self, pool: str) -> dict[str, catalogue.ProviderAccount]:
         """The accounts of a pool that can be sent to, by name."""
         return {

@@ -182,6 +182,7 @@ def test_what_is_offered_is_served() -> None:
     access = {
         "openai_videos": ("GENERATOR_PROVIDER_BASE_URL", "provider_api_key"),
         "azure_jobs": ("GENERATOR_AZURE_BASE_URL", "azure_api_key"),
+        "runway": ("GENERATOR_RUNWAY_BASE_URL", "runway_api_key"),
     }
     generator = PARTS["generator"]
     catalogue = yaml.safe_load((ROOT / "services" / "generator" / "providers.yaml").read_text())

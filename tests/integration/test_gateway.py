@@ -472,6 +472,7 @@ async def test_operators_leave_an_audit(world: World) -> None:
     models = await member.call("ListModels", account_pb2.ListModelsRequest())
     assert [(model.model, model.default_credits) for model in models.models] == [
         ("sora-2", PRICE),
+        ("runway-gen4-turbo", PRICE),
         ("sora-1", PRICE),
         ("sora-2-pro", PRICE),
     ]

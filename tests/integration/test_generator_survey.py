@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from framewire.generator.v1 import attempt_pb2
-from kit import errors
+from kit import errors, loops
 from services.generator import api, attempts, catalogue, events, pools
 from services.generator.providers import contract
 from services.generator.store import videos
@@ -25,8 +25,13 @@ NOW = datetime.now(UTC)
 class ScriptedList:
     """A provider of which only the list is asked; None: it does not answer."""
 
+    has_list = True
+
     def __init__(self, *pages: tuple[contract.Job, ...] | None) -> None:
         self._pages = pages
+
+    def heard(self) -> contract.Limits:
+        return contract.Limits()
 
     async def list_page(self, after: str | None) -> tuple[tuple[contract.Job, ...], str | None]:
         place = int(after or 0)
@@ -47,7 +52,9 @@ def served(world: World, *pages: tuple[contract.Job, ...] | None, shared: bool =
     document["provider_accounts"][0]["shared"] = shared
     accounts = catalogue.parse(document, 1.0)
     providers = cast("dict[str, contract.Provider]", dict.fromkeys(accounts, ScriptedList(*pages)))
-    return api.AttemptApi(world.store, pools.Pools(accounts, providers, frozenset({"azure"})))
+    return api.AttemptApi(
+        world.store, pools.Pools(accounts, providers, frozenset({"azure", "runway"})), loops.Wake()
+    )
 
 
 async def surveyed(served_: api.AttemptApi, **fields: Any) -> list[attempt_pb2.SurveyedVideo]:
@@ -90,7 +97,7 @@ async def test_a_survey_tells_videos_with_their_attempts(world: World) -> None:
 
 
 async def test_a_providers_list_says_whose_each_job_is(world: World) -> None:
-    await world.store.queue.ensure_accounts(["main"])
+    await world.store.accounts.ensure(["main"])
     known, twice, undecided = (
         await world.rendering(),
         await world.rendering(),
@@ -122,7 +129,7 @@ async def test_a_providers_list_says_whose_each_job_is(world: World) -> None:
 
 
 async def test_a_list_that_cannot_be_had_is_refused(world: World) -> None:
-    await world.store.queue.ensure_accounts(["main"])
+    await world.store.accounts.ensure(["main"])
     served_ = served(world, None)
     with pytest.raises(errors.Unavailable):
         await served_.SurveyProviderJobs(

@@ -137,6 +137,7 @@ async def generator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[G
     async with generator_process.running(
         folder, webhooks=True, poll_interval_seconds=6000
     ) as started:
+        await started.sentinel()
         yield started
 
 

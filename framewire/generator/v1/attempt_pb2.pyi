@@ -681,6 +681,7 @@ class ProviderAccount(_message.Message):
     MAX_COST_MICROS_PER_DAY_FIELD_NUMBER: _builtins.int
     JOBS_DAY_FIELD_NUMBER: _builtins.int
     JOBS_PER_DAY_FIELD_NUMBER: _builtins.int
+    HAS_LIST_FIELD_NUMBER: _builtins.int
     provider_account: _builtins.str
     """Its name in the catalogue."""
     dialect: _builtins.str
@@ -715,6 +716,8 @@ class ProviderAccount(_message.Message):
     """Jobs of the last 24 hours."""
     jobs_per_day: _builtins.int
     """Cap on jobs_day; 0: no cap."""
+    has_list: _builtins.bool
+    """Whether it can be asked for a list of its jobs."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that it serves."""
@@ -744,10 +747,11 @@ class ProviderAccount(_message.Message):
         max_cost_micros_per_day: _builtins.int = ...,
         jobs_day: _builtins.int = ...,
         jobs_per_day: _builtins.int = ...,
+        has_list: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["opens_at", b"opens_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_reason", b"closed_reason", "cost_micros_day", b"cost_micros_day", "cost_micros_hour", b"cost_micros_hour", "dialect", b"dialect", "jobs_day", b"jobs_day", "jobs_in_flight", b"jobs_in_flight", "jobs_per_day", b"jobs_per_day", "max_cost_micros_per_day", b"max_cost_micros_per_day", "max_cost_micros_per_hour", b"max_cost_micros_per_hour", "max_jobs_in_flight", b"max_jobs_in_flight", "models", b"models", "open", b"open", "opens_at", b"opens_at", "pool", b"pool", "provider_account", b"provider_account", "troubles", b"troubles", "usable_jobs_in_flight", b"usable_jobs_in_flight", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_reason", b"closed_reason", "cost_micros_day", b"cost_micros_day", "cost_micros_hour", b"cost_micros_hour", "dialect", b"dialect", "has_list", b"has_list", "jobs_day", b"jobs_day", "jobs_in_flight", b"jobs_in_flight", "jobs_per_day", b"jobs_per_day", "max_cost_micros_per_day", b"max_cost_micros_per_day", "max_cost_micros_per_hour", b"max_cost_micros_per_hour", "max_jobs_in_flight", b"max_jobs_in_flight", "models", b"models", "open", b"open", "opens_at", b"opens_at", "pool", b"pool", "provider_account", b"provider_account", "troubles", b"troubles", "usable_jobs_in_flight", b"usable_jobs_in_flight", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
