@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 NEVER = float("-inf")
-RATE_RECOVERY_SECONDS = 300.0
 SMALLEST_RATE_SHARE = 0.1
 SLOWED_BY = 0.85
 JITTER_SECONDS = 0.1
@@ -76,6 +75,8 @@ class Quota:
     creates: Pace | None
     floors: Mapping[Use, float]
     """By use, the share of the requests that it gets at the least."""
+    recovery_seconds: float = 300.0
+    """How long the rate takes to grow back from nothing, after a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,15 @@ class Answer:
     bucket: Bucket
 
 
-def share_now(bucket: Bucket, now: float) -> float:
+def share_now(bucket: Bucket, quota: Quota, now: float) -> float:
     """What of the configured rate is used now."""
-    grown = max(0.0, now - bucket.rate_share_at) / RATE_RECOVERY_SECONDS
+    grown = max(0.0, now - bucket.rate_share_at) / quota.recovery_seconds
     return min(1.0, bucket.rate_share + grown)
 
 
 def take(bucket: Bucket, quota: Quota, use: Use, now: float) -> Answer:
     """Takes one request if it is there and nobody who comes first waits for it."""
-    interval = quota.requests.interval / share_now(bucket, now)
+    interval = quota.requests.interval / share_now(bucket, quota, now)
     wait = max(bucket.tat - (quota.requests.burst - 1) * interval, bucket.held_until) - now
     own = NEVER
     if use is Use.SUBMIT and quota.creates is not None:
@@ -155,9 +156,9 @@ class Said:
     """It refused a request for coming too early."""
 
 
-def hear(bucket: Bucket, said: Said, now: float) -> Bucket:
+def hear(bucket: Bucket, quota: Quota, said: Said, now: float) -> Bucket:
     """Corrects the bucket by the provider's word. Only ever tightens, until the time that it states."""
-    share, held = share_now(bucket, now), bucket.held_until
+    share, held = share_now(bucket, quota, now), bucket.held_until
     heard = share
     if said.limit_share is not None:
         heard = min(heard, said.limit_share)

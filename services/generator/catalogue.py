@@ -283,6 +283,7 @@ def _quota(name: str, values: dict[str, Any], time_factor: float) -> buckets.Quo
         requests=buckets.pace(float(values["requests_per_minute"]), minute),
         creates=buckets.pace(creates, minute) if creates else None,
         floors=floors,
+        recovery_seconds=5 * minute,
     )
 
 

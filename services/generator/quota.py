@@ -14,7 +14,7 @@ from services.generator.store import accounts
 
 Use = buckets.Use
 LONGEST_SLEEP_SECONDS = 5.0
-BARE_REFUSAL_SECONDS = 2.0
+BARE_REFUSAL_HOURS = 2 / 3600
 REFUSALS = Counter(
     "framewire_provider_refusals",
     "Requests that a provider refused for its limits, by provider account and limit (requests, jobs, day).",
@@ -65,11 +65,11 @@ class Quota:
         wait = heard.wait_seconds
         if refused:
             REFUSALS.labels(account.name, "requests").inc()
-            wait = BARE_REFUSAL_SECONDS if wait is None else wait
+            wait = BARE_REFUSAL_HOURS * account.hour_seconds if wait is None else wait
         said = buckets.Said(share, heard.requests_remaining, heard.reset_seconds, wait, refused)
         while said != buckets.Said():
             bucket, version, now = await self._store.bucket(account.name)
-            corrected = buckets.hear(bucket, said, now)
+            corrected = buckets.hear(bucket, account.quota, said, now)
             if corrected is bucket or await self._store.write_bucket(
                 account.name, corrected, version
             ):

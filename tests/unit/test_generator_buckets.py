@@ -114,27 +114,29 @@ def test_creates_have_a_limit_of_their_own_for_which_nobody_else_waits() -> None
 
 def test_the_providers_word_only_tightens_until_the_time_that_it_states() -> None:
     bucket = buckets.Bucket()
-    held = buckets.hear(bucket, buckets.Said(remaining=0, reset_seconds=30), 100.0)
+    held = buckets.hear(bucket, quota(), buckets.Said(remaining=0, reset_seconds=30), 100.0)
     assert buckets.take(held, quota(), Use.DOWNLOAD, 100.0).wait_seconds == pytest.approx(30)
-    shorter = buckets.hear(held, buckets.Said(wait_seconds=5), 100.0)
+    shorter = buckets.hear(held, quota(), buckets.Said(wait_seconds=5), 100.0)
     assert shorter.held_until == held.held_until
-    longer = buckets.hear(held, buckets.Said(wait_seconds=60), 100.0)
+    longer = buckets.hear(held, quota(), buckets.Said(wait_seconds=60), 100.0)
     assert longer.held_until == 160
     assert buckets.take(held, quota(), Use.POLL, 130.1).wait_seconds == 0
     # Requests that are left are no reason to wait, and a larger limit is none to hurry.
-    assert buckets.hear(bucket, buckets.Said(remaining=3, reset_seconds=30), 100.0) is bucket
-    assert buckets.hear(bucket, buckets.Said(limit_share=1.0), 100.0) is bucket
+    assert (
+        buckets.hear(bucket, quota(), buckets.Said(remaining=3, reset_seconds=30), 100.0) is bucket
+    )
+    assert buckets.hear(bucket, quota(), buckets.Said(limit_share=1.0), 100.0) is bucket
 
 
 def test_a_rate_that_was_refused_comes_back_by_itself() -> None:
-    slowed = buckets.hear(buckets.Bucket(), buckets.Said(refused=True), 0.0)
-    assert buckets.share_now(slowed, 0.0) == buckets.SLOWED_BY
-    assert buckets.SLOWED_BY < buckets.share_now(slowed, 30.0) < 1
-    assert buckets.share_now(slowed, 300.0) == 1
+    slowed = buckets.hear(buckets.Bucket(), quota(), buckets.Said(refused=True), 0.0)
+    assert buckets.share_now(slowed, quota(), 0.0) == buckets.SLOWED_BY
+    assert buckets.SLOWED_BY < buckets.share_now(slowed, quota(), 30.0) < 1
+    assert buckets.share_now(slowed, quota(), 300.0) == 1
     for _ in range(20):
-        slowed = buckets.hear(slowed, buckets.Said(refused=True), 1.0)
-    assert buckets.share_now(slowed, 1.0) == buckets.SMALLEST_RATE_SHARE
-    stated = buckets.hear(buckets.Bucket(), buckets.Said(limit_share=0.5), 0.0)
+        slowed = buckets.hear(slowed, quota(), buckets.Said(refused=True), 1.0)
+    assert buckets.share_now(slowed, quota(), 1.0) == buckets.SMALLEST_RATE_SHARE
+    stated = buckets.hear(buckets.Bucket(), quota(), buckets.Said(limit_share=0.5), 0.0)
     gap = buckets.take(
         buckets.take(stated, quota(6), Use.POLL, 0.0).bucket, quota(6), Use.POLL, 0.0
     )

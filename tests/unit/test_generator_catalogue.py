@@ -75,6 +75,7 @@ def test_which_limit_was_met() -> None:
 
 def test_the_time_factor_scales_what_is_the_providers_only() -> None:
     account, fast = parsed(), parsed(time_factor=10)
+    assert (account.quota.recovery_seconds, fast.quota.recovery_seconds) == (300, 30)
     assert fast.settle_seconds == account.settle_seconds / 10
     assert fast.resolve_seconds == account.resolve_seconds / 10
     assert fast.requests_per_minute == account.requests_per_minute * 10
