@@ -327,7 +327,7 @@ async def test_cancelling_stops_what_runs_and_destroys_nothing_paid(
 @each(*WORLDS)
 async def test_films_that_do_not_come_whole(client: Client) -> None:
     faults = "[fault:content_403*1] [fault:content_cut*1] [fault:content_cut_chunks*1]"
-    late = "[fault:content_404=30] [fault:content_type*1]"
+    late = "[fault:content_404=100] [fault:content_type*1]"
     job = await client.ended(await client.made(f"A cat {uuid.uuid4()} {faults} {late}"))
     (output,) = job.outputs
     with pytest.raises(contract.ContentGone):
