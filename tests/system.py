@@ -52,6 +52,7 @@ class System:
     def __init__(self, running: stack.Stack, outer: containers.Outer, failpoints: Path) -> None:
         self.stack = running
         self.bus = outer.server(running, "nats")
+        self.postgres = outer.server(running, "postgres")
         self.supervisor = running.supervisor
         self._failpoints = failpoints
         self.operator: client.Client
@@ -76,12 +77,15 @@ class System:
 
     def arm(self, point: str, action: str = "kill") -> None:
         """The next time that a service comes by this failpoint, it does the action."""
-        before = self._failpoints.read_text() if self._failpoints.exists() else ""
-        self._failpoints.write_text(f"{before}{point}={action}\n")
+        self._failpoints.write_text(f"{self.armed()}{point}={action}\n")
+
+    def armed(self) -> str:
+        """What has not struck yet."""
+        return self._failpoints.read_text() if self._failpoints.exists() else ""
 
     def disarm(self) -> str:
         """Takes back what did not strike; answers it."""
-        left = self._failpoints.read_text() if self._failpoints.exists() else ""
+        left = self.armed()
         self._failpoints.write_text("")
         return left
 
@@ -90,13 +94,15 @@ class System:
         await self.supervisor.wait_exit(name)
         await self.supervisor.start(name)
 
-    async def simulated(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """An answer of the simulator's own pages."""
+    async def simulated(
+        self, path: str, body: Mapping[str, Any] | None = None, method: str | None = None
+    ) -> Any:
+        """An answer of the simulator's own pages; with a body it is a POST unless told."""
         base = self.stack.addresses.provider_base_url.removesuffix("/v1")
 
         def ask() -> Any:
             data = json.dumps(body).encode() if body is not None else None
-            request = urllib.request.Request(f"{base}{path}", data=data)
+            request = urllib.request.Request(f"{base}{path}", data=data, method=method)
             request.add_header("Content-Type", "application/json")
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.load(answer)

@@ -13,18 +13,15 @@ from framewire import client as clients
 from framewire import types
 from tests import containers, invariants
 from tests import system as systems
+from tests.fault import kills, orders
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
-TINY = {"model": "sora-2", "width": 320, "height": 180, "seconds": 1}
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[systems.System]:
-    async with systems.running(tmp_path_factory.mktemp("pauses")) as running:
-        async with await running.account(100) as client:
-            await client.generate(f"sentinel {uuid.uuid4().hex}", **TINY)
+    async with kills.fragile(tmp_path_factory.mktemp("pauses")) as running:
         yield running
 
 
@@ -43,10 +40,10 @@ async def test_gateway_stopped_between_reserve_and_publish(fragile: systems.Syst
     prompt = f"gateway stopped {uuid.uuid4().hex}"
     async with await fragile.account(100) as client:
         fragile.arm("gateway.admit.after_reserve", "stop")
-        creating = asyncio.create_task(client.generate(prompt, **TINY))
+        creating = asyncio.create_task(client.generate(prompt, **kills.TINY))
         await _stopped(fragile, "gateway.admit.after_reserve")
         ages = float(systems.SETTINGS["gateway"]["GATEWAY_ADMIT_SECONDS"])
-        await _database_clock(fragile, 2 * ages + 2)
+        await orders.database_clock(fragile, 2 * ages + 2)
         fragile.supervisor.resume("gateway")
         video = await asyncio.wait_for(creating, 60)
         await fragile.quiet()
@@ -61,9 +58,9 @@ async def test_generator_stopped_after_the_write_ahead(fragile: systems.System) 
     prompt = f"generator stopped {uuid.uuid4().hex}"
     async with await fragile.account(100) as client:
         fragile.arm("generator.submit.after_commit", "stop")
-        creating = asyncio.create_task(client.generate(prompt, **TINY))
+        creating = asyncio.create_task(client.generate(prompt, **kills.TINY))
         await _stopped(fragile, "generator.submit.after_commit")
-        await _database_clock(fragile, 5)  # its lease is 3 s
+        await orders.database_clock(fragile, 5)  # its lease is 3 s
         fragile.supervisor.resume("generator")
         video = await asyncio.wait_for(creating, 60)
         await fragile.quiet()
@@ -75,7 +72,7 @@ async def test_a_lost_answer_is_found_in_the_list(fragile: systems.System) -> No
     """The job exists, its answer never came: found in the list and adopted, not sent again."""
     prompt = f"[fault:lost_answer] answer lost {uuid.uuid4().hex}"
     async with await fragile.account(100) as client:
-        video = await asyncio.wait_for(client.generate(prompt, **TINY), 60)
+        video = await asyncio.wait_for(client.generate(prompt, **kills.TINY), 60)
     assert video.state == "COMPLETED"
     assert len(await fragile.paid_jobs(prompt)) == 1
 
@@ -83,7 +80,9 @@ async def test_a_lost_answer_is_found_in_the_list(fragile: systems.System) -> No
 async def test_the_bus_loses_its_disk_while_videos_are_queued(fragile: systems.System) -> None:
     async with await fragile.account(1000) as client:
         await fragile.supervisor.stop("generator")
-        videos = [await client.create_video(f"queued {uuid.uuid4().hex}", **TINY) for _ in range(5)]
+        videos = [
+            await client.create_video(f"queued {uuid.uuid4().hex}", **kills.TINY) for _ in range(5)
+        ]
         await containers.lose_disk(fragile.bus)
         await fragile.supervisor.start("generator")
         for video in videos:
@@ -96,7 +95,8 @@ async def test_the_bus_loses_its_disk_while_events_are_unsettled(fragile: system
         await fragile.supervisor.stop("credits")
         await fragile.supervisor.start("credits")
         videos = [
-            await client.create_video(f"unsettled {uuid.uuid4().hex}", **TINY) for _ in range(3)
+            await client.create_video(f"unsettled {uuid.uuid4().hex}", **kills.TINY)
+            for _ in range(3)
         ]
         await fragile.supervisor.stop("credits")
 
@@ -128,16 +128,3 @@ async def test_every_invariant_holds_after_all_pauses(fragile: systems.System) -
 async def _ended(client: clients.Client, video_id: str) -> types.Video:
     """The video when it is over and settled."""
     return [video async for video in client.watch_video(video_id)][-1]
-
-
-async def _database_clock(system: systems.System, seconds: float) -> None:
-    """Waits until the database's clock has gone on by so much: that is the clock leases go by."""
-    async with system.database("generator") as database:
-        until = await database.fetchval(
-            "SELECT clock_timestamp() + make_interval(secs => $1)", seconds
-        )
-
-        async def over() -> bool:
-            return await database.fetchval("SELECT clock_timestamp() > $1", until)
-
-        await eventually(over, within_seconds=seconds + 10)
