@@ -32,16 +32,10 @@ app.command()(videos.cancel)
 app.command()(account.models)
 app.command()(credits.balance)
 app.command()(credits.entries)
+app.command()(credits.usage)
 app.command()(credits.grant)
 app.command()(reconcile.reconcile)
 app.command("events")(account.feed)
-
-ledger = typer.Typer(no_args_is_help=True, help="What an account has, was charged and used.")
-app.add_typer(ledger, name="credits")
-ledger.command()(credits.balance)
-ledger.command()(credits.entries)
-ledger.command()(credits.usage)
-ledger.command()(credits.grant)
 
 operator = typer.Typer(
     no_args_is_help=True, help="Look after the ledger: prices, caps, refunds (operators)."

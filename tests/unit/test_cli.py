@@ -353,9 +353,7 @@ def test_a_statement_as_csv_is_a_table_that_no_spreadsheet_takes_for_formulas(
     )
     entry.created_at.FromJsonString("2026-11-20T10:00:00Z")
     gateway.on("ListEntries", ledger_pb2.ListEntriesResponse(entries=[entry]))
-    result = run(
-        "credits", "entries", "--csv", "--kind", "grant", "--video", VIDEO, "--since", "2026-11"
-    )
+    result = run("entries", "--csv", "--kind", "grant", "--video", VIDEO, "--since", "2026-11")
     names, row = csv.reader(io.StringIO(result.stdout))
     found = dict(zip(names, row, strict=True))
     assert (found["transfer_id"], found["kind"], found["available_change"]) == (
@@ -368,9 +366,9 @@ def test_a_statement_as_csv_is_a_table_that_no_spreadsheet_takes_for_formulas(
     assert (list(asked.kinds), asked.video_id) == ([1], VIDEO)
     assert getattr(asked, "from").ToJsonString() == "2026-11-01T00:00:00Z"
     gateway.on("ListEntries", ledger_pb2.ListEntriesResponse())
-    assert run("credits", "entries", "--csv").stdout.strip() == ",".join(names)
+    assert run("entries", "--csv").stdout.strip() == ",".join(names)
     gateway.on("ListEntries", Refusal(CODE.NOT_FOUND, "ACCOUNT_NOT_FOUND", "no such account"))
-    result = run("credits", "entries", "--csv")
+    result = run("entries", "--csv")
     assert (result.exit_code, result.stdout) == (1, "")
 
 
@@ -380,18 +378,18 @@ def test_usage_in_every_form(gateway: Gateway) -> None:
     )
     gateway.on("GetUsage", account_pb2.GetUsageResponse(lines=[line]))
     by = ("--by", "model", "--by", "label:team")
-    shown = run("credits", "usage", *by, "--until", "2026-12").stdout.split("\n")
+    shown = run("usage", *by, "--until", "2026-12").stdout.split("\n")
     assert shown[0].split() == ["month", "model", "team", "videos", "credits", "refunded"]
     assert shown[1].split() == ["2026-11", "sora-2", "red", "3", "30", "4"]
     (asked,) = gateway.requests("GetUsage")
     assert (list(asked.group_by), asked.label) == ([1, 4], "team")
     assert asked.to.ToJsonString() == "2027-01-01T00:00:00Z"
-    (found,) = lines(run("credits", "usage", "--json").stdout)
+    (found,) = lines(run("usage", "--json").stdout)
     assert (found["month"], found["credits"], found["lane"]) == ("2026-11", 30, "")
-    names, row = csv.reader(io.StringIO(run("credits", "usage", "--csv").stdout))
+    names, row = csv.reader(io.StringIO(run("usage", "--csv").stdout))
     assert dict(zip(names, row, strict=True))["refunded_credits"] == "4"
     for wrong in (("--by", "colour"), ("--by", "label"), ("--json", "--csv"), ("--since", "13")):
-        result = run("credits", "usage", *wrong)
+        result = run("usage", *wrong)
         assert (result.exit_code, result.stdout) == (2, ""), wrong
 
 
