@@ -22,7 +22,7 @@ log = telemetry.logger(__name__)
 WRITE_BYTES = 1024 * 1024
 FILE_THREADS = 4
 CLEAN_UP_SECONDS = 30
-DROP_PAUSE_SECONDS = 0.25
+DROP_PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
