@@ -68,13 +68,16 @@ def validate(request: Any) -> None:
     try:
         protovalidate.validate(request)
     except protovalidate.ValidationError as error:
-        violations = [(_path(item.proto.field), item.proto.message) for item in error.violations]
+        violations = [
+            (path_text(item.proto.field), item.proto.message) for item in error.violations
+        ]
         sentence = "; ".join(f"{field}: {text}" for field, text in violations)
         raise errors.InvalidArgument("INVALID_FIELD", sentence, violations=violations) from None
 
 
-def _path(path: Any) -> str:
-    if path is None:  # a rule of the whole message
+def path_text(path: Any) -> str:
+    """The field that a violation is about; of a rule of the whole message, which has none: the request."""
+    if path is None:
         return "request"
     return ".".join(element.field_name for element in path.elements)
 

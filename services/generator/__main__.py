@@ -22,6 +22,7 @@ from services.generator import (
     poll,
     pools,
     progress,
+    quota,
     receiver,
     resolve,
     store,
@@ -52,20 +53,21 @@ async def main(settings: config.Settings) -> None:
         await database.queue.settle_in(opened.pool_of_model)
         sender = worker.Worker(url)
         await process.enter(aclosing(sender))
+        shared = quota.Quota(database.accounts, opened)
         teller = progress.Teller(database.renders, connected)
-        dispatcher = dispatch.Dispatcher(settings, database, opened, stored, sender, teller)
-        downloads = download.Downloads(settings, database, opened, stored)
+        dispatcher = dispatch.Dispatcher(settings, database, opened, stored, sender, teller, shared)
+        downloads = download.Downloads(settings, database, opened, stored, shared)
         fetcher = fetch.Fetcher(settings, database, opened, downloads, teller)
         jobs = intake.Intake(database.videos, opened, dispatcher.wake)
 
         process.loop(jobs.loop(connected))
         process.loop(dispatcher)
-        process.loop(resolve.Resolver(settings, database, opened, dispatcher.wake))
-        process.loop(poll.Poller(settings, database, opened, teller, fetcher.wake))
+        process.loop(resolve.Resolver(settings, database, opened, shared, dispatcher.wake))
+        process.loop(poll.Poller(settings, database, opened, teller, fetcher.wake, shared))
         process.loop(fetcher)
         process.loop(progress.Estimator(settings, database, opened, teller))
         process.loop(sweep.Sweeper(settings, database, opened))
-        process.loop(late.LateRenders(settings, database, opened, downloads))
+        process.loop(late.LateRenders(settings, database, opened, downloads, shared))
         process.loop(relay)
         process.loop(outbox.Retention(pool))
         keys = webhooks.secrets(settings.webhook_secrets.get_secret_value())
@@ -73,7 +75,7 @@ async def main(settings: config.Settings) -> None:
             process.loop(receiver.Receiver(settings.webhooks_listen, keys, database.hints))
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
-            api.AttemptApi(database, opened, dispatcher.wake),
+            api.AttemptApi(database, opened, shared, dispatcher.wake),
         )
 
         async def authenticate(_: str, metadata: Mapping[str, str]) -> str:

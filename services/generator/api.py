@@ -17,12 +17,14 @@ from services.generator.store import Store, operators, videos
 class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
     """The gRPC face. Every caller is a service of ours; operators come through the gateway."""
 
-    def __init__(self, store: Store, pools_: pools.Pools, dispatch: loops.Wake) -> None:
+    def __init__(
+        self, store: Store, pools_: pools.Pools, quota_: quota.Quota, dispatch: loops.Wake
+    ) -> None:
         self._store = store
         self._pools = pools_
-        self._lists = survey.Lists(store.survey, quota.Quota(store.accounts, pools_), pools_)
+        self._lists = survey.Lists(store.survey, quota_, pools_)
         self._dispatch = dispatch
-        self._operators = operate.Operators(store, pools_)
+        self._operators = operate.Operators(store, pools_, quota_)
 
     async def GetVideoOutcome(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
         """Where a video stands."""

@@ -68,6 +68,7 @@ class Dispatcher:
         assets_: assets.Assets,
         worker_: worker.Worker,
         teller: progress.Teller,
+        quota_: quota.Quota,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -75,7 +76,7 @@ class Dispatcher:
         self._assets = assets_
         self._worker = worker_
         self._teller = teller
-        self._quota = quota.Quota(store.accounts, pools_)
+        self._quota = quota_
         self._spool = spool.Spool(settings.spool_dir)
         self._running: dict[str, set[asyncio.Task[None]]] = {name: set() for name in pools_.names}
         self._doubts: dict[str, int] = {}

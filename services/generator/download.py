@@ -103,12 +103,17 @@ class Downloads:
     """Passes over finished renders, those in time and those that turned up late."""
 
     def __init__(
-        self, settings: config.Settings, store: Store, pools_: pools.Pools, assets_: assets.Assets
+        self,
+        settings: config.Settings,
+        store: Store,
+        pools_: pools.Pools,
+        assets_: assets.Assets,
+        quota_: quota.Quota,
     ) -> None:
         self._outputs = store.outputs
         self._pools = pools_
         self._assets = assets_
-        self._quota = quota.Quota(store.accounts, pools_)
+        self._quota = quota_
         self._films = films.Films(settings.spool_dir / "films", settings.film_spool_bytes)
         self._spool_seconds = SPOOL_BEFORE_EXPIRY_SECONDS / settings.time_factor
         self._keep_seconds = settings.film_keep_seconds

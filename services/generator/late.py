@@ -30,12 +30,13 @@ class LateRenders:
         store: Store,
         pools_: pools.Pools,
         downloads: download.Downloads,
+        quota_: quota.Quota,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pools = pools_
         self._downloads = downloads
-        self._quota = quota.Quota(store.accounts, pools_)
+        self._quota = quota_
         self._lease = timedelta(seconds=settings.fetch_lease_seconds)
 
     async def run(self, stopping: asyncio.Event) -> None:

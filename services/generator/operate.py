@@ -21,10 +21,10 @@ LOOK_BACK = timedelta(days=1)
 class Operators:
     """What operators do to attempts. Every verdict is idempotent, and refused with a reason where it does not fit."""
 
-    def __init__(self, store: Store, pools_: pools.Pools) -> None:
+    def __init__(self, store: Store, pools_: pools.Pools, quota_: quota.Quota) -> None:
         self._store = store
         self._pools = pools_
-        self._quota = quota.Quota(store.accounts, pools_)
+        self._quota = quota_
 
     async def detail(self, video_id: str, number: int) -> Detail:
         """Everything on record of an attempt."""

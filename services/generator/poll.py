@@ -10,6 +10,7 @@ import asyncio
 import functools
 import math
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,7 +44,7 @@ class Pass:
     """By the provider's id, those not seen yet."""
     sibling: bool = False
     """A job of ours was seen."""
-    poll_after_seconds: float = 0.0
+    began: float = field(default_factory=time.monotonic)
     missing: list[renders.Render] = field(default_factory=list[renders.Render])
 
 
@@ -70,6 +71,7 @@ class Poller:
         pools_: pools.Pools,
         teller: progress.Teller,
         fetcher: loops.Wake,
+        quota_: quota.Quota,
     ) -> None:
         self._lease = timedelta(seconds=settings.pass_lease_seconds)
         self._settings = settings
@@ -77,7 +79,7 @@ class Poller:
         self._pools = pools_
         self._teller = teller
         self._fetcher = fetcher
-        self._quota = quota.Quota(store.accounts, pools_)
+        self._quota = quota_
         self._due = {name: loops.Wake() for name in pools_.accounts}
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -125,7 +127,8 @@ class Poller:
         if not has_list:
             return interval * WITHOUT_LIST_SHARE if all_asked else 0.0
         # Where others want the quota, the pass has waited for each page until it was the polls' turn.
-        return max(interval, this.poll_after_seconds)
+        said = self._quota.poll_after_seconds(account)
+        return max(interval, time.monotonic() - this.began + said) if said else interval
 
     async def _list(self, account: catalogue.ProviderAccount, this: Pass) -> None:
         """The list, newest first, back to the oldest that it is read for. Where it fails single questions are left."""
@@ -141,9 +144,9 @@ class Poller:
                 page, cursor = await provider.list_page(cursor)
             except contract.ProviderTrouble as trouble:
                 log.warning("list_failed", provider_account=account.name, error=str(trouble))
-                await self._hear(account, this, trouble)
+                await self._hear(account, trouble)
                 return
-            await self._hear(account, this)
+            await self._hear(account)
             await self._seen(account, this, page)
             if cursor is None or (page and page[-1].created_at < since):
                 return
@@ -168,8 +171,9 @@ class Poller:
                     this.missing.append(render)
                 else:
                     await self._seen(account, this, (job,))
-            said = await self._hear(account, this, trouble)
-            delay = max(interval, said) * random.uniform(0.8, 1.2)
+            await self._hear(account, trouble)
+            delay = max(interval, self._quota.poll_after_seconds(account))
+            delay *= random.uniform(0.8, 1.2)
             await self._store.renders.asked(render.attempt_id, timedelta(seconds=delay))
         return len(due) <= most
 
@@ -188,15 +192,9 @@ class Poller:
         this.held_until = held_until
 
     async def _hear(
-        self,
-        account: catalogue.ProviderAccount,
-        this: Pass,
-        trouble: contract.ProviderTrouble | None = None,
-    ) -> float:
-        too_early = trouble is not None and trouble.too_early
-        said = await self._quota.hear(account, refused=too_early)
-        this.poll_after_seconds = max(this.poll_after_seconds, said)
-        return said
+        self, account: catalogue.ProviderAccount, trouble: contract.ProviderTrouble | None = None
+    ) -> None:
+        await self._quota.hear(account, refused=trouble is not None and trouble.too_early)
 
     async def _seen(
         self, account: catalogue.ProviderAccount, this: Pass, jobs: Sequence[contract.Job]

@@ -23,11 +23,12 @@ REFUSALS = Counter(
 
 
 class Quota:
-    """Takes requests from the accounts' buckets."""
+    """Takes requests from the accounts' buckets. One per process: who hears what a provider says, hears it for all."""
 
     def __init__(self, store: accounts.AccountStore, pools_: pools.Pools) -> None:
         self._store = store
         self._pools = pools_
+        self._polls_after: dict[str, float] = {}
 
     async def take(
         self, account: catalogue.ProviderAccount, use: Use, within_seconds: float = float("inf")
@@ -52,12 +53,18 @@ class Quota:
                 return False
             await asyncio.sleep(min(answer.wait_seconds, LONGEST_SLEEP_SECONDS))
 
-    async def hear(self, account: catalogue.ProviderAccount, *, refused: bool = False) -> float:
-        """Takes over what the provider has said of its quota since; answers when it wants to be polled again.
+    def poll_after_seconds(self, account: catalogue.ProviderAccount) -> float:
+        """How long until the provider wants to be polled again, by what it has said; 0: whenever we like."""
+        return max(0.0, self._polls_after.get(account.name, 0.0) - time.monotonic())
+
+    async def hear(self, account: catalogue.ProviderAccount, *, refused: bool = False) -> None:
+        """Takes over what the provider has said of its quota since.
 
         `refused`: it refused a request for coming too early.
         """
         heard = self._pools.providers[account.name].heard()
+        if heard.poll_after_seconds is not None:
+            self._polls_after[account.name] = time.monotonic() + heard.poll_after_seconds
         per_minute = account.requests_per_minute * account.hour_seconds / 3600
         share = None
         if heard.requests_limit is not None:
@@ -74,4 +81,3 @@ class Quota:
                 account.name, corrected, version
             ):
                 break
-        return heard.poll_after_seconds or 0.0

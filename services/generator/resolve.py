@@ -23,12 +23,17 @@ class Resolver:
     """The loop over undecided attempts."""
 
     def __init__(
-        self, settings: config.Settings, store: Store, pools_: pools.Pools, dispatch: loops.Wake
+        self,
+        settings: config.Settings,
+        store: Store,
+        pools_: pools.Pools,
+        quota_: quota.Quota,
+        dispatch: loops.Wake,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pools = pools_
-        self._quota = quota.Quota(store.accounts, pools_)
+        self._quota = quota_
         self._dispatch = dispatch
 
     async def run(self, stopping: asyncio.Event) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 
 from framewire.events.v1 import event_pb2, vocabulary_pb2
-from services.generator import buckets, standings, turns
+from services.generator import buckets, pools, standings, turns
+from services.generator import quota as quotas
+from services.generator.providers import contract
 from services.generator.store import estimates
 from tests.generator_world import HOUR, LEASE, OVER, World, server, world
 
@@ -62,6 +65,26 @@ async def test_takers_of_all_replicas_together_never_exceed_the_quota(world: Wor
     span = taken[-1] - began
     assert len(taken) <= span / 0.02 + 2.5
     assert len(taken) > 2, "the quota is there to be used"
+
+
+class Speaking:
+    """A provider that says once when it wants to be polled."""
+
+    def __init__(self) -> None:
+        self._said = [contract.Limits(poll_after_seconds=30)]
+
+    def heard(self) -> contract.Limits:
+        return self._said.pop() if self._said else contract.Limits()
+
+
+async def test_when_to_poll_is_known_to_the_poller_whoever_heard_it(world: World) -> None:
+    account = world.account("main")
+    providers = cast("dict[str, contract.Provider]", {"main": Speaking()})
+    shared = quotas.Quota(world.store.accounts, pools.Pools({"main": account}, providers))
+    assert shared.poll_after_seconds(account) == 0
+    assert await shared.take(account, buckets.Use.SUBMIT)
+    assert await shared.take(account, buckets.Use.DOWNLOAD)
+    assert 25 < shared.poll_after_seconds(account) <= 30
 
 
 async def test_the_bucket_is_kept_as_it_was_written(world: World) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from framewire.generator.v1 import attempt_pb2
 from kit import errors, loops
-from services.generator import api, attempts, catalogue, events, pools
+from services.generator import api, attempts, catalogue, events, pools, quota
 from services.generator.providers import contract
 from services.generator.store import videos
 from tests.generator_world import World, server, world
@@ -52,9 +52,9 @@ def served(world: World, *pages: tuple[contract.Job, ...] | None, shared: bool =
     document["provider_accounts"][0]["shared"] = shared
     accounts = catalogue.parse(document, 1.0)
     providers = cast("dict[str, contract.Provider]", dict.fromkeys(accounts, ScriptedList(*pages)))
-    return api.AttemptApi(
-        world.store, pools.Pools(accounts, providers, frozenset({"azure", "runway"})), loops.Wake()
-    )
+    opened = pools.Pools(accounts, providers, frozenset({"azure", "runway"}))
+    quota_ = quota.Quota(world.store.accounts, opened)
+    return api.AttemptApi(world.store, opened, quota_, loops.Wake())
 
 
 async def surveyed(served_: api.AttemptApi, **fields: Any) -> list[attempt_pb2.SurveyedVideo]:

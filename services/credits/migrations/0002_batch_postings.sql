@@ -2,7 +2,8 @@
 --
 -- A reference that was a foreign key, checked once per row, becomes a check of all new rows of a statement by one query, and
 -- its parents cannot go away (they are never deleted, and their keys never change: both by trigger). A transfer's entries
--- must now come in the very statement that adds it, where they had until the commit; the code has always done so.
+-- must now come in the very statement that adds it, where they had until the commit; the code has always done so. Each parent
+-- is looked up by its primary key: as joins, some plans went through every hold of an account, and grew with its history.
 
 -- A lot's row is rewritten by every posting. Indexes on `available` would be as well; whether there is any changes rarely.
 ALTER TABLE lots ADD COLUMN open boolean GENERATED ALWAYS AS (available > 0) STORED;
@@ -65,10 +66,8 @@ CREATE FUNCTION check_new_parts() RETURNS trigger LANGUAGE plpgsql
 BEGIN
     PERFORM require_known(EXISTS (
         SELECT FROM fresh f
-        WHERE NOT EXISTS (
-            SELECT FROM holds h JOIN lots l ON l.account_id = h.account_id
-            WHERE h.hold_id = f.hold_id AND l.lot_id = f.lot_id
-        )
+        WHERE coalesce((SELECT h.account_id FROM holds h WHERE h.hold_id = f.hold_id), '')
+            IS DISTINCT FROM (SELECT l.account_id FROM lots l WHERE l.lot_id = f.lot_id)
     ), 'hold_lots');
     RETURN NULL;
 END $$;
@@ -88,13 +87,14 @@ BEGIN
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfers_balance';
     END IF;
     PERFORM require_known(EXISTS (
-        SELECT FROM (SELECT DISTINCT account_id FROM fresh) f
-        WHERE NOT EXISTS (SELECT FROM accounts a WHERE a.account_id = f.account_id)
+        SELECT FROM fresh f
+        WHERE f.hold_id IS NULL
+            AND NOT EXISTS (SELECT FROM accounts a WHERE a.account_id = f.account_id)
     ) OR EXISTS (
         SELECT FROM fresh f
-        WHERE f.hold_id IS NOT NULL AND NOT EXISTS (
-            SELECT FROM holds h WHERE h.hold_id = f.hold_id AND h.account_id = f.account_id
-        )
+        WHERE f.hold_id IS NOT NULL
+            AND (SELECT h.account_id FROM holds h WHERE h.hold_id = f.hold_id)
+                IS DISTINCT FROM f.account_id
     ), 'transfers');
     RETURN NULL;
 END $$;
@@ -127,9 +127,8 @@ BEGIN
     END IF;
     PERFORM require_known(EXISTS (
         SELECT FROM (SELECT DISTINCT account_id, lot_id FROM fresh WHERE lot_id IS NOT NULL) f
-        WHERE NOT EXISTS (
-            SELECT FROM lots l WHERE l.lot_id = f.lot_id AND l.account_id = f.account_id
-        )
+        WHERE (SELECT l.account_id FROM lots l WHERE l.lot_id = f.lot_id)
+            IS DISTINCT FROM f.account_id
     ), 'entries');
     RETURN NULL;
 END $$;

@@ -242,6 +242,7 @@ def _message(fact: batches.Settled | batches.RanLow, batch: batches.Batch) -> ou
 
 
 async def _before_commit(kinds: set[str]) -> None:
+    # Each name is spelled out: a test looks for them, and demands that each is in the crash matrix.
     if "reserve" in kinds:
         await failpoints.failpoint("credits.reserve.before_commit")
     if "settle" in kinds:

@@ -211,14 +211,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.ListAttemptsRequest, context: Any
     ) -> attempt_pb2.ListAttemptsResponse:
         """Attempts, newest first."""
-        asked, stub = request.request, self._peers.stubs.generator
-        return await self._audited(
-            "ListAttempts",
-            "",
-            "",
-            {"video_id": asked.video_id},
-            lambda: stub.ListAttempts(asked, timeout=peers.TIMEOUT_SECONDS),
-        )
+        return await self._of_attempt("ListAttempts", request.request, "")
 
     async def Reconcile(
         self, request: operator_pb2.ReconcileRequest, context: Any

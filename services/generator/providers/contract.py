@@ -109,16 +109,6 @@ class Job:
     """Of a job that FAILED: whether it is charged all the same."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """One reading of the list, newest first."""
-
-    jobs: tuple[Job, ...]
-    reached_start: bool
-    """An older job than was asked for was seen, or there are no more."""
-    requests: int
-
-
 class ProviderTrouble(Exception):
     """A call that reads failed; it can be made again. `retry_after_seconds` where the provider said so.
 
