@@ -24,7 +24,7 @@ async def prepare(connection: asyncpg.Connection) -> None:
     )
 
 
-async def _as_it_is(_: asyncpg.pool.PoolConnectionProxy) -> None:
+async def _as_it_is(_: asyncpg.Connection) -> None:
     """Nothing is to be undone when a connection goes back: no statement of ours changes its session.
 
     Without this, each use of the pool would cost another round trip. What lasts as long as a session (a worker's
