@@ -46,14 +46,14 @@ check: $(VENV)/dev ## format, lint, types, import walls, contracts, drift of the
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
 	@PYTHON=$(BIN)/python proto/generate.sh
-	@git diff --exit-code --stat -- framewire || (echo "stubs differ from proto/: run make proto and commit" && exit 1)
+	@git diff --exit-code --stat -- framewire docs/api.md || (echo "stubs or docs/api.md differ from proto/: run make proto and commit" && exit 1)
 
 format: $(VENV)/dev ## formats code and contracts
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/buf format -w
 
-proto: $(VENV)/dev ## regenerates the stubs in framewire/*/v1
+proto: $(VENV)/dev ## regenerates the stubs in framewire/*/v1 and docs/api.md
 	@PYTHON=$(BIN)/python proto/generate.sh
 
 requirements: $(VENV)/dev ## recompiles requirements/*.txt from pyproject.toml

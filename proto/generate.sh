@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Regenerates the committed stubs in framewire/*/v1 from proto/. Run it through `make proto`.
+# Regenerates the committed stubs in framewire/*/v1 and docs/api.md from proto/. Run it through `make proto`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -9,6 +9,7 @@ trap 'rm -rf "$out"' EXIT
 include=$("$python" -c 'import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / "_proto")')
 PATH="$(dirname "$python"):$PATH" "$python" -m grpc_tools.protoc -Iproto -I"$include" \
   --python_out="$out" --grpc_python_out="$out" --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" \
+  --include_imports --include_source_info --descriptor_set_out="$out/contracts.binpb" \
   $(find proto -name '*.proto' | sort)
 
 # buf.validate is vendored beneath our own package, so that no other distribution's copy can clash with it.
@@ -28,3 +29,4 @@ for package in "$out"/framewire/*; do
   mkdir -p "framewire/$(basename "$package")"
   cp -r "$package/v1" "framewire/$(basename "$package")/v1"
 done
+PYTHONPATH=. "$python" proto/document.py "$out/contracts.binpb" docs/api.md
