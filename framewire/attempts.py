@@ -103,7 +103,7 @@ class VideoOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ProviderAccount:
-    """One key at one provider."""
+    """One key at one provider. Costs are in millionths of its currency; a cap of 0 is none."""
 
     provider_account: str
     dialect: str
@@ -112,6 +112,18 @@ class ProviderAccount:
     jobs_in_flight: int
     max_jobs_in_flight: int
     models: tuple[str, ...]
+    pool: str
+    weight: float
+    usable_jobs_in_flight: int
+    opens_at: datetime | None
+    troubles: int
+    cost_micros_hour: int
+    cost_micros_day: int
+    max_cost_micros_per_hour: int
+    max_cost_micros_per_day: int
+    jobs_day: int
+    jobs_per_day: int
+    has_list: bool
 
 
 class Attempts:

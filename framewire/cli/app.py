@@ -8,11 +8,19 @@ import sys
 
 import typer
 
-from framewire.cli import account, attempts, credits, operators, output, reconcile, videos
+from framewire.cli import (
+    account,
+    attempts,
+    credits,
+    operators,
+    output,
+    reconcile,
+    top,
+    videos,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make videos, follow them, and look after credits.",
     epilog="Exit codes: 1 refused or failed, 2 usage, 3 the service cannot be reached, 130 Ctrl-C.",
@@ -36,6 +44,7 @@ app.command()(credits.usage)
 app.command()(credits.grant)
 app.command()(reconcile.reconcile)
 app.command("events")(account.feed)
+app.command()(top.top)
 
 operator = typer.Typer(
     no_args_is_help=True, help="Look after the ledger: prices, caps, refunds (operators)."
