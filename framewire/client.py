@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf import message as protobuf
 
-from framewire import attempts, downloads, encode, errors, operations, transport, types
+from framewire import assets, attempts, downloads, encode, errors, operations, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
@@ -380,6 +380,11 @@ class Client:
         await self._transport.unary(self._accounts.RevokeApiKey, lost)
         request.request_id = new_request_id()
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
+
+    @property
+    def assets(self) -> assets.Assets:
+        """What the account has stored."""
+        return assets.Assets(self._transport, self.account_id)
 
     # Operators
 

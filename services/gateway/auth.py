@@ -83,6 +83,8 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.AccountService/CreateApiKey": _OWNERS,
     "framewire.gateway.v1.AccountService/ListApiKeys": _OWNERS,
     "framewire.gateway.v1.AccountService/RevokeApiKey": _OWNERS,
+    "framewire.gateway.v1.AccountService/GetStorageUsage": _ANY,
+    "framewire.gateway.v1.AccountService/ExtendRetention": _ANY,
     "framewire.gateway.v1.OperatorService/CreateAccount": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Grant": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Refund": _OPERATORS,
@@ -102,6 +104,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/CancelAttempt": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ListProviderAccounts": _OPERATORS,
     "framewire.gateway.v1.OperatorService/PauseProviderAccount": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/SetRetention": _OPERATORS,
 }
 
 

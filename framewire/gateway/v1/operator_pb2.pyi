@@ -7,6 +7,7 @@ from collections import abc as _abc
 from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2 as _attempt_pb2
+from framewire.storage.v1 import storage_pb2 as _storage_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -970,3 +971,31 @@ class PauseProviderAccountRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PauseProviderAccountRequest: _TypeAlias = PauseProviderAccountRequest  # noqa: Y015
+
+@_typing.final
+class SetRetentionRequest(_message.Message):
+    """Sets how long assets are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETENTION_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def retention(self) -> _storage_pb2.SetRetentionRequest:
+        """The times, as storage takes them."""
+
+    def __init__(
+        self,
+        *,
+        retention: _storage_pb2.SetRetentionRequest | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRetentionRequest: _TypeAlias = SetRetentionRequest  # noqa: Y015

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from framewire.credits.v1 import ledger_pb2
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
+from framewire.storage.v1 import storage_pb2
 from kit import errors
 from services.gateway import messages, peers, reconciler, store, videos
 from services.gateway.api import common
@@ -212,6 +213,22 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> attempt_pb2.ListAttemptsResponse:
         """Attempts, newest first."""
         return await self._of_attempt("ListAttempts", request.request, "")
+
+    async def SetRetention(
+        self, request: operator_pb2.SetRetentionRequest, context: Any
+    ) -> storage_pb2.Retention:
+        """How long an account's assets are kept."""
+        wanted, stub = request.retention, self._peers.stubs.storage
+        return await self._audited(
+            "SetRetention",
+            wanted.account_id,
+            request.why,
+            {
+                _short(storage_pb2.AssetKind, item.kind, "ASSET_KIND_"): item.keep_seconds
+                for item in wanted.kinds
+            },
+            lambda: stub.SetRetention(wanted, timeout=peers.TIMEOUT_SECONDS),
+        )
 
     async def Reconcile(
         self, request: operator_pb2.ReconcileRequest, context: Any

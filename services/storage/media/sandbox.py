@@ -23,7 +23,7 @@ REAP_TIMEOUT_SECONDS = 5.0
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _REPOSITORY = Path(__file__).parents[3]
 
-Facts = TypeVar("Facts", facts.ImageFacts, facts.VideoFacts, facts.MarkedVideo)
+Facts = TypeVar("Facts", facts.ImageFacts, facts.VideoFacts, facts.Decoded, facts.MarkedVideo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,10 @@ class MediaWorkers:
 
     async def inspect_video(self, path: Path) -> facts.VideoFacts:
         return await self._call(facts.VideoFacts, "inspect_video", path)
+
+    async def decode_video(self, path: Path) -> facts.Decoded:
+        """The whole of it; inspect_video decodes parts."""
+        return await self._call(facts.Decoded, "decode_video", path)
 
     async def poster(self, path: Path, out: Path) -> facts.ImageFacts:
         """The first frame as a JPEG."""

@@ -57,6 +57,9 @@ def _operations(
     def inspect_video(args: dict[str, Any]) -> Answer:
         return asdict(videos.inspect(Path(args["path"]), video_limits))
 
+    def decode_video(args: dict[str, Any]) -> Answer:
+        return asdict(videos.decode(Path(args["path"]), video_limits))
+
     def poster(args: dict[str, Any]) -> Answer:
         return _written(videos.poster(Path(args["path"]), video_limits), args["out"])
 
@@ -70,7 +73,10 @@ def _operations(
 
     return {
         run.__name__: run
-        for run in (inspect_image, sanitise_image, fit_image, inspect_video, poster, mark_video)
+        for run in (
+            *(inspect_image, sanitise_image, fit_image),
+            *(inspect_video, decode_video, poster, mark_video),
+        )
     }
 
 
