@@ -1,4 +1,4 @@
-"""What a running system tells of itself: metrics as Prometheus would scrape them, and traces as a collector gets them."""
+"""What a running system tells of itself: metrics as Prometheus scrapes them, and traces as a collector gets them."""
 
 from __future__ import annotations
 
