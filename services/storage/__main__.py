@@ -13,6 +13,7 @@ from services.storage import (
     config,
     fits,
     imports,
+    measures,
     puts,
     retention,
     scratch,
@@ -46,11 +47,12 @@ async def main(settings: config.Settings) -> None:
         ending = retention.Retention(database, settings.retention_seconds, relay.ring, swept)
         process.loop(sweeping)
         process.loop(ending)
-        process.loop(retention.Usage(database))
         process.loop(scrub.Scrub(settings, database, bytes_, place, workers))
         process.loop(scrub.Orphans(settings, database, bytes_))
         process.loop(relay)
         process.loop(outbox.Retention(pool))
+        process.loop(measures.Measures(database.measures))
+        process.loop(measures.Usage(database))
         process.serve(
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             api.StorageApi(

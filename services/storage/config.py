@@ -82,3 +82,5 @@ class Settings(config.ServiceSettings):
     """How long after its last reading an asset is read again."""
     orphan_seconds: float = Field(default=3600, gt=0)
     """Pause between two walks through the buckets for objects that nobody knows."""
+    orphan_age_seconds: float = Field(default=86_400, ge=0)
+    """Such an object is removed when it is older; must be well above `put_leftover_seconds`."""

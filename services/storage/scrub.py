@@ -103,9 +103,7 @@ class Orphans:
 
     def __init__(self, settings: config.Settings, store_: store.Store, blobs_: blobs.Blobs) -> None:
         self._seconds = settings.orphan_seconds
-        self._age = timedelta(
-            seconds=max(2 * settings.put_leftover_seconds, settings.upload_keep_seconds)
-        )
+        self._age = timedelta(seconds=settings.orphan_age_seconds)
         self._store = store_
         self._blobs = blobs_
         self._after = dict.fromkeys(assets.Bucket, "")

@@ -7,6 +7,7 @@ from services.storage.store.announced import AnnouncedStore
 from services.storage.store.keeping import KeepingStore
 from services.storage.store.library import LibraryStore
 from services.storage.store.making import MakingStore
+from services.storage.store.measures import MeasureStore
 
 
 class Store:
@@ -17,3 +18,4 @@ class Store:
         self.announced = AnnouncedStore(pool)
         self.library = LibraryStore(pool)
         self.keeping = KeepingStore(pool)
+        self.measures = MeasureStore(pool)
