@@ -1,4 +1,5 @@
-"""Removes what nothing refers to: objects and rows of puts that died, and bytes of deleted assets."""
+"""Removes what nothing refers to: objects and rows of puts that died, bytes of deleted assets, and what was kept aside
+for long enough."""
 
 from __future__ import annotations
 
@@ -44,6 +45,7 @@ class Sweeper:
             if upload.object_key is not None:
                 await self._blobs.remove(assets.Bucket.INPUT, [upload.object_key])
             await self._store.announced.forget(upload.upload_id)
+        await self._store.library.expire_quarantined(BATCH)
         deleting = await self.remove(await self._store.library.deleting(None, BATCH))
         return BATCH in (len(given_up), len(over), len(uploads), deleting)
 

@@ -26,10 +26,11 @@ from framewire.buf.validate import validate_pb2 as buf_dot_validate_dot_validate
 from framewire.credits.v1 import ledger_pb2 as framewire_dot_credits_dot_v1_dot_ledger__pb2
 from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_dot_vocabulary__pb2
 from framewire.generator.v1 import attempt_pb2 as framewire_dot_generator_dot_v1_dot_attempt__pb2
+from framewire.storage.v1 import storage_pb2 as framewire_dot_storage_dot_v1_dot_storage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#framewire/gateway/v1/operator.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!framewire/credits/v1/ledger.proto\x1a$framewire/events/v1/vocabulary.proto\x1a$framewire/generator/v1/attempt.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12(\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x15\n\rmax_in_flight\x18\x05 \x01(\x05\x12\x1b\n\x13requests_per_minute\x18\x06 \x01(\x05\x12\x17\n\x0fvideos_per_hour\x18\x07 \x01(\x05\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x02\n\x14\x43reateAccountRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12;\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.LaneB\x11\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x06weight\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1e\n\rmax_in_flight\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12$\n\x13requests_per_minute\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12 \n\x0fvideos_per_hour\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"`\n\x0cGrantRequest\x12\x39\n\x05grant\x18\x01 \x01(\x0b\x32\".framewire.credits.v1.GrantRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"c\n\rRefundRequest\x12;\n\x06refund\x18\x01 \x01(\x0b\x32#.framewire.credits.v1.RefundRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"<\n\x13SetAdmissionRequest\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"&\n\x14SetAdmissionResponse\x12\x0e\n\x06paused\x18\x01 \x01(\x08\"\x13\n\x11\x43heckBooksRequest\"j\n\x10SetFrozenRequest\x12?\n\x07request\x18\x01 \x01(\x0b\x32&.framewire.credits.v1.SetFrozenRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"n\n\x12SetDailyCapRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32(.framewire.credits.v1.SetDailyCapRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"n\n\x12\x41\x64\x64RulebookRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32(.framewire.credits.v1.AddRulebookRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"[\n\x14ListRulebooksRequest\x12\x43\n\x07request\x18\x01 \x01(\x0b\x32*.framewire.credits.v1.ListRulebooksRequestB\x06\xbaH\x03\xc8\x01\x01\"x\n\x17\x41\x63tivateRulebookRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.credits.v1.ActivateRulebookRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"S\n\x13ListAttemptsRequest\x12<\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.ListAttemptsRequest\"=\n\x10ReconcileRequest\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x11ReconcileResponse\x12\x30\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x1d.framewire.gateway.v1.FindingH\x00\x12\x33\n\x04\x64one\x18\x02 \x01(\x0b\x32#.framewire.gateway.v1.ReconcilePassH\x00\x42\x06\n\x04part\"R\n\tStatement\x12\x0c\n\x04side\x18\x01 \x01(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04says\x18\x03 \x01(\t\"\xf4\x02\n\x07\x46inding\x12\x12\n\nfinding_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.framewire.gateway.v1.FindingKind\x12\x10\n\x08video_id\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x33\n\nstatements\x18\x06 \x03(\x0b\x32\x1f.framewire.gateway.v1.Statement\x12\x30\n\x06repair\x18\x07 \x01(\x0e\x32 .framewire.gateway.v1.RepairKind\x12\x0e\n\x06\x61\x64vice\x18\x08 \x01(\t\x12\x31\n\rfirst_seen_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconfirmed\x18\x0b \x01(\x08\"W\n\rReconcileSide\x12\x0c\n\x04side\x18\x01 \x01(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x95\x02\n\rReconcilePass\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06videos\x18\x03 \x01(\x03\x12\x15\n\rprovider_jobs\x18\x04 \x01(\x03\x12\x0f\n\x07objects\x18\x05 \x01(\x03\x12\x10\n\x08\x66indings\x18\x06 \x01(\x03\x12\x11\n\tconfirmed\x18\x07 \x01(\x03\x12\x32\n\x05sides\x18\x08 \x03(\x0b\x32#.framewire.gateway.v1.ReconcileSide\x12\x18\n\x10interval_seconds\x18\t \x01(\x01\"Q\n\rRepairRequest\x12)\n\nfinding_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"W\n\x11GetAttemptRequest\x12\x42\n\x07request\x18\x01 \x01(\x0b\x32).framewire.generator.v1.GetAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\"v\n\x15ResolveAttemptRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.generator.v1.ResolveAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"r\n\x13RetryAttemptRequest\x12\x44\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.RetryAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"V\n\x14\x43\x61ncelAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x1d\n\x1bListProviderAccountsRequest\"\x82\x01\n\x1bPauseProviderAccountRequest\x12L\n\x07request\x18\x01 \x01(\x0b\x32\x33.framewire.generator.v1.PauseProviderAccountRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01*\x85\x06\n\x0b\x46indingKind\x12\x1c\n\x18\x46INDING_KIND_UNSPECIFIED\x10\x00\x12#\n\x1f\x46INDING_KIND_HOLD_WITHOUT_VIDEO\x10\x01\x12$\n FINDING_KIND_HOLD_OPEN_AFTER_END\x10\x02\x12!\n\x1d\x46INDING_KIND_HOLD_ENDED_EARLY\x10\x03\x12$\n FINDING_KIND_HOLD_AGAINST_POLICY\x10\x04\x12#\n\x1f\x46INDING_KIND_VIDEO_WITHOUT_HOLD\x10\x05\x12%\n!FINDING_KIND_SETTLEMENT_NOT_SHOWN\x10\x06\x12\x1f\n\x1b\x46INDING_KIND_AMOUNT_DIFFERS\x10\x07\x12+\n\'FINDING_KIND_VIDEO_UNKNOWN_TO_GENERATOR\x10\x08\x12)\n%FINDING_KIND_VIDEO_UNKNOWN_TO_GATEWAY\x10\t\x12\x1d\n\x19\x46INDING_KIND_VIDEO_BEHIND\x10\n\x12\x1c\n\x18\x46INDING_KIND_END_DIFFERS\x10\x0b\x12!\n\x1d\x46INDING_KIND_ATTEMPT_STRANDED\x10\x0c\x12 \n\x1c\x46INDING_KIND_ACCOUNT_DIFFERS\x10\r\x12\x1f\n\x1b\x46INDING_KIND_OUTPUT_MISSING\x10\x0e\x12&\n\"FINDING_KIND_OUTPUT_OBJECT_MISSING\x10\x0f\x12\x1f\n\x1b\x46INDING_KIND_OUTPUT_DIFFERS\x10\x10\x12\x1e\n\x1a\x46INDING_KIND_PIN_AFTER_END\x10\x11\x12%\n!FINDING_KIND_PROVIDER_JOB_UNKNOWN\x10\x12\x12(\n$FINDING_KIND_PROVIDER_JOB_SUPERSEDED\x10\x13\x12\"\n\x1e\x46INDING_KIND_PROVIDER_JOB_LOST\x10\x14*\xee\x01\n\nRepairKind\x12\x1b\n\x17REPAIR_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10REPAIR_KIND_NONE\x10\x01\x12\x1b\n\x17REPAIR_KIND_SETTLE_HOLD\x10\x02\x12\x1c\n\x18REPAIR_KIND_RELEASE_HOLD\x10\x03\x12\x1d\n\x19REPAIR_KIND_PROJECT_VIDEO\x10\x04\x12\"\n\x1eREPAIR_KIND_PROJECT_SETTLEMENT\x10\x05\x12\x18\n\x14REPAIR_KIND_RING_JOB\x10\x06\x12\x15\n\x11REPAIR_KIND_UNPIN\x10\x07\x32\xc1\x0e\n\x0fOperatorService\x12Z\n\rCreateAccount\x12*.framewire.gateway.v1.CreateAccountRequest\x1a\x1d.framewire.gateway.v1.Account\x12P\n\x05Grant\x12\".framewire.gateway.v1.GrantRequest\x1a#.framewire.credits.v1.GrantResponse\x12S\n\x06Refund\x12#.framewire.gateway.v1.RefundRequest\x1a$.framewire.credits.v1.RefundResponse\x12\x65\n\x0cSetAdmission\x12).framewire.gateway.v1.SetAdmissionRequest\x1a*.framewire.gateway.v1.SetAdmissionResponse\x12_\n\nCheckBooks\x12\'.framewire.gateway.v1.CheckBooksRequest\x1a(.framewire.credits.v1.CheckBooksResponse\x12W\n\tSetFrozen\x12&.framewire.gateway.v1.SetFrozenRequest\x1a\".framewire.credits.v1.AccountRules\x12[\n\x0bSetDailyCap\x12(.framewire.gateway.v1.SetDailyCapRequest\x1a\".framewire.credits.v1.AccountRules\x12W\n\x0b\x41\x64\x64Rulebook\x12(.framewire.gateway.v1.AddRulebookRequest\x1a\x1e.framewire.credits.v1.Rulebook\x12h\n\rListRulebooks\x12*.framewire.gateway.v1.ListRulebooksRequest\x1a+.framewire.credits.v1.ListRulebooksResponse\x12\x61\n\x10\x41\x63tivateRulebook\x12-.framewire.gateway.v1.ActivateRulebookRequest\x1a\x1e.framewire.credits.v1.Rulebook\x12g\n\x0cListAttempts\x12).framewire.gateway.v1.ListAttemptsRequest\x1a,.framewire.generator.v1.ListAttemptsResponse\x12^\n\tReconcile\x12&.framewire.gateway.v1.ReconcileRequest\x1a\'.framewire.gateway.v1.ReconcileResponse0\x01\x12L\n\x06Repair\x12#.framewire.gateway.v1.RepairRequest\x1a\x1d.framewire.gateway.v1.Finding\x12\\\n\nGetAttempt\x12\'.framewire.gateway.v1.GetAttemptRequest\x1a%.framewire.generator.v1.AttemptDetail\x12^\n\x0eResolveAttempt\x12+.framewire.gateway.v1.ResolveAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12Z\n\x0cRetryAttempt\x12).framewire.gateway.v1.RetryAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\x61\n\rCancelAttempt\x12*.framewire.gateway.v1.CancelAttemptRequest\x1a$.framewire.generator.v1.VideoOutcome\x12\x7f\n\x14ListProviderAccounts\x12\x31.framewire.gateway.v1.ListProviderAccountsRequest\x1a\x34.framewire.generator.v1.ListProviderAccountsResponse\x12r\n\x14PauseProviderAccount\x12\x31.framewire.gateway.v1.PauseProviderAccountRequest\x1a\'.framewire.generator.v1.ProviderAccountb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#framewire/gateway/v1/operator.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!framewire/credits/v1/ledger.proto\x1a$framewire/events/v1/vocabulary.proto\x1a$framewire/generator/v1/attempt.proto\x1a\"framewire/storage/v1/storage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12(\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x15\n\rmax_in_flight\x18\x05 \x01(\x05\x12\x1b\n\x13requests_per_minute\x18\x06 \x01(\x05\x12\x17\n\x0fvideos_per_hour\x18\x07 \x01(\x05\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x02\n\x14\x43reateAccountRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12;\n\x05lanes\x18\x03 \x03(\x0e\x32\x19.framewire.events.v1.LaneB\x11\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x06weight\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1e\n\rmax_in_flight\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12$\n\x13requests_per_minute\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12 \n\x0fvideos_per_hour\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"`\n\x0cGrantRequest\x12\x39\n\x05grant\x18\x01 \x01(\x0b\x32\".framewire.credits.v1.GrantRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"c\n\rRefundRequest\x12;\n\x06refund\x18\x01 \x01(\x0b\x32#.framewire.credits.v1.RefundRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"<\n\x13SetAdmissionRequest\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"&\n\x14SetAdmissionResponse\x12\x0e\n\x06paused\x18\x01 \x01(\x08\"\x13\n\x11\x43heckBooksRequest\"j\n\x10SetFrozenRequest\x12?\n\x07request\x18\x01 \x01(\x0b\x32&.framewire.credits.v1.SetFrozenRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"n\n\x12SetDailyCapRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32(.framewire.credits.v1.SetDailyCapRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"n\n\x12\x41\x64\x64RulebookRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32(.framewire.credits.v1.AddRulebookRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"[\n\x14ListRulebooksRequest\x12\x43\n\x07request\x18\x01 \x01(\x0b\x32*.framewire.credits.v1.ListRulebooksRequestB\x06\xbaH\x03\xc8\x01\x01\"x\n\x17\x41\x63tivateRulebookRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.credits.v1.ActivateRulebookRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"S\n\x13ListAttemptsRequest\x12<\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.ListAttemptsRequest\"=\n\x10ReconcileRequest\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x11ReconcileResponse\x12\x30\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x1d.framewire.gateway.v1.FindingH\x00\x12\x33\n\x04\x64one\x18\x02 \x01(\x0b\x32#.framewire.gateway.v1.ReconcilePassH\x00\x42\x06\n\x04part\"R\n\tStatement\x12\x0c\n\x04side\x18\x01 \x01(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04says\x18\x03 \x01(\t\"\xf4\x02\n\x07\x46inding\x12\x12\n\nfinding_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.framewire.gateway.v1.FindingKind\x12\x10\n\x08video_id\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x33\n\nstatements\x18\x06 \x03(\x0b\x32\x1f.framewire.gateway.v1.Statement\x12\x30\n\x06repair\x18\x07 \x01(\x0e\x32 .framewire.gateway.v1.RepairKind\x12\x0e\n\x06\x61\x64vice\x18\x08 \x01(\t\x12\x31\n\rfirst_seen_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconfirmed\x18\x0b \x01(\x08\"W\n\rReconcileSide\x12\x0c\n\x04side\x18\x01 \x01(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x95\x02\n\rReconcilePass\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06videos\x18\x03 \x01(\x03\x12\x15\n\rprovider_jobs\x18\x04 \x01(\x03\x12\x0f\n\x07objects\x18\x05 \x01(\x03\x12\x10\n\x08\x66indings\x18\x06 \x01(\x03\x12\x11\n\tconfirmed\x18\x07 \x01(\x03\x12\x32\n\x05sides\x18\x08 \x03(\x0b\x32#.framewire.gateway.v1.ReconcileSide\x12\x18\n\x10interval_seconds\x18\t \x01(\x01\"Q\n\rRepairRequest\x12)\n\nfinding_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"W\n\x11GetAttemptRequest\x12\x42\n\x07request\x18\x01 \x01(\x0b\x32).framewire.generator.v1.GetAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\"v\n\x15ResolveAttemptRequest\x12\x46\n\x07request\x18\x01 \x01(\x0b\x32-.framewire.generator.v1.ResolveAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"r\n\x13RetryAttemptRequest\x12\x44\n\x07request\x18\x01 \x01(\x0b\x32+.framewire.generator.v1.RetryAttemptRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"V\n\x14\x43\x61ncelAttemptRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x1d\n\x1bListProviderAccountsRequest\"\x82\x01\n\x1bPauseProviderAccountRequest\x12L\n\x07request\x18\x01 \x01(\x0b\x32\x33.framewire.generator.v1.PauseProviderAccountRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x03why\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x96\x01\n\x16ListQuarantinedRequest\x12)\n\naccount_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x15\n\x03why\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x7f\n\x10QuarantinedAsset\x12*\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x1b.framewire.storage.v1.Asset\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x32\n\x0eurl_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\x17ListQuarantinedResponse\x12;\n\x0bquarantined\x18\x01 \x03(\x0b\x32&.framewire.gateway.v1.QuarantinedAsset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x85\x06\n\x0b\x46indingKind\x12\x1c\n\x18\x46INDING_KIND_UNSPECIFIED\x10\x00\x12#\n\x1f\x46INDING_KIND_HOLD_WITHOUT_VIDEO\x10\x01\x12$\n FINDING_KIND_HOLD_OPEN_AFTER_END\x10\x02\x12!\n\x1d\x46INDING_KIND_HOLD_ENDED_EARLY\x10\x03\x12$\n FINDING_KIND_HOLD_AGAINST_POLICY\x10\x04\x12#\n\x1f\x46INDING_KIND_VIDEO_WITHOUT_HOLD\x10\x05\x12%\n!FINDING_KIND_SETTLEMENT_NOT_SHOWN\x10\x06\x12\x1f\n\x1b\x46INDING_KIND_AMOUNT_DIFFERS\x10\x07\x12+\n\'FINDING_KIND_VIDEO_UNKNOWN_TO_GENERATOR\x10\x08\x12)\n%FINDING_KIND_VIDEO_UNKNOWN_TO_GATEWAY\x10\t\x12\x1d\n\x19\x46INDING_KIND_VIDEO_BEHIND\x10\n\x12\x1c\n\x18\x46INDING_KIND_END_DIFFERS\x10\x0b\x12!\n\x1d\x46INDING_KIND_ATTEMPT_STRANDED\x10\x0c\x12 \n\x1c\x46INDING_KIND_ACCOUNT_DIFFERS\x10\r\x12\x1f\n\x1b\x46INDING_KIND_OUTPUT_MISSING\x10\x0e\x12&\n\"FINDING_KIND_OUTPUT_OBJECT_MISSING\x10\x0f\x12\x1f\n\x1b\x46INDING_KIND_OUTPUT_DIFFERS\x10\x10\x12\x1e\n\x1a\x46INDING_KIND_PIN_AFTER_END\x10\x11\x12%\n!FINDING_KIND_PROVIDER_JOB_UNKNOWN\x10\x12\x12(\n$FINDING_KIND_PROVIDER_JOB_SUPERSEDED\x10\x13\x12\"\n\x1e\x46INDING_KIND_PROVIDER_JOB_LOST\x10\x14*\xee\x01\n\nRepairKind\x12\x1b\n\x17REPAIR_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10REPAIR_KIND_NONE\x10\x01\x12\x1b\n\x17REPAIR_KIND_SETTLE_HOLD\x10\x02\x12\x1c\n\x18REPAIR_KIND_RELEASE_HOLD\x10\x03\x12\x1d\n\x19REPAIR_KIND_PROJECT_VIDEO\x10\x04\x12\"\n\x1eREPAIR_KIND_PROJECT_SETTLEMENT\x10\x05\x12\x18\n\x14REPAIR_KIND_RING_JOB\x10\x06\x12\x15\n\x11REPAIR_KIND_UNPIN\x10\x07\x32\xb1\x0f\n\x0fOperatorService\x12Z\n\rCreateAccount\x12*.framewire.gateway.v1.CreateAccountRequest\x1a\x1d.framewire.gateway.v1.Account\x12P\n\x05Grant\x12\".framewire.gateway.v1.GrantRequest\x1a#.framewire.credits.v1.GrantResponse\x12S\n\x06Refund\x12#.framewire.gateway.v1.RefundRequest\x1a$.framewire.credits.v1.RefundResponse\x12\x65\n\x0cSetAdmission\x12).framewire.gateway.v1.SetAdmissionRequest\x1a*.framewire.gateway.v1.SetAdmissionResponse\x12_\n\nCheckBooks\x12\'.framewire.gateway.v1.CheckBooksRequest\x1a(.framewire.credits.v1.CheckBooksResponse\x12W\n\tSetFrozen\x12&.framewire.gateway.v1.SetFrozenRequest\x1a\".framewire.credits.v1.AccountRules\x12[\n\x0bSetDailyCap\x12(.framewire.gateway.v1.SetDailyCapRequest\x1a\".framewire.credits.v1.AccountRules\x12W\n\x0b\x41\x64\x64Rulebook\x12(.framewire.gateway.v1.AddRulebookRequest\x1a\x1e.framewire.credits.v1.Rulebook\x12h\n\rListRulebooks\x12*.framewire.gateway.v1.ListRulebooksRequest\x1a+.framewire.credits.v1.ListRulebooksResponse\x12\x61\n\x10\x41\x63tivateRulebook\x12-.framewire.gateway.v1.ActivateRulebookRequest\x1a\x1e.framewire.credits.v1.Rulebook\x12g\n\x0cListAttempts\x12).framewire.gateway.v1.ListAttemptsRequest\x1a,.framewire.generator.v1.ListAttemptsResponse\x12^\n\tReconcile\x12&.framewire.gateway.v1.ReconcileRequest\x1a\'.framewire.gateway.v1.ReconcileResponse0\x01\x12L\n\x06Repair\x12#.framewire.gateway.v1.RepairRequest\x1a\x1d.framewire.gateway.v1.Finding\x12\\\n\nGetAttempt\x12\'.framewire.gateway.v1.GetAttemptRequest\x1a%.framewire.generator.v1.AttemptDetail\x12^\n\x0eResolveAttempt\x12+.framewire.gateway.v1.ResolveAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12Z\n\x0cRetryAttempt\x12).framewire.gateway.v1.RetryAttemptRequest\x1a\x1f.framewire.generator.v1.Attempt\x12\x61\n\rCancelAttempt\x12*.framewire.gateway.v1.CancelAttemptRequest\x1a$.framewire.generator.v1.VideoOutcome\x12\x7f\n\x14ListProviderAccounts\x12\x31.framewire.gateway.v1.ListProviderAccountsRequest\x1a\x34.framewire.generator.v1.ListProviderAccountsResponse\x12r\n\x14PauseProviderAccount\x12\x31.framewire.gateway.v1.PauseProviderAccountRequest\x1a\'.framewire.generator.v1.ProviderAccount\x12n\n\x0fListQuarantined\x12,.framewire.gateway.v1.ListQuarantinedRequest\x1a-.framewire.gateway.v1.ListQuarantinedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -100,62 +101,76 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSEPROVIDERACCOUNTREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
   _globals['_PAUSEPROVIDERACCOUNTREQUEST'].fields_by_name['why']._loaded_options = None
   _globals['_PAUSEPROVIDERACCOUNTREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
-  _globals['_FINDINGKIND']._serialized_start=3391
-  _globals['_FINDINGKIND']._serialized_end=4164
-  _globals['_REPAIRKIND']._serialized_start=4167
-  _globals['_REPAIRKIND']._serialized_end=4405
-  _globals['_ACCOUNT']._serialized_start=235
-  _globals['_ACCOUNT']._serialized_end=469
-  _globals['_CREATEACCOUNTREQUEST']._serialized_start=472
-  _globals['_CREATEACCOUNTREQUEST']._serialized_end=750
-  _globals['_GRANTREQUEST']._serialized_start=752
-  _globals['_GRANTREQUEST']._serialized_end=848
-  _globals['_REFUNDREQUEST']._serialized_start=850
-  _globals['_REFUNDREQUEST']._serialized_end=949
-  _globals['_SETADMISSIONREQUEST']._serialized_start=951
-  _globals['_SETADMISSIONREQUEST']._serialized_end=1011
-  _globals['_SETADMISSIONRESPONSE']._serialized_start=1013
-  _globals['_SETADMISSIONRESPONSE']._serialized_end=1051
-  _globals['_CHECKBOOKSREQUEST']._serialized_start=1053
-  _globals['_CHECKBOOKSREQUEST']._serialized_end=1072
-  _globals['_SETFROZENREQUEST']._serialized_start=1074
-  _globals['_SETFROZENREQUEST']._serialized_end=1180
-  _globals['_SETDAILYCAPREQUEST']._serialized_start=1182
-  _globals['_SETDAILYCAPREQUEST']._serialized_end=1292
-  _globals['_ADDRULEBOOKREQUEST']._serialized_start=1294
-  _globals['_ADDRULEBOOKREQUEST']._serialized_end=1404
-  _globals['_LISTRULEBOOKSREQUEST']._serialized_start=1406
-  _globals['_LISTRULEBOOKSREQUEST']._serialized_end=1497
-  _globals['_ACTIVATERULEBOOKREQUEST']._serialized_start=1499
-  _globals['_ACTIVATERULEBOOKREQUEST']._serialized_end=1619
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1621
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1704
-  _globals['_RECONCILEREQUEST']._serialized_start=1706
-  _globals['_RECONCILEREQUEST']._serialized_end=1767
-  _globals['_RECONCILERESPONSE']._serialized_start=1770
-  _globals['_RECONCILERESPONSE']._serialized_end=1900
-  _globals['_STATEMENT']._serialized_start=1902
-  _globals['_STATEMENT']._serialized_end=1984
-  _globals['_FINDING']._serialized_start=1987
-  _globals['_FINDING']._serialized_end=2359
-  _globals['_RECONCILESIDE']._serialized_start=2361
-  _globals['_RECONCILESIDE']._serialized_end=2448
-  _globals['_RECONCILEPASS']._serialized_start=2451
-  _globals['_RECONCILEPASS']._serialized_end=2728
-  _globals['_REPAIRREQUEST']._serialized_start=2730
-  _globals['_REPAIRREQUEST']._serialized_end=2811
-  _globals['_GETATTEMPTREQUEST']._serialized_start=2813
-  _globals['_GETATTEMPTREQUEST']._serialized_end=2900
-  _globals['_RESOLVEATTEMPTREQUEST']._serialized_start=2902
-  _globals['_RESOLVEATTEMPTREQUEST']._serialized_end=3020
-  _globals['_RETRYATTEMPTREQUEST']._serialized_start=3022
-  _globals['_RETRYATTEMPTREQUEST']._serialized_end=3136
-  _globals['_CANCELATTEMPTREQUEST']._serialized_start=3138
-  _globals['_CANCELATTEMPTREQUEST']._serialized_end=3224
-  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_start=3226
-  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_end=3255
-  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_start=3258
-  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_end=3388
-  _globals['_OPERATORSERVICE']._serialized_start=4408
-  _globals['_OPERATORSERVICE']._serialized_end=6265
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['account_id']._loaded_options = None
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\220\003'
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['why']._loaded_options = None
+  _globals['_LISTQUARANTINEDREQUEST'].fields_by_name['why']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_FINDINGKIND']._serialized_start=3822
+  _globals['_FINDINGKIND']._serialized_end=4595
+  _globals['_REPAIRKIND']._serialized_start=4598
+  _globals['_REPAIRKIND']._serialized_end=4836
+  _globals['_ACCOUNT']._serialized_start=271
+  _globals['_ACCOUNT']._serialized_end=505
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=508
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=786
+  _globals['_GRANTREQUEST']._serialized_start=788
+  _globals['_GRANTREQUEST']._serialized_end=884
+  _globals['_REFUNDREQUEST']._serialized_start=886
+  _globals['_REFUNDREQUEST']._serialized_end=985
+  _globals['_SETADMISSIONREQUEST']._serialized_start=987
+  _globals['_SETADMISSIONREQUEST']._serialized_end=1047
+  _globals['_SETADMISSIONRESPONSE']._serialized_start=1049
+  _globals['_SETADMISSIONRESPONSE']._serialized_end=1087
+  _globals['_CHECKBOOKSREQUEST']._serialized_start=1089
+  _globals['_CHECKBOOKSREQUEST']._serialized_end=1108
+  _globals['_SETFROZENREQUEST']._serialized_start=1110
+  _globals['_SETFROZENREQUEST']._serialized_end=1216
+  _globals['_SETDAILYCAPREQUEST']._serialized_start=1218
+  _globals['_SETDAILYCAPREQUEST']._serialized_end=1328
+  _globals['_ADDRULEBOOKREQUEST']._serialized_start=1330
+  _globals['_ADDRULEBOOKREQUEST']._serialized_end=1440
+  _globals['_LISTRULEBOOKSREQUEST']._serialized_start=1442
+  _globals['_LISTRULEBOOKSREQUEST']._serialized_end=1533
+  _globals['_ACTIVATERULEBOOKREQUEST']._serialized_start=1535
+  _globals['_ACTIVATERULEBOOKREQUEST']._serialized_end=1655
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1657
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1740
+  _globals['_RECONCILEREQUEST']._serialized_start=1742
+  _globals['_RECONCILEREQUEST']._serialized_end=1803
+  _globals['_RECONCILERESPONSE']._serialized_start=1806
+  _globals['_RECONCILERESPONSE']._serialized_end=1936
+  _globals['_STATEMENT']._serialized_start=1938
+  _globals['_STATEMENT']._serialized_end=2020
+  _globals['_FINDING']._serialized_start=2023
+  _globals['_FINDING']._serialized_end=2395
+  _globals['_RECONCILESIDE']._serialized_start=2397
+  _globals['_RECONCILESIDE']._serialized_end=2484
+  _globals['_RECONCILEPASS']._serialized_start=2487
+  _globals['_RECONCILEPASS']._serialized_end=2764
+  _globals['_REPAIRREQUEST']._serialized_start=2766
+  _globals['_REPAIRREQUEST']._serialized_end=2847
+  _globals['_GETATTEMPTREQUEST']._serialized_start=2849
+  _globals['_GETATTEMPTREQUEST']._serialized_end=2936
+  _globals['_RESOLVEATTEMPTREQUEST']._serialized_start=2938
+  _globals['_RESOLVEATTEMPTREQUEST']._serialized_end=3056
+  _globals['_RETRYATTEMPTREQUEST']._serialized_start=3058
+  _globals['_RETRYATTEMPTREQUEST']._serialized_end=3172
+  _globals['_CANCELATTEMPTREQUEST']._serialized_start=3174
+  _globals['_CANCELATTEMPTREQUEST']._serialized_end=3260
+  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_start=3262
+  _globals['_LISTPROVIDERACCOUNTSREQUEST']._serialized_end=3291
+  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_start=3294
+  _globals['_PAUSEPROVIDERACCOUNTREQUEST']._serialized_end=3424
+  _globals['_LISTQUARANTINEDREQUEST']._serialized_start=3427
+  _globals['_LISTQUARANTINEDREQUEST']._serialized_end=3577
+  _globals['_QUARANTINEDASSET']._serialized_start=3579
+  _globals['_QUARANTINEDASSET']._serialized_end=3706
+  _globals['_LISTQUARANTINEDRESPONSE']._serialized_start=3708
+  _globals['_LISTQUARANTINEDRESPONSE']._serialized_end=3819
+  _globals['_OPERATORSERVICE']._serialized_start=4839
+  _globals['_OPERATORSERVICE']._serialized_end=6808
 # @@protoc_insertion_point(module_scope)

@@ -78,6 +78,8 @@ class OperatorServiceStub:
     """State of the provider accounts."""
     PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
     """Stops or starts sending to a provider account. Idempotent."""
+    ListQuarantined: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListQuarantinedRequest, _operator_pb2.ListQuarantinedResponse]
+    """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -127,6 +129,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """State of the provider accounts."""
     PauseProviderAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]  # type: ignore[assignment]
     """Stops or starts sending to a provider account. Idempotent."""
+    ListQuarantined: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListQuarantinedRequest, _operator_pb2.ListQuarantinedResponse]  # type: ignore[assignment]
+    """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -287,5 +291,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.ProviderAccount, _abc.Awaitable[_attempt_pb2.ProviderAccount]]:
         """Stops or starts sending to a provider account. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListQuarantined(
+        self,
+        request: _operator_pb2.ListQuarantinedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListQuarantinedResponse, _abc.Awaitable[_operator_pb2.ListQuarantinedResponse]]:
+        """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
