@@ -20,6 +20,7 @@ from services.gateway import (
     auth,
     catalogue,
     config,
+    measures,
     peers,
     projector,
     publisher,
@@ -63,6 +64,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(projector.ProgressListener(kept.videos, nats, hub))
         process.loop(sweeper.Sweeper(kept, behind, ringing, hub, ages))
         process.loop(sweeper.Purge(kept))
+        process.loop(measures.Measures(kept.measures))
 
         parts = videos.Parts(
             store=kept,

@@ -21,6 +21,7 @@ from services.generator import (
     attempts,
     catalogue,
     config,
+    measures,
     pools,
     progress,
     quota,
@@ -123,7 +124,8 @@ class Dispatcher:
     async def _guarded(self, attempt: rows.Attempt) -> None:
         """A submission that fails in an unforeseen way leaves its lease to run out, which is always safe."""
         try:
-            await self.submit(attempt)
+            with telemetry.joined("submit", attempt.traceparent):
+                await self.submit(attempt)
         except Exception as error:
             log.error(
                 "submission_failed", attempt_id=attempt.attempt_id, error=repr(error), exc_info=True
@@ -255,6 +257,9 @@ class Dispatcher:
         match outcome:
             case contract.Accepted(provider_job_id):
                 await self._accepted(attempt, provider_job_id)
+                model = attempt.job.spec.model
+                price = standings.price(account, attempt.job.spec)
+                measures.COMMITTED.labels(account.name, model).inc(price)
             case contract.RefusedRequest(cause, message):
                 verdict = videos.Verdict(
                     cause, f"the provider refused the request: {message}", False

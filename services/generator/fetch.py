@@ -69,7 +69,8 @@ class Fetcher:
         try:
             async with asyncio.TaskGroup() as group:
                 renewing = group.create_task(self._renew(attempt))
-                await self._fetch(attempt)
+                with telemetry.joined("fetch", attempt.traceparent):
+                    await self._fetch(attempt)
                 renewing.cancel()
         except* asyncio.CancelledError:
             await self._again(attempt, 0, "its worker was told to stop")

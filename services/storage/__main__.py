@@ -12,6 +12,7 @@ from services.storage import (
     config,
     fits,
     imports,
+    measures,
     puts,
     scratch,
     store,
@@ -38,6 +39,7 @@ async def main(settings: config.Settings) -> None:
         taking = puts.Puts(settings, keeper, workers)
         sweeping = sweeper.Sweeper(settings, database, bytes_)
         process.loop(sweeping)
+        process.loop(measures.Measures(database.measures))
         process.serve(
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             api.StorageApi(

@@ -6,6 +6,7 @@ from kit import postgres
 from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.findings import FindingStore
+from services.gateway.store.measures import MeasureStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
 
@@ -19,3 +20,4 @@ class Store:
         self.videos = VideoStore(pool)
         self.sweeping = SweepStore(pool)
         self.findings = FindingStore(pool)
+        self.measures = MeasureStore(pool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import json_format
@@ -31,13 +31,14 @@ class LockedVideo:
     state: str
     seq: int
     cancel_requested: bool
+    traceparent: str
 
 
 async def lock(connection: postgres.Connection, video_id: str) -> LockedVideo | None:
     """Locks a video. Every transaction that tells of a video takes this lock first, so none can deadlock."""
     row = await connection.fetchrow(
         """
-        SELECT video_id, account_id, state, seq, cancel_requested
+        SELECT video_id, account_id, state, seq, cancel_requested, traceparent
         FROM videos WHERE video_id = $1 FOR UPDATE
         """,
         video_id,
@@ -70,7 +71,10 @@ async def tell(connection: postgres.Connection, video: LockedVideo, event: event
             event.SerializeToString(),
             now if state in TERMINAL_STATES else None,
         )
-    await outbox.add(connection, message(event))
+    # Also where no trace is under way: a poll pass and a sweep are about many videos at once.
+    traced = {"traceparent": video.traceparent} if video.traceparent else {}
+    row = message(event)
+    await outbox.add(connection, replace(row, headers={**row.headers, **traced}))
 
 
 def message(event: event_pb2.Event) -> outbox.Row:

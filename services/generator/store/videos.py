@@ -10,7 +10,7 @@ from typing import Any
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import job_pb2
 from framewire.storage.v1 import storage_pb2
-from kit import ids, postgres
+from kit import ids, postgres, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, events
 from services.generator.store import estimates, rows, telling
@@ -58,12 +58,14 @@ class VideoStore:
         async with self._pool.acquire() as connection, connection.transaction():
             inserted = await connection.fetchval(
                 """
-                INSERT INTO videos (video_id, account_id, job, state) VALUES ($1, $2, $3, 'PENDING')
+                INSERT INTO videos (video_id, account_id, job, state, traceparent)
+                VALUES ($1, $2, $3, 'PENDING', $4)
                 ON CONFLICT (video_id) DO NOTHING RETURNING true
                 """,
                 job.video_id,
                 job.account_id,
                 job.SerializeToString(),
+                telemetry.trace_headers().get("traceparent", ""),
             )
             if not inserted:
                 return False

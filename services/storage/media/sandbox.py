@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from kit import telemetry
 from services.storage.media import confine, facts
 from services.storage.media.facts import Reason
 
@@ -280,7 +281,9 @@ class MediaWorkers:
                 worker = await self._ready_worker(slot)
             except TimeoutError:
                 raise facts.MediaWorkerFailed("the media worker does not start") from None
-            answer = await worker.ask(request, self._settings.timeout_seconds)
+            with telemetry.dependency("media", request["operation"]) as passed:
+                answer = await worker.ask(request, self._settings.timeout_seconds)
+                passed.failed = "facts" not in answer and "refused" not in answer
             sound = "facts" in answer or "refused" in answer
             done = sound and worker.requests < self._settings.requests_per_worker
             return answer

@@ -6,6 +6,7 @@ from kit import postgres
 from services.storage.store.announced import AnnouncedStore
 from services.storage.store.library import LibraryStore
 from services.storage.store.making import MakingStore
+from services.storage.store.measures import MeasureStore
 
 
 class Store:
@@ -15,3 +16,4 @@ class Store:
         self.making = MakingStore(pool)
         self.announced = AnnouncedStore(pool)
         self.library = LibraryStore(pool)
+        self.measures = MeasureStore(pool)
