@@ -19,7 +19,17 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf import message as protobuf
 
-from framewire import attempts, downloads, encode, errors, operations, transport, types, uploads
+from framewire import (
+    assets,
+    attempts,
+    downloads,
+    encode,
+    errors,
+    operations,
+    transport,
+    types,
+    uploads,
+)
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
@@ -357,6 +367,11 @@ class Client(uploads.Uploads):
         await self._transport.unary(self._accounts.RevokeApiKey, lost)
         request.request_id = new_request_id()
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
+
+    @property
+    def assets(self) -> assets.Assets:
+        """What the account has stored."""
+        return assets.Assets(self._transport, self.account_id)
 
     # Operators
 

@@ -16,6 +16,7 @@ from framewire.cli import (
     operators,
     output,
     reconcile,
+    storing,
     top,
     videos,
 )
@@ -30,6 +31,7 @@ local = typer.Typer(no_args_is_help=True, help="The whole system on this machine
 app.add_typer(local, name="local")
 app.add_typer(attempts.attempts, name="attempts")
 app.add_typer(attempts.providers, name="providers")
+app.add_typer(storing.stored, name="storage")
 
 app.command()(videos.generate)
 app.command()(videos.get)

@@ -86,6 +86,8 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.AccountService/CreateApiKey": _OWNERS,
     "framewire.gateway.v1.AccountService/ListApiKeys": _OWNERS,
     "framewire.gateway.v1.AccountService/RevokeApiKey": _OWNERS,
+    "framewire.gateway.v1.AccountService/GetStorageUsage": _ANY,
+    "framewire.gateway.v1.AccountService/ExtendRetention": _ANY,
     "framewire.gateway.v1.OperatorService/CreateAccount": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Grant": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Refund": _OPERATORS,
@@ -106,6 +108,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/ListProviderAccounts": _OPERATORS,
     "framewire.gateway.v1.OperatorService/PauseProviderAccount": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ListQuarantined": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/SetRetention": _OPERATORS,
 }
 
 

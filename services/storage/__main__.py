@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from framewire import subjects
 from framewire.storage.v1 import storage_pb2_grpc
-from kit import auth, postgres, service
+from kit import auth, bus, loops, outbox, postgres, service
 from services.storage import (
     api,
     blobs,
@@ -14,7 +15,9 @@ from services.storage import (
     imports,
     measures,
     puts,
+    retention,
     scratch,
+    scrub,
     store,
     sweeper,
     uploads,
@@ -30,6 +33,7 @@ async def main(settings: config.Settings) -> None:
         url = settings.database_url.get_secret_value()
         tokens = auth.ServiceTokens("storage", settings.service_token_secret.get_secret_value())
         pool = await process.enter(postgres.pool(url, "storage", settings.database_pool_size))
+        nats = await process.enter(bus.connect(settings.nats_url, "storage"))
         bytes_ = await process.enter(blobs.Blobs(settings))
         place = await process.enter(scratch.Scratch(settings.scratch_dir))
         workers = await process.enter(sandbox.MediaWorkers(place.path, _sandbox(settings)))
@@ -37,9 +41,18 @@ async def main(settings: config.Settings) -> None:
         database = store.Store(pool)
         keeper = puts.Keeper(settings, database, bytes_, place)
         taking = puts.Puts(settings, keeper, workers)
-        sweeping = sweeper.Sweeper(settings, database, bytes_)
+        relay = outbox.Relay(pool, nats, subjects.EVENTS_STREAM)
+        swept = loops.Wake()
+        sweeping = sweeper.Sweeper(settings, database, bytes_, swept)
+        ending = retention.Retention(database, settings.retention_seconds, relay.ring, swept)
         process.loop(sweeping)
+        process.loop(ending)
+        process.loop(scrub.Scrub(settings, database, bytes_, place, workers))
+        process.loop(scrub.Orphans(settings, database, bytes_))
+        process.loop(relay)
+        process.loop(outbox.Retention(pool))
         process.loop(measures.Measures(database.measures))
+        process.loop(measures.Usage(database))
         process.serve(
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             api.StorageApi(
@@ -51,6 +64,7 @@ async def main(settings: config.Settings) -> None:
                 sweeping,
                 uploads.Uploads(settings, database, bytes_, taking),
                 imports.Imports(settings, database, taking),
+                settings.max_keep_seconds,
             ),
         )
         await process.run(api.authenticate(tokens))

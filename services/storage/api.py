@@ -11,7 +11,17 @@ from google.protobuf import timestamp_pb2
 
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import auth, errors, pages, rpc
-from services.storage import assets, blobs, fits, imports, puts, store, sweeper, uploads
+from services.storage import (
+    api_keeping,
+    assets,
+    blobs,
+    fits,
+    imports,
+    puts,
+    store,
+    sweeper,
+    uploads,
+)
 from services.storage.media import facts
 
 SIGNED_SECONDS = 900
@@ -40,6 +50,10 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "Delete": _GATEWAY,
     "SurveyAssets": _GATEWAY,
     "SurveyPins": _GATEWAY,
+    "SetRetention": _GATEWAY,
+    "ExtendRetention": _GATEWAY,
+    "GetUsage": _GATEWAY,
+    "EraseAccount": _GATEWAY,
 }
 
 
@@ -53,7 +67,7 @@ def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
     return check
 
 
-class StorageApi(storage_pb2_grpc.StorageServiceServicer):
+class StorageApi(api_keeping.KeepingApi, storage_pb2_grpc.StorageServiceServicer):
     """The gRPC face. Callers are services of ours, which say whose asset they mean."""
 
     def __init__(
@@ -66,7 +80,9 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         sweeper_: sweeper.Sweeper,
         uploads_: uploads.Uploads,
         imports_: imports.Imports,
+        max_keep_seconds: int,
     ) -> None:
+        super().__init__(store_, max_keep_seconds)
         self._store = store_
         self._blobs = blobs_
         self._puts = puts_
@@ -96,7 +112,10 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
             video_id=header.mark.video_id,
             refused_sha256=header.refused_sha256,
         )
-        return _asset(await self._puts.put(wanted, _chunks(request_iterator)))
+        asset = await self._puts.put(wanted, _chunks(request_iterator))
+        if wanted.video_id:
+            await self._store.keeping.of_video(asset.asset_id, wanted.video_id)
+        return _asset(asset)
 
     async def CreateUpload(
         self, request: storage_pb2.CreateUploadRequest, context: Any
@@ -211,6 +230,12 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         asset = await self._store.library.delete(request.account_id, request.asset_id)
         await self._sweeper.remove(await self._store.library.deleting(asset.asset_id, DELETE_BATCH))
         return _asset(await self._store.library.in_any_state(asset.asset_id))
+
+    async def ExtendRetention(
+        self, request: storage_pb2.ExtendRetentionRequest, context: Any
+    ) -> storage_pb2.Asset:
+        """Keeps an asset longer."""
+        return _asset(await self.extend(request))
 
     async def SurveyAssets(
         self, request: storage_pb2.SurveyAssetsRequest, context: Any

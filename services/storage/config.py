@@ -80,3 +80,15 @@ class Settings(config.ServiceSettings):
     """How long renditions are kept; 0: for ever."""
     quarantine_keep_seconds: int = Field(default=30 * 86_400, ge=1)
     """How long bytes that are no video are kept aside."""
+    max_keep_seconds: int = Field(default=365 * 86_400, gt=0)
+    """How long from now ExtendRetention may keep an asset at most."""
+    retention_seconds: float = Field(default=30, gt=0)
+    """Pause of the loop that ends what was kept for long enough."""
+    scrub_seconds: float = Field(default=60, gt=0)
+    """Pause of the scrub, which reads 8 assets again at a time."""
+    scrub_every_seconds: float = Field(default=30 * 86_400, gt=0)
+    """How long after its last reading an asset is read again."""
+    orphan_seconds: float = Field(default=3600, gt=0)
+    """Pause between two walks through the buckets for objects that nobody knows."""
+    orphan_age_seconds: float = Field(default=86_400, ge=0)
+    """Such an object is removed when it is older; must be well above `put_leftover_seconds`."""

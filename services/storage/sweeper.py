@@ -1,5 +1,4 @@
-"""Removes what nothing refers to: objects and rows of puts that died, bytes of deleted assets, and what was kept aside
-for long enough."""
+"""Removes what nothing refers to: objects and rows of puts that died, and bytes of deleted assets."""
 
 from __future__ import annotations
 
@@ -18,15 +17,22 @@ BATCH = 100
 class Sweeper:
     """The loop over leftovers."""
 
-    def __init__(self, settings: config.Settings, store_: store.Store, blobs_: blobs.Blobs) -> None:
+    def __init__(
+        self,
+        settings: config.Settings,
+        store_: store.Store,
+        blobs_: blobs.Blobs,
+        wake: loops.Wake | None = None,
+    ) -> None:
         self._seconds = settings.sweep_seconds
         self._leftover = timedelta(seconds=settings.put_leftover_seconds)
         self._store = store_
         self._blobs = blobs_
+        self._wake = wake
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Sweeps until told to stop."""
-        await loops.every("sweeper", self._seconds, self.run_once, stopping)
+        await loops.every("sweeper", self._seconds, self.run_once, stopping, self._wake)
 
     async def run_once(self) -> bool:
         """One pass; True when there is more to do."""
@@ -45,7 +51,6 @@ class Sweeper:
             if upload.object_key is not None:
                 await self._blobs.remove(assets.Bucket.INPUT, [upload.object_key])
             await self._store.announced.forget(upload.upload_id)
-        await self._store.library.expire_quarantined(BATCH)
         deleting = await self.remove(await self._store.library.deleting(None, BATCH))
         return BATCH in (len(given_up), len(over), len(uploads), deleting)
 

@@ -111,6 +111,26 @@ class StorageServiceStub:
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.FromString,
                 _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/SetRetention',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+                _registered_method=True)
+        self.ExtendRetention = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/ExtendRetention',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.ExtendRetentionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/GetUsage',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.EraseAccount = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/EraseAccount',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServiceServicer:
@@ -233,6 +253,35 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRetention(self, request, context):
+        """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendRetention(self, request, context):
+        """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+        INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """What lies in the object store for an account, by kind.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseAccount(self, request, context):
+        """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -310,6 +359,26 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.SurveyPins,
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.SerializeToString,
+            ),
+            'ExtendRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendRetention,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.ExtendRetentionRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'EraseAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseAccount,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -719,6 +788,114 @@ class StorageService:
             '/framewire.storage.v1.StorageService/SurveyPins',
             framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/SetRetention',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/ExtendRetention',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.ExtendRetentionRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/GetUsage',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/EraseAccount',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,6 +82,16 @@ class StorageServiceStub:
     """
     SurveyPins: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SurveyPinsRequest, _storage_pb2.SurveyPinsResponse]
     """Pins at a watermark, of any account."""
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.Retention]
+    """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent."""
+    ExtendRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ExtendRetentionRequest, _storage_pb2.Asset]
+    """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+    INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+    """
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.GetUsageResponse]
+    """What lies in the object store for an account, by kind."""
+    EraseAccount: _grpc.UnaryUnaryMultiCallable[_storage_pb2.EraseAccountRequest, _storage_pb2.EraseAccountResponse]
+    """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent."""
 
 @_typing.type_check_only
 class StorageServiceAsyncStub(StorageServiceStub):
@@ -137,6 +147,16 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """
     SurveyPins: _aio.UnaryUnaryMultiCallable[_storage_pb2.SurveyPinsRequest, _storage_pb2.SurveyPinsResponse]  # type: ignore[assignment]
     """Pins at a watermark, of any account."""
+    SetRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
+    """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent."""
+    ExtendRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.ExtendRetentionRequest, _storage_pb2.Asset]  # type: ignore[assignment]
+    """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+    INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+    """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What lies in the object store for an account, by kind."""
+    EraseAccount: _aio.UnaryUnaryMultiCallable[_storage_pb2.EraseAccountRequest, _storage_pb2.EraseAccountResponse]  # type: ignore[assignment]
+    """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent."""
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores and serves assets and does all work on media, in a sandbox. Called by services only.
@@ -279,5 +299,39 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.SurveyPinsResponse, _abc.Awaitable[_storage_pb2.SurveyPinsResponse]]:
         """Pins at a watermark, of any account."""
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _storage_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Retention, _abc.Awaitable[_storage_pb2.Retention]]:
+        """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ExtendRetention(
+        self,
+        request: _storage_pb2.ExtendRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
+        """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+        INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _storage_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.GetUsageResponse, _abc.Awaitable[_storage_pb2.GetUsageResponse]]:
+        """What lies in the object store for an account, by kind."""
+
+    @_abc_1.abstractmethod
+    def EraseAccount(
+        self,
+        request: _storage_pb2.EraseAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.EraseAccountResponse, _abc.Awaitable[_storage_pb2.EraseAccountResponse]]:
+        """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent."""
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -214,6 +214,22 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         """Attempts, newest first."""
         return await self._of_attempt("ListAttempts", request.request, "")
 
+    async def SetRetention(
+        self, request: operator_pb2.SetRetentionRequest, context: Any
+    ) -> storage_pb2.Retention:
+        """How long an account's assets are kept."""
+        wanted, stub = request.retention, self._peers.stubs.storage
+        return await self._audited(
+            "SetRetention",
+            wanted.account_id,
+            request.why,
+            {
+                _short(storage_pb2.AssetKind, item.kind, "ASSET_KIND_"): item.keep_seconds
+                for item in wanted.kinds
+            },
+            lambda: stub.SetRetention(wanted, timeout=peers.TIMEOUT_SECONDS),
+        )
+
     async def Reconcile(
         self, request: operator_pb2.ReconcileRequest, context: Any
     ) -> AsyncIterator[operator_pb2.ReconcileResponse]:

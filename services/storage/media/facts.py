@@ -131,6 +131,13 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoded:
+    """How much of a video was decoded: all of it."""
+
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class MarkedVideo:
     size_bytes: int
     sha256: str

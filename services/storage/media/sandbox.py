@@ -24,7 +24,14 @@ REAP_TIMEOUT_SECONDS = 5.0
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _REPOSITORY = Path(__file__).parents[3]
 
-Facts = TypeVar("Facts", facts.ImageFacts, facts.VideoFacts, facts.MarkedVideo, facts.MadeVideo)
+Facts = TypeVar(
+    "Facts",
+    facts.ImageFacts,
+    facts.VideoFacts,
+    facts.Decoded,
+    facts.MarkedVideo,
+    facts.MadeVideo,
+)
 _OF_IMAGES = frozenset({"inspect_image", "sanitise_image", "fit_image"})
 
 
@@ -212,6 +219,10 @@ class MediaWorkers:
 
     async def inspect_video(self, path: Path) -> facts.VideoFacts:
         return await self._call(facts.VideoFacts, "inspect_video", path)
+
+    async def decode_video(self, path: Path) -> facts.Decoded:
+        """The whole of it; inspect_video decodes parts."""
+        return await self._call(facts.Decoded, "decode_video", path)
 
     async def poster(self, path: Path, out: Path) -> facts.ImageFacts:
         """The first frame as a JPEG."""

@@ -91,6 +91,22 @@ def inspect(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Vid
     )
 
 
+def decode(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Decoded:
+    """Decodes the whole video. Raises MediaRefused where a frame of it does not decode."""
+    with _refusing_broken_videos():
+        container_name = _checked_structure(path)
+        with _open(path, container_name) as container:
+            stream = _video_stream(container)
+            _check_size(stream.width, stream.height, limits)
+            frames = 0
+            for frame in container.decode(stream):
+                checked_frame(frame)
+                frames += 1
+        if not frames:
+            raise unreadable("no frame of it decodes")
+    return facts.Decoded(frames)
+
+
 def poster(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Rendered:
     """The first frame as a JPEG. Raises MediaRefused."""
     with opened(path, limits) as (container, stream):

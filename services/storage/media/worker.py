@@ -57,6 +57,9 @@ def _operations(
     def inspect_video(args: dict[str, Any]) -> Answer:
         return asdict(videos.inspect(Path(args["path"]), video_limits))
 
+    def decode_video(args: dict[str, Any]) -> Answer:
+        return asdict(videos.decode(Path(args["path"]), video_limits))
+
     def poster(args: dict[str, Any]) -> Answer:
         return _written(videos.poster(Path(args["path"]), video_limits), args["out"])
 
@@ -80,8 +83,9 @@ def _operations(
         return asdict(remakes.rendition(path, out, args["height"], video_limits))
 
     of_images = (inspect_image, sanitise_image, fit_image)
-    of_videos = (inspect_video, poster, mark_video, clean_video, fit_video, make_rendition)
-    return {run.__name__: run for run in (*of_images, *of_videos)}
+    of_videos = (inspect_video, decode_video, poster, mark_video)
+    making = (clean_video, fit_video, make_rendition)
+    return {run.__name__: run for run in (*of_images, *of_videos, *making)}
 
 
 def _fit(args: dict[str, Any]) -> tuple[int, int, facts.FitMode, facts.Crop | None]:

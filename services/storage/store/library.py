@@ -127,22 +127,6 @@ class LibraryStore:
             )
         return await self.in_any_state(asset_id)
 
-    async def expire_quarantined(self, limit: int) -> int:
-        """Hides what was kept aside for long enough; says how many there were."""
-        found = await self._pool.fetch(
-            """
-            UPDATE assets SET state = 'DELETING'
-            WHERE state = 'QUARANTINED' AND asset_id IN (
-                SELECT asset_id FROM assets
-                WHERE state = 'QUARANTINED' AND expires_at < clock_timestamp()
-                ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
-            )
-            RETURNING asset_id
-            """,
-            limit,
-        )
-        return len(found)
-
     async def deleting(self, asset_id: str | None, limit: int) -> Sequence[assets.Asset]:
         """Assets whose objects are to be removed: one and what was made from it, or any."""
         found = await self._pool.fetch(

@@ -29,8 +29,10 @@ class MakingStore:
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute(
                     """
-                    INSERT INTO assets (asset_id, account_id, owner, kind, variant, source_asset_id, state)
-                    VALUES ($1, $2, $3, $4, $5, $6, 'UPLOADING') ON CONFLICT DO NOTHING
+                    INSERT INTO assets (asset_id, account_id, owner, kind, variant, source_asset_id, video_id, state)
+                    VALUES ($1, $2, $3, $4, $5, $6,
+                        COALESCE((SELECT video_id FROM assets WHERE asset_id = $6), ''), 'UPLOADING')
+                    ON CONFLICT DO NOTHING
                     """,
                     identity.asset_id,
                     identity.account_id,
