@@ -143,6 +143,12 @@ class Operations:
         request = operator_pb2.RepairRequest(finding_id=finding_id, why=why)
         return await self._call(reconciliation.Finding, self._stub.Repair, request)
 
+    async def quarantined(self, account_id: str, *, why: str = "") -> tuple[types.Quarantined, ...]:
+        """What is kept aside of an account, newest first: of the first hundred."""
+        request = operator_pb2.ListQuarantinedRequest(account_id=account_id, page_size=100, why=why)
+        answer = await self._transport.unary(self._stub.ListQuarantined, request)
+        return tuple(decode(types.Quarantined, each) for each in answer.quarantined)
+
     async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
         return decode(kind, await self._transport.unary(send, request))
 

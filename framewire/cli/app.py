@@ -12,6 +12,7 @@ from framewire.cli import (
     account,
     attempts,
     credits,
+    inputs,
     operators,
     output,
     reconcile,
@@ -38,6 +39,7 @@ app.command("list")(videos.list_videos)
 app.command()(videos.watch)
 app.command()(videos.download)
 app.command()(videos.quote)
+app.command()(inputs.preview)
 app.command()(videos.cancel)
 app.command()(account.models)
 app.command()(credits.balance)
@@ -60,6 +62,7 @@ operator.command()(operators.rulebooks)
 operator.command("add-rulebook")(operators.add_rulebook)
 operator.command("activate-rulebook")(operators.activate_rulebook)
 operator.command("check-books")(operators.check_books)
+operator.command()(operators.quarantined)
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

@@ -22,7 +22,7 @@ from services.storage import (
     sweeper,
     uploads,
 )
-from services.storage.media import confine, sandbox
+from services.storage.media import confine, facts, sandbox
 
 MARK_BYTES = 1024 * 1024
 
@@ -60,6 +60,7 @@ async def main(settings: config.Settings) -> None:
                 bytes_,
                 taking,
                 fits.Fits(database, bytes_, keeper, workers),
+                fits.Renditions(database, bytes_, keeper, workers),
                 sweeping,
                 uploads.Uploads(settings, database, bytes_, taking),
                 imports.Imports(settings, database, taking),
@@ -75,6 +76,10 @@ def _sandbox(settings: config.Settings) -> sandbox.Settings:
         timeout_seconds=settings.media_timeout_seconds,
         # A marked video is a little larger than it was on arrival.
         limits=confine.Limits(file_bytes=settings.max_video_bytes + MARK_BYTES),
+        input_video_limits=facts.VideoLimits(
+            max_pixels=settings.max_input_video_pixels,
+            max_duration_seconds=settings.max_input_video_seconds,
+        ),
     )
 
 

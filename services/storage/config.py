@@ -49,7 +49,13 @@ class Settings(config.ServiceSettings):
     max_image_bytes: int = Field(default=10_000_000, gt=0)
     """Largest image on arrival."""
     max_video_bytes: int = Field(default=2_000_000_000, gt=0)
-    """Largest video on arrival."""
+    """Largest video on arrival, of those that were made."""
+    max_input_video_bytes: int = Field(default=104_857_600, gt=0)
+    """Largest video on arrival, of those that clients send; as the two that follow."""
+    max_input_video_seconds: int = Field(default=30, ge=1)
+    """Its length; fitting it must be done within a worker's CPU time."""
+    max_input_video_pixels: int = Field(default=1920 * 1088, gt=0)
+    """Its pixels per frame."""
     upload_url_seconds: int = Field(default=900, ge=1, le=3600)
     """How long a URL to PUT to is good for."""
     upload_keep_seconds: float = Field(default=3600, gt=0)
@@ -72,6 +78,8 @@ class Settings(config.ServiceSettings):
     """How long outputs and posters are kept; 0: for ever."""
     rendition_keep_seconds: int = Field(default=0, ge=0)
     """How long renditions are kept; 0: for ever."""
+    quarantine_keep_seconds: int = Field(default=30 * 86_400, ge=1)
+    """How long bytes that are no video are kept aside."""
     max_keep_seconds: int = Field(default=365 * 86_400, gt=0)
     """How long from now ExtendRetention may keep an asset at most."""
     retention_seconds: float = Field(default=30, gt=0)

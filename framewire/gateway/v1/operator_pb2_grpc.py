@@ -133,6 +133,11 @@ class OperatorServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
                 _registered_method=True)
+        self.ListQuarantined = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ListQuarantined',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedResponse.FromString,
+                _registered_method=True)
         self.SetRetention = channel.unary_unary(
                 '/framewire.gateway.v1.OperatorService/SetRetention',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
@@ -280,6 +285,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantined(self, request, context):
+        """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRetention(self, request, context):
         """How long an account's images and outputs are kept from now on. Idempotent.
         """
@@ -384,6 +396,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.PauseProviderAccount,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.SerializeToString,
+            ),
+            'ListQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantined,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedResponse.SerializeToString,
             ),
             'SetRetention': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRetention,
@@ -905,6 +922,33 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/PauseProviderAccount',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ListQuarantined',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedResponse.FromString,
             options,
             channel_credentials,
             insecure,

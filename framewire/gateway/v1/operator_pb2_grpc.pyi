@@ -79,6 +79,8 @@ class OperatorServiceStub:
     """State of the provider accounts."""
     PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
     """Stops or starts sending to a provider account. Idempotent."""
+    ListQuarantined: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListQuarantinedRequest, _operator_pb2.ListQuarantinedResponse]
+    """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]
     """How long an account's images and outputs are kept from now on. Idempotent."""
 
@@ -130,6 +132,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """State of the provider accounts."""
     PauseProviderAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]  # type: ignore[assignment]
     """Stops or starts sending to a provider account. Idempotent."""
+    ListQuarantined: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListQuarantinedRequest, _operator_pb2.ListQuarantinedResponse]  # type: ignore[assignment]
+    """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
     """How long an account's images and outputs are kept from now on. Idempotent."""
 
@@ -292,6 +296,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.ProviderAccount, _abc.Awaitable[_attempt_pb2.ProviderAccount]]:
         """Stops or starts sending to a provider account. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListQuarantined(
+        self,
+        request: _operator_pb2.ListQuarantinedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListQuarantinedResponse, _abc.Awaitable[_operator_pb2.ListQuarantinedResponse]]:
+        """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
 
     @_abc_1.abstractmethod
     def SetRetention(

@@ -71,6 +71,11 @@ class StorageServiceStub:
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.FitRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
                 _registered_method=True)
+        self.MakeRendition = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/MakeRendition',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.MakeRenditionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+                _registered_method=True)
         self.Pin = channel.unary_unary(
                 '/framewire.storage.v1.StorageService/Pin',
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.PinRequest.SerializeToString,
@@ -144,7 +149,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateUpload(self, request, context):
-        """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+        """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
         object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,8 +188,16 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fit(self, request, context):
-        """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-        each time.
+        """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+        size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeRendition(self, request, context):
+        """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+        INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,7 +225,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Assets of an account, newest first.
+        """Assets of an account, newest first: those that are READY, or those that are QUARANTINED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -305,6 +318,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
             'Fit': grpc.unary_unary_rpc_method_handler(
                     servicer.Fit,
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.FitRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
+            'MakeRendition': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeRendition,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.MakeRenditionRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
             ),
             'Pin': grpc.unary_unary_rpc_method_handler(
@@ -553,6 +571,33 @@ class StorageService:
             target,
             '/framewire.storage.v1.StorageService/Fit',
             framewire_dot_storage_dot_v1_dot_storage__pb2.FitRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeRendition(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/MakeRendition',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.MakeRenditionRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
             options,
             channel_credentials,

@@ -42,7 +42,7 @@ class StorageServiceStub:
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CreateUploadRequest, _storage_pb2.CreateUploadResponse]
-    """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+    """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
     object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
     """
     CompleteUpload: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CompleteUploadRequest, _storage_pb2.Asset]
@@ -59,8 +59,12 @@ class StorageServiceStub:
     Stat: _grpc.UnaryUnaryMultiCallable[_storage_pb2.StatRequest, _storage_pb2.Asset]
     """What is known of an asset."""
     Fit: _grpc.UnaryUnaryMultiCallable[_storage_pb2.FitRequest, _storage_pb2.Asset]
-    """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-    each time.
+    """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+    size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+    """
+    MakeRendition: _grpc.UnaryUnaryMultiCallable[_storage_pb2.MakeRenditionRequest, _storage_pb2.Asset]
+    """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+    INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
     """
     Pin: _grpc.UnaryUnaryMultiCallable[_storage_pb2.PinRequest, _storage_pb2.PinResponse]
     """Keeps an asset while its owner lives; retention skips it. Idempotent by (asset, owner). NOT_FOUND unless READY."""
@@ -69,7 +73,7 @@ class StorageServiceStub:
     SignUrl: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SignUrlRequest, _storage_pb2.SignUrlResponse]
     """A URL from which the bytes can be read until it expires, without other credentials."""
     List: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]
-    """Assets of an account, newest first."""
+    """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
     Delete: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]
     """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
     SurveyAssets: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SurveyAssetsRequest, _storage_pb2.SurveyAssetsResponse]
@@ -103,7 +107,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
     CreateUpload: _aio.UnaryUnaryMultiCallable[_storage_pb2.CreateUploadRequest, _storage_pb2.CreateUploadResponse]  # type: ignore[assignment]
-    """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+    """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
     object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
     """
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_storage_pb2.CompleteUploadRequest, _storage_pb2.Asset]  # type: ignore[assignment]
@@ -120,8 +124,12 @@ class StorageServiceAsyncStub(StorageServiceStub):
     Stat: _aio.UnaryUnaryMultiCallable[_storage_pb2.StatRequest, _storage_pb2.Asset]  # type: ignore[assignment]
     """What is known of an asset."""
     Fit: _aio.UnaryUnaryMultiCallable[_storage_pb2.FitRequest, _storage_pb2.Asset]  # type: ignore[assignment]
-    """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-    each time.
+    """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+    size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+    """
+    MakeRendition: _aio.UnaryUnaryMultiCallable[_storage_pb2.MakeRenditionRequest, _storage_pb2.Asset]  # type: ignore[assignment]
+    """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+    INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
     """
     Pin: _aio.UnaryUnaryMultiCallable[_storage_pb2.PinRequest, _storage_pb2.PinResponse]  # type: ignore[assignment]
     """Keeps an asset while its owner lives; retention skips it. Idempotent by (asset, owner). NOT_FOUND unless READY."""
@@ -130,7 +138,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     SignUrl: _aio.UnaryUnaryMultiCallable[_storage_pb2.SignUrlRequest, _storage_pb2.SignUrlResponse]  # type: ignore[assignment]
     """A URL from which the bytes can be read until it expires, without other credentials."""
     List: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]  # type: ignore[assignment]
-    """Assets of an account, newest first."""
+    """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
     Delete: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]  # type: ignore[assignment]
     """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
     SurveyAssets: _aio.UnaryUnaryMultiCallable[_storage_pb2.SurveyAssetsRequest, _storage_pb2.SurveyAssetsResponse]  # type: ignore[assignment]
@@ -173,7 +181,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.CreateUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.CreateUploadResponse, _abc.Awaitable[_storage_pb2.CreateUploadResponse]]:
-        """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+        """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
         object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
         """
 
@@ -220,8 +228,18 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.FitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
-        """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-        each time.
+        """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+        size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+        """
+
+    @_abc_1.abstractmethod
+    def MakeRendition(
+        self,
+        request: _storage_pb2.MakeRenditionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
+        """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+        INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
         """
 
     @_abc_1.abstractmethod
@@ -254,7 +272,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.ListResponse, _abc.Awaitable[_storage_pb2.ListResponse]]:
-        """Assets of an account, newest first."""
+        """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
 
     @_abc_1.abstractmethod
     def Delete(

@@ -81,10 +81,18 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
             seconds=model.seconds,
             max_variants=max(model.variants_at(size) for size in model.sizes),
             text_to_video=model.text_to_video,
-            image_to_video=model.image_to_video,
+            image_to_video=model.max_input_images > 0,
+            max_input_images=model.max_input_images,
+            input_images_at_any_frame=model.input_images_at_any_frame,
+            max_input_video_seconds=model.max_input_video_seconds,
+            frames_per_second=model.frames_per_second,
             options=[
                 account_pb2.ModelOption(
-                    name=option.name, type=option.type, min=option.min, max=option.max
+                    name=option.name,
+                    type=option.type,
+                    min=option.min,
+                    max=option.max,
+                    choices=option.choices,
                 )
                 for option in model.options.values()
             ],

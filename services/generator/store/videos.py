@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -171,9 +171,12 @@ class VideoStore:
         return outcome
 
     async def complete(
-        self, attempt: rows.Attempt, outputs: Mapping[int, storage_pb2.Asset]
+        self,
+        attempt: rows.Attempt,
+        outputs: Mapping[int, storage_pb2.Asset],
+        renditions: Mapping[int, Sequence[storage_pb2.Asset]] | None = None,
     ) -> bool:
-        """Ends the video well, with its outputs by variant. False when the attempt is no longer the caller's."""
+        """Ends the video well, with its outputs and smaller versions by variant. False: it is not the caller's."""
         async with self._pool.acquire() as connection, connection.transaction():
             video = await telling.lock(connection, attempt.video_id)
             if video is None or video.state in telling.TERMINAL_STATES:
@@ -192,7 +195,8 @@ class VideoStore:
             )
             if not done:
                 return False
-            event = events.completed(outputs, attempt.job.spec, video.cancel_requested)
+            spec, asked_to_end = attempt.job.spec, video.cancel_requested
+            event = events.completed(outputs, spec, asked_to_end, renditions or {})
             await telling.tell(connection, video, event)
             await failpoint("generator.finish.before_commit")
         self._told()
