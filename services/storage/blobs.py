@@ -24,7 +24,7 @@ log = telemetry.logger(__name__)
 T = TypeVar("T")
 
 # The client holds whole parts of 5 MiB and copies them, so the number of writers bounds the memory.
-WRITERS = 4
+WRITERS = 6
 READERS = 8
 READ_BYTES = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
