@@ -20,6 +20,7 @@ import grpc
 from google.protobuf import message as protobuf
 
 from framewire import (
+    access,
     assets,
     attempts,
     downloads,
@@ -348,6 +349,7 @@ class Client(uploads.Uploads):
         account_id: str = "",
         role: str = "MEMBER",
         display_name: str = "",
+        expires_at: datetime | None = None,
         request_id: str = "",
     ) -> types.NewApiKey:
         """Makes a key. Its secret is in the first answer and nowhere else: empty when a given request_id is replayed.
@@ -359,6 +361,7 @@ class Client(uploads.Uploads):
             account_id=account_id or self.account_id,
             role=encode.enum_value(account_pb2.Role, "ROLE_", role, "role"),
             display_name=display_name,
+            expires_at=encode.timestamp(expires_at),
         )
         made = await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
         if made.secret or request_id:
@@ -367,6 +370,11 @@ class Client(uploads.Uploads):
         await self._transport.unary(self._accounts.RevokeApiKey, lost)
         request.request_id = new_request_id()
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
+
+    @property
+    def access(self) -> access.Access:
+        """Keys, members and limits."""
+        return access.Access(self._transport, self.account_id)
 
     @property
     def assets(self) -> assets.Assets:

@@ -60,6 +60,11 @@ class Operations:
         request = operator_pb2.SetFrozenRequest(request=asked, why=why)
         return await self._call(types.AccountRules, self._stub.SetFrozen, request)
 
+    async def set_admission(self, paused: bool, *, why: str = "") -> bool:
+        """Stops or starts taking videos, for everyone; answers whether it is stopped. Idempotent."""
+        request = operator_pb2.SetAdmissionRequest(paused=paused, why=why)
+        return (await self._transport.unary(self._stub.SetAdmission, request)).paused
+
     async def set_daily_cap(
         self, account_id: str, credits: int | None, *, key_id: str = "", why: str = ""
     ) -> types.AccountRules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -367,6 +368,24 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of an account, or a key's own; None: not set, or not to be changed."""
+
+    requests_per_minute: int | None = None
+    videos_per_hour: int | None = None
+    max_in_flight: int | None = None
+    upload_bytes_per_day: int | None = None
+    moderation_refusals_per_hour: int | None = None
+    moderation_refusals_per_day: int | None = None
+
+    def given(self) -> dict[str, int]:
+        """Those that are set."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if value is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Who pays."""
 
@@ -378,6 +397,7 @@ class Account:
     requests_per_minute: int
     videos_per_hour: int
     created_at: datetime | None
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +411,9 @@ class ApiKey:
     display_name: str
     created_at: datetime | None
     revoked_at: datetime | None
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)

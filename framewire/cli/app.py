@@ -9,6 +9,7 @@ import sys
 import typer
 
 from framewire.cli import (
+    access,
     account,
     attempts,
     credits,
@@ -32,6 +33,9 @@ app.add_typer(local, name="local")
 app.add_typer(attempts.attempts, name="attempts")
 app.add_typer(attempts.providers, name="providers")
 app.add_typer(storing.stored, name="storage")
+app.add_typer(access.keys, name="keys")
+app.add_typer(access.members, name="members")
+app.add_typer(access.admission, name="admission")
 
 app.command()(videos.generate)
 app.command()(videos.get)
@@ -58,6 +62,8 @@ operator.command()(operators.refund)
 operator.command()(operators.freeze)
 operator.command()(operators.unfreeze)
 operator.command()(operators.cap)
+operator.command()(access.limits)
+operator.command("account")(access.set_account)
 operator.command()(operators.rulebooks)
 operator.command("add-rulebook")(operators.add_rulebook)
 operator.command("activate-rulebook")(operators.activate_rulebook)

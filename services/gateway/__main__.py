@@ -20,7 +20,9 @@ from services.gateway import (
     auth,
     catalogue,
     config,
+    limits,
     measures,
+    oidc,
     peers,
     projector,
     publisher,
@@ -42,9 +44,10 @@ async def main(settings: config.Settings) -> None:
         nats = await process.enter(bus.connect(settings.nats_url, "gateway"))
         behind = peers.Peers(await _stubs(process, settings), models)
         kept = store.Store(pool)
-        keys = auth.Authenticator(kept.accounts)
+        limiter = limits.Limiter(kept.limits)
+        callers = auth.Authenticator(kept, oidc.Verifier(settings.oidc_issuers), limiter)
         if bootstrap := settings.bootstrap_key.get_secret_value():
-            await keys.ensure_bootstrap(bootstrap)
+            await callers.ensure_bootstrap(bootstrap)
 
         hub = watch.Hub(kept.videos, nats, settings.watch_floor_seconds)
         ringing = publisher.Publisher(nats, settings.publish_seconds)
@@ -72,6 +75,7 @@ async def main(settings: config.Settings) -> None:
             peers=behind,
             models=models,
             hub=hub,
+            limiter=limiter,
             pages=pages.Pages(settings.page_secret()),
             check_after_seconds=settings.sweep_overdue_seconds,
         )
@@ -79,7 +83,7 @@ async def main(settings: config.Settings) -> None:
         process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
         process.serve(
             upload_pb2_grpc.add_UploadServiceServicer_to_server,
-            uploads.UploadApi(kept.accounts, behind),
+            uploads.UploadApi(kept.accounts, behind, limits.Uploads(kept.limits)),
         )
         process.serve(
             account_pb2_grpc.add_AccountServiceServicer_to_server,
@@ -87,9 +91,9 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             operator_pb2_grpc.add_OperatorServiceServicer_to_server,
-            operators.OperatorApi(kept.accounts, behind, _defaults(settings), reconciling),
+            operators.OperatorApi(kept, behind, _defaults(settings), reconciling, callers.issuers),
         )
-        await process.run(keys)
+        await process.run(callers)
 
 
 def _defaults(settings: config.Settings) -> operators.Defaults:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kit import errors, telemetry
 from kit.failpoints import failpoint
-from services.gateway import peers, publisher, store, tasks, videos
+from services.gateway import limits, peers, publisher, store, tasks, videos
 from services.gateway.store import rows
 
 log = telemetry.logger(__name__)
@@ -48,11 +48,9 @@ class Admission:
         self._shielded = shielded
         self._timing = timing
 
-    async def admit(
-        self, new: videos.NewVideo, max_in_flight: int, patience_seconds: float
-    ) -> videos.Video:
+    async def admit(self, new: videos.NewVideo, patience_seconds: float) -> videos.Video:
         """The admitted video. Once begun it goes on to its end, whether or not the caller waits for it."""
-        begun = await self._shielded.run(self._begin(new, max_in_flight))
+        begun = await self._shielded.run(self._begin(new))
         if isinstance(begun, rows.Request):
             return await self.replay(begun, new.fingerprint, patience_seconds)
         return begun
@@ -68,14 +66,10 @@ class Admission:
             )
         return await self._decided(earlier.resource_id, patience_seconds)
 
-    async def _begin(self, new: videos.NewVideo, max_in_flight: int) -> videos.Video | rows.Request:
-        begun = await self._store.admissions.begin(new, max_in_flight, self._timing.admit_seconds)
-        if begun is None:
-            raise errors.ResourceExhausted(
-                "TOO_MANY_IN_FLIGHT",
-                f"the account has {max_in_flight} videos in flight, as many as it may; wait for one to end",
-                retry_after_seconds=10,
-            )
+    async def _begin(self, new: videos.NewVideo) -> videos.Video | rows.Request:
+        begun = await self._store.admissions.begin(new, self._timing.admit_seconds)
+        if isinstance(begun, rows.AtLimit):
+            raise limits.of_admission(begun)
         if isinstance(begun, rows.Request):
             return begun
         await failpoint("gateway.admit.after_insert")

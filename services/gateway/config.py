@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from kit import config
+from services.gateway import oidc
 
 
 class Settings(config.ServiceSettings):
@@ -25,6 +26,8 @@ class Settings(config.ServiceSettings):
     """host:port of the generator."""
     bootstrap_key: SecretStr = SecretStr("")
     """An operator's API key that exists from the start ("fw_" and 32 or more letters and digits); empty: none."""
+    oidc_issuers: tuple[oidc.Issuer, ...] = ()
+    """Whose tokens are taken beside API keys: JSON, [{"issuer", "audience": [...], "jwks_url", ...}, ...]."""
     page_token_secret: SecretStr = SecretStr("")
     """Signs page tokens; empty: derived from the service token secret."""
     models_file: Path = Path(__file__).parent / "models.yaml"

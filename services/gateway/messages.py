@@ -9,10 +9,11 @@ from typing import Any
 from google.protobuf import json_format, message, struct_pb2, timestamp_pb2, unknown_fields
 
 from framewire.events.v1 import event_pb2, vocabulary_pb2
-from framewire.gateway.v1 import video_pb2
+from framewire.gateway.v1 import account_pb2, video_pb2
 from framewire.generator.v1 import job_pb2
 from kit import errors
-from services.gateway import catalogue, inputs, videos
+from services.gateway import auth, catalogue, inputs, videos
+from services.gateway.store import rows
 
 _KINDS = frozenset(kind.value for kind in videos.Kind)
 
@@ -286,3 +287,23 @@ def fact(event: event_pb2.Event) -> videos.Fact | None:
         captured_credits=event.settled.captured_credits,
         released_credits=event.settled.released_credits,
     )
+
+
+_LIMITS = tuple(field.name for field in account_pb2.Limits.DESCRIPTOR.fields)
+
+
+def limits(found: rows.Account | rows.ApiKey) -> account_pb2.Limits:
+    """The limits of an account or a key; those that it has not are not set."""
+    return account_pb2.Limits(**{name: getattr(found, name, None) for name in _LIMITS})
+
+
+def asked_limits(asked: account_pb2.Limits) -> dict[str, int]:
+    """Those that are set."""
+    return {field.name: value for field, value in asked.ListFields()}
+
+
+def role(number: account_pb2.Role.ValueType) -> auth.Role:
+    """A role; MEMBER where none is named."""
+    if number == account_pb2.ROLE_UNSPECIFIED:
+        return auth.Role.MEMBER
+    return auth.Role(account_pb2.Role.Name(number).removeprefix("ROLE_"))

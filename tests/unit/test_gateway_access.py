@@ -38,7 +38,7 @@ def test_operators_methods_are_for_operators_only() -> None:
 
 
 def test_a_member_has_one_account() -> None:
-    member = auth.Caller("k", auth.Role.MEMBER, "mine")
+    member = auth.Caller("k", auth.Role.MEMBER, ("mine",))
     assert [member.account(named) for named in ("", "mine")] == ["mine", "mine"]
     with pytest.raises(errors.NotFound):
         member.account("yours")

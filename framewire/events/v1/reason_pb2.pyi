@@ -158,6 +158,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the video has ended and its hold is settled."""
     ERROR_REASON_INPUT_NOT_SUPPORTED: _ErrorReason.ValueType  # 110
     """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
+    ERROR_REASON_MEMBER_ROLE_DIFFERS: _ErrorReason.ValueType  # 120
+    """FAILED_PRECONDITION: the principal has another role; take that away first."""
+    ERROR_REASON_NOT_A_MEMBER: _ErrorReason.ValueType  # 121
+    """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -300,4 +304,8 @@ ERROR_REASON_VIDEO_ENDED: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: the video has ended and its hold is settled."""
 ERROR_REASON_INPUT_NOT_SUPPORTED: ErrorReason.ValueType  # 110
 """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
+ERROR_REASON_MEMBER_ROLE_DIFFERS: ErrorReason.ValueType  # 120
+"""FAILED_PRECONDITION: the principal has another role; take that away first."""
+ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 121
+"""PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

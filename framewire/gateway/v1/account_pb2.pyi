@@ -473,6 +473,9 @@ class ApiKey(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REVOKED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Its id."""
     prefix: _builtins.str
@@ -489,7 +492,19 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def revoked_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was ended; not set: it is good."""
+        """When it was ended; not set: it was not."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; not set: never."""
+
+    @_builtins.property
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last used, to the minute; not set: never."""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits:
+        """Limits of its own, beside the account's."""
 
     def __init__(
         self,
@@ -501,14 +516,112 @@ class ApiKey(_message.Message):
         display_name: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         revoked_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        limits: Global___Limits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "revoked_at", b"revoked_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "limits", b"limits", "revoked_at", b"revoked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "created_at", b"created_at", "display_name", b"display_name", "key_id", b"key_id", "prefix", b"prefix", "revoked_at", b"revoked_at", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "created_at", b"created_at", "display_name", b"display_name", "expires_at", b"expires_at", "key_id", b"key_id", "last_used_at", b"last_used_at", "limits", b"limits", "prefix", b"prefix", "revoked_at", b"revoked_at", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """Limits of an account, or of one of its API keys. Of an account every one is set; a key has only those that are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    VIDEOS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    UPLOAD_BYTES_PER_DAY_FIELD_NUMBER: _builtins.int
+    MODERATION_REFUSALS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    MODERATION_REFUSALS_PER_DAY_FIELD_NUMBER: _builtins.int
+    requests_per_minute: _builtins.int
+    """Requests per minute, replays of a request_id not counted."""
+    videos_per_hour: _builtins.int
+    """Videos per hour."""
+    max_in_flight: _builtins.int
+    """Videos in flight."""
+    upload_bytes_per_day: _builtins.int
+    """Bytes of uploads per day, UTC."""
+    moderation_refusals_per_hour: _builtins.int
+    """Videos whose input or output a provider's moderation refused, per hour; only of accounts."""
+    moderation_refusals_per_day: _builtins.int
+    """The same per day; only of accounts."""
+    def __init__(
+        self,
+        *,
+        requests_per_minute: _builtins.int | None = ...,
+        videos_per_hour: _builtins.int | None = ...,
+        max_in_flight: _builtins.int | None = ...,
+        upload_bytes_per_day: _builtins.int | None = ...,
+        moderation_refusals_per_hour: _builtins.int | None = ...,
+        moderation_refusals_per_day: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_moderation_refusals_per_day", b"_moderation_refusals_per_day", "_moderation_refusals_per_hour", b"_moderation_refusals_per_hour", "_requests_per_minute", b"_requests_per_minute", "_upload_bytes_per_day", b"_upload_bytes_per_day", "_videos_per_hour", b"_videos_per_hour", "max_in_flight", b"max_in_flight", "moderation_refusals_per_day", b"moderation_refusals_per_day", "moderation_refusals_per_hour", b"moderation_refusals_per_hour", "requests_per_minute", b"requests_per_minute", "upload_bytes_per_day", b"upload_bytes_per_day", "videos_per_hour", b"videos_per_hour"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_moderation_refusals_per_day", b"_moderation_refusals_per_day", "_moderation_refusals_per_hour", b"_moderation_refusals_per_hour", "_requests_per_minute", b"_requests_per_minute", "_upload_bytes_per_day", b"_upload_bytes_per_day", "_videos_per_hour", b"_videos_per_hour", "max_in_flight", b"max_in_flight", "moderation_refusals_per_day", b"moderation_refusals_per_day", "moderation_refusals_per_hour", b"moderation_refusals_per_hour", "requests_per_minute", b"requests_per_minute", "upload_bytes_per_day", b"upload_bytes_per_day", "videos_per_hour", b"videos_per_hour"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_in_flight: _TypeAlias = _typing.Literal["max_in_flight"]  # noqa: Y015
+    _WhichOneofArgType__max_in_flight: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight"]  # noqa: Y015
+    _WhichOneofReturnType__moderation_refusals_per_day: _TypeAlias = _typing.Literal["moderation_refusals_per_day"]  # noqa: Y015
+    _WhichOneofArgType__moderation_refusals_per_day: _TypeAlias = _typing.Literal["_moderation_refusals_per_day", b"_moderation_refusals_per_day"]  # noqa: Y015
+    _WhichOneofReturnType__moderation_refusals_per_hour: _TypeAlias = _typing.Literal["moderation_refusals_per_hour"]  # noqa: Y015
+    _WhichOneofArgType__moderation_refusals_per_hour: _TypeAlias = _typing.Literal["_moderation_refusals_per_hour", b"_moderation_refusals_per_hour"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_minute: _TypeAlias = _typing.Literal["requests_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_minute: _TypeAlias = _typing.Literal["_requests_per_minute", b"_requests_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__upload_bytes_per_day: _TypeAlias = _typing.Literal["upload_bytes_per_day"]  # noqa: Y015
+    _WhichOneofArgType__upload_bytes_per_day: _TypeAlias = _typing.Literal["_upload_bytes_per_day", b"_upload_bytes_per_day"]  # noqa: Y015
+    _WhichOneofReturnType__videos_per_hour: _TypeAlias = _typing.Literal["videos_per_hour"]  # noqa: Y015
+    _WhichOneofArgType__videos_per_hour: _TypeAlias = _typing.Literal["_videos_per_hour", b"_videos_per_hour"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_flight) -> _WhichOneofReturnType__max_in_flight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__moderation_refusals_per_day) -> _WhichOneofReturnType__moderation_refusals_per_day | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__moderation_refusals_per_hour) -> _WhichOneofReturnType__moderation_refusals_per_hour | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_minute) -> _WhichOneofReturnType__requests_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upload_bytes_per_day) -> _WhichOneofReturnType__upload_bytes_per_day | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__videos_per_hour) -> _WhichOneofReturnType__videos_per_hour | None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class RotateApiKeyRequest(_message.Message):
+    """Makes a key anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID of this request."""
+    key_id: _builtins.str
+    """The key that ends."""
+    grace_seconds: _builtins.int
+    """For how long that still works, so that its users can change over; 0: it ends at once. At most 30 days."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        grace_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_seconds", b"grace_seconds", "key_id", b"key_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateApiKeyRequest: _TypeAlias = RotateApiKeyRequest  # noqa: Y015
 
 @_typing.final
 class CreateApiKeyRequest(_message.Message):
@@ -520,6 +633,7 @@ class CreateApiKeyRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID of this request."""
     account_id: _builtins.str
@@ -528,6 +642,10 @@ class CreateApiKeyRequest(_message.Message):
     """What it may do; a member makes MEMBER keys only. Default MEMBER."""
     display_name: _builtins.str
     """What it is for."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; not set: never."""
+
     def __init__(
         self,
         *,
@@ -535,10 +653,11 @@ class CreateApiKeyRequest(_message.Message):
         account_id: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
         display_name: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "request_id", b"request_id", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "expires_at", b"expires_at", "request_id", b"request_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

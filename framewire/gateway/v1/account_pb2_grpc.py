@@ -72,6 +72,11 @@ class AccountServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ApiKey.FromString,
                 _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/framewire.gateway.v1.AccountService/RotateApiKey',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.CreateApiKeyResponse.FromString,
+                _registered_method=True)
         self.GetStorageUsage = channel.unary_unary(
                 '/framewire.gateway.v1.AccountService/GetStorageUsage',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.GetStorageUsageRequest.SerializeToString,
@@ -131,7 +136,15 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Ends an API key. Idempotent.
+        """Ends an API key: every replica refuses it within 5 seconds. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateApiKey(self, request, context):
+        """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
+        Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,6 +202,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ApiKey.SerializeToString,
+            ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.CreateApiKeyResponse.SerializeToString,
             ),
             'GetStorageUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStorageUsage,
@@ -391,6 +409,33 @@ class AccountService:
             '/framewire.gateway.v1.AccountService/RevokeApiKey',
             framewire_dot_gateway_dot_v1_dot_account__pb2.RevokeApiKeyRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_account__pb2.ApiKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.AccountService/RotateApiKey',
+            framewire_dot_gateway_dot_v1_dot_account__pb2.RotateApiKeyRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_account__pb2.CreateApiKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,7 +48,11 @@ class AccountServiceStub:
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_account_pb2.ListApiKeysRequest, _account_pb2.ListApiKeysResponse]
     """API keys, without their secrets."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_account_pb2.RevokeApiKeyRequest, _account_pb2.ApiKey]
-    """Ends an API key. Idempotent."""
+    """Ends an API key: every replica refuses it within 5 seconds. Idempotent."""
+    RotateApiKey: _grpc.UnaryUnaryMultiCallable[_account_pb2.RotateApiKeyRequest, _account_pb2.CreateApiKeyResponse]
+    """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
+    Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+    """
     GetStorageUsage: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetStorageUsageRequest, _storage_pb2.GetUsageResponse]
     """What the account has stored, by kind."""
     ExtendRetention: _grpc.UnaryUnaryMultiCallable[_account_pb2.ExtendRetentionRequest, _account_pb2.ExtendRetentionResponse]
@@ -74,7 +78,11 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_account_pb2.ListApiKeysRequest, _account_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """API keys, without their secrets."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_account_pb2.RevokeApiKeyRequest, _account_pb2.ApiKey]  # type: ignore[assignment]
-    """Ends an API key. Idempotent."""
+    """Ends an API key: every replica refuses it within 5 seconds. Idempotent."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_account_pb2.RotateApiKeyRequest, _account_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
+    """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
+    Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+    """
     GetStorageUsage: _aio.UnaryUnaryMultiCallable[_account_pb2.GetStorageUsageRequest, _storage_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What the account has stored, by kind."""
     ExtendRetention: _aio.UnaryUnaryMultiCallable[_account_pb2.ExtendRetentionRequest, _account_pb2.ExtendRetentionResponse]  # type: ignore[assignment]
@@ -139,7 +147,17 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.RevokeApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ApiKey, _abc.Awaitable[_account_pb2.ApiKey]]:
-        """Ends an API key. Idempotent."""
+        """Ends an API key: every replica refuses it within 5 seconds. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _account_pb2.RotateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.CreateApiKeyResponse, _abc.Awaitable[_account_pb2.CreateApiKeyResponse]]:
+        """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
+        Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+        """
 
     @_abc_1.abstractmethod
     def GetStorageUsage(

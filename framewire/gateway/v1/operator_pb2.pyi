@@ -6,6 +6,7 @@ What operators may do in the services behind, with an audit row each."""
 from collections import abc as _abc
 from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
+from framewire.gateway.v1 import account_pb2 as _account_pb2
 from framewire.generator.v1 import attempt_pb2 as _attempt_pb2
 from framewire.storage.v1 import storage_pb2 as _storage_pb2
 from google.protobuf import descriptor as _descriptor
@@ -178,6 +179,7 @@ class Account(_message.Message):
     REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     VIDEOS_PER_HOUR_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """26 characters a-z, 0-9."""
     display_name: _builtins.str
@@ -198,6 +200,10 @@ class Account(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def limits(self) -> _account_pb2.Limits:
+        """Its limits; three of them are also above."""
+
     def __init__(
         self,
         *,
@@ -209,10 +215,11 @@ class Account(_message.Message):
         requests_per_minute: _builtins.int = ...,
         videos_per_hour: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        limits: _account_pb2.Limits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "created_at", b"created_at", "display_name", b"display_name", "lanes", b"lanes", "max_in_flight", b"max_in_flight", "requests_per_minute", b"requests_per_minute", "videos_per_hour", b"videos_per_hour", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "created_at", b"created_at", "display_name", b"display_name", "lanes", b"lanes", "limits", b"limits", "max_in_flight", b"max_in_flight", "requests_per_minute", b"requests_per_minute", "videos_per_hour", b"videos_per_hour", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1095,3 +1102,263 @@ class SetRetentionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetRetentionRequest: _TypeAlias = SetRetentionRequest  # noqa: Y015
+
+@_typing.final
+class Member(_message.Message):
+    """Who calls with tokens of an issuer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ADDED_AT_FIELD_NUMBER: _builtins.int
+    principal_id: _builtins.str
+    """Its id here: what videos, usage and the audit name it by."""
+    issuer: _builtins.str
+    """The issuer of its tokens, as configured."""
+    subject: _builtins.str
+    """The token's `sub`; empty until one came, where the e-mail address was named."""
+    email: _builtins.str
+    """E-mail address, verified by the issuer; may be empty."""
+    role: _account_pb2.Role.ValueType
+    """What it may do."""
+    account_id: _builtins.str
+    """The account; empty for services and operators."""
+    @_builtins.property
+    def added_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        principal_id: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        email: _builtins.str = ...,
+        role: _account_pb2.Role.ValueType = ...,
+        account_id: _builtins.str = ...,
+        added_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added_at", b"added_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "added_at", b"added_at", "email", b"email", "issuer", b"issuer", "principal_id", b"principal_id", "role", b"role", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Member: _TypeAlias = Member  # noqa: Y015
+
+@_typing.final
+class AddMemberRequest(_message.Message):
+    """Lets somebody call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    issuer: _builtins.str
+    """The issuer of the tokens, as configured."""
+    subject: _builtins.str
+    """Whose tokens, by `sub`."""
+    email: _builtins.str
+    """Or by e-mail address, where the token says that it is verified: bound to the first `sub` that comes with it."""
+    role: _account_pb2.Role.ValueType
+    """What it may do. Default MEMBER."""
+    account_id: _builtins.str
+    """The account, of a member; empty for services and operators."""
+    why: _builtins.str
+    """Why, for the audit."""
+    def __init__(
+        self,
+        *,
+        issuer: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        email: _builtins.str = ...,
+        role: _account_pb2.Role.ValueType = ...,
+        account_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "email", b"email", "issuer", b"issuer", "role", b"role", "subject", b"subject", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddMemberRequest: _TypeAlias = AddMemberRequest  # noqa: Y015
+
+@_typing.final
+class RemoveMemberRequest(_message.Message):
+    """Takes somebody out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    principal_id: _builtins.str
+    """Who."""
+    account_id: _builtins.str
+    """Out of which account; empty: out of all, and out of its role."""
+    why: _builtins.str
+    """Why, for the audit."""
+    def __init__(
+        self,
+        *,
+        principal_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "principal_id", b"principal_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveMemberRequest: _TypeAlias = RemoveMemberRequest  # noqa: Y015
+
+@_typing.final
+class RemoveMemberResponse(_message.Message):
+    """Taken out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    removed: _builtins.int
+    """How many memberships ended; 0: there was none."""
+    def __init__(
+        self,
+        *,
+        removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveMemberResponse: _TypeAlias = RemoveMemberResponse  # noqa: Y015
+
+@_typing.final
+class ListMembersRequest(_message.Message):
+    """Asks for members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Of which account; empty: services and operators."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMembersRequest: _TypeAlias = ListMembersRequest  # noqa: Y015
+
+@_typing.final
+class ListMembersResponse(_message.Message):
+    """Members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
+        """The oldest first, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___Member] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMembersResponse: _TypeAlias = ListMembersResponse  # noqa: Y015
+
+@_typing.final
+class SetLimitsRequest(_message.Message):
+    """Changes limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose; of a service's key: empty."""
+    key_id: _builtins.str
+    """Of this API key of it; empty: of the account."""
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def limits(self) -> _account_pb2.Limits:
+        """What is set is changed: 1 or more; for a key also 0, which is no limit of its own."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        limits: _account_pb2.Limits | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "key_id", b"key_id", "limits", b"limits", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLimitsRequest: _TypeAlias = SetLimitsRequest  # noqa: Y015
+
+@_typing.final
+class SetAccountRequest(_message.Message):
+    """Changes an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Which."""
+    weight: _builtins.int
+    """Share inside a lane; 0: as it is."""
+    why: _builtins.str
+    """Why, for the audit."""
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedScalarFieldContainer[_vocabulary_pb2.Lane.ValueType]:
+        """Lanes that it may use; empty: as they are."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        lanes: _abc.Iterable[_vocabulary_pb2.Lane.ValueType] | None = ...,
+        weight: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "lanes", b"lanes", "weight", b"weight", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAccountRequest: _TypeAlias = SetAccountRequest  # noqa: Y015

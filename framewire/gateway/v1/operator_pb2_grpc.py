@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from framewire.credits.v1 import ledger_pb2 as framewire_dot_credits_dot_v1_dot_ledger__pb2
+from framewire.gateway.v1 import account_pb2 as framewire_dot_gateway_dot_v1_dot_account__pb2
 from framewire.gateway.v1 import operator_pb2 as framewire_dot_gateway_dot_v1_dot_operator__pb2
 from framewire.generator.v1 import attempt_pb2 as framewire_dot_generator_dot_v1_dot_attempt__pb2
 from framewire.storage.v1 import storage_pb2 as framewire_dot_storage_dot_v1_dot_storage__pb2
@@ -142,6 +143,31 @@ class OperatorServiceStub:
                 '/framewire.gateway.v1.OperatorService/SetRetention',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+                _registered_method=True)
+        self.AddMember = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/AddMember',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.AddMemberRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Member.FromString,
+                _registered_method=True)
+        self.RemoveMember = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/RemoveMember',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RemoveMemberRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RemoveMemberResponse.FromString,
+                _registered_method=True)
+        self.ListMembers = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ListMembers',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListMembersRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListMembersResponse.FromString,
+                _registered_method=True)
+        self.SetLimits = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/SetLimits',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetLimitsRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.Limits.FromString,
+                _registered_method=True)
+        self.SetAccount = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/SetAccount',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetAccountRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Account.FromString,
                 _registered_method=True)
 
 
@@ -299,6 +325,43 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddMember(self, request, context):
+        """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
+        NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveMember(self, request, context):
+        """Takes a principal out of an account, or takes its role as service or operator away. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMembers(self, request, context):
+        """Members of an account; without one, services and operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLimits(self, request, context):
+        """Changes limits of an account, or of one of its API keys; what is not set stays. Idempotent.
+        NOT_FOUND: ACCOUNT_NOT_FOUND, KEY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAccount(self, request, context):
+        """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -406,6 +469,31 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.SetRetention,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.SerializeToString,
+            ),
+            'AddMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddMember,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.AddMemberRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Member.SerializeToString,
+            ),
+            'RemoveMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveMember,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RemoveMemberRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RemoveMemberResponse.SerializeToString,
+            ),
+            'ListMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMembers,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListMembersRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListMembersResponse.SerializeToString,
+            ),
+            'SetLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLimits,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetLimitsRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.Limits.SerializeToString,
+            ),
+            'SetAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAccount,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetAccountRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Account.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -976,6 +1064,141 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/SetRetention',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/AddMember',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.AddMemberRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.Member.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/RemoveMember',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.RemoveMemberRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.RemoveMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ListMembers',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListMembersRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/SetLimits',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.SetLimitsRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_account__pb2.Limits.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/SetAccount',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.SetAccountRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.Account.FromString,
             options,
             channel_credentials,
             insecure,

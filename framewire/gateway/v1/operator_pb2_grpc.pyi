@@ -5,6 +5,7 @@ What operators may do in the services behind, with an audit row each."""
 
 from collections import abc as _abc
 from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
+from framewire.gateway.v1 import account_pb2 as _account_pb2
 from framewire.gateway.v1 import operator_pb2 as _operator_pb2
 from framewire.generator.v1 import attempt_pb2 as _attempt_pb2
 from framewire.storage.v1 import storage_pb2 as _storage_pb2
@@ -83,6 +84,20 @@ class OperatorServiceStub:
     """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]
     """How long an account's images and outputs are kept from now on. Idempotent."""
+    AddMember: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddMemberRequest, _operator_pb2.Member]
+    """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
+    NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
+    """
+    RemoveMember: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RemoveMemberRequest, _operator_pb2.RemoveMemberResponse]
+    """Takes a principal out of an account, or takes its role as service or operator away. Idempotent."""
+    ListMembers: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListMembersRequest, _operator_pb2.ListMembersResponse]
+    """Members of an account; without one, services and operators."""
+    SetLimits: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetLimitsRequest, _account_pb2.Limits]
+    """Changes limits of an account, or of one of its API keys; what is not set stays. Idempotent.
+    NOT_FOUND: ACCOUNT_NOT_FOUND, KEY_NOT_FOUND.
+    """
+    SetAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetAccountRequest, _operator_pb2.Account]
+    """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -136,6 +151,20 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
     """How long an account's images and outputs are kept from now on. Idempotent."""
+    AddMember: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddMemberRequest, _operator_pb2.Member]  # type: ignore[assignment]
+    """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
+    NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
+    """
+    RemoveMember: _aio.UnaryUnaryMultiCallable[_operator_pb2.RemoveMemberRequest, _operator_pb2.RemoveMemberResponse]  # type: ignore[assignment]
+    """Takes a principal out of an account, or takes its role as service or operator away. Idempotent."""
+    ListMembers: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListMembersRequest, _operator_pb2.ListMembersResponse]  # type: ignore[assignment]
+    """Members of an account; without one, services and operators."""
+    SetLimits: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetLimitsRequest, _account_pb2.Limits]  # type: ignore[assignment]
+    """Changes limits of an account, or of one of its API keys; what is not set stays. Idempotent.
+    NOT_FOUND: ACCOUNT_NOT_FOUND, KEY_NOT_FOUND.
+    """
+    SetAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetAccountRequest, _operator_pb2.Account]  # type: ignore[assignment]
+    """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -312,5 +341,49 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Retention, _abc.Awaitable[_storage_pb2.Retention]]:
         """How long an account's images and outputs are kept from now on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def AddMember(
+        self,
+        request: _operator_pb2.AddMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Member, _abc.Awaitable[_operator_pb2.Member]]:
+        """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
+        NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveMember(
+        self,
+        request: _operator_pb2.RemoveMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RemoveMemberResponse, _abc.Awaitable[_operator_pb2.RemoveMemberResponse]]:
+        """Takes a principal out of an account, or takes its role as service or operator away. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListMembers(
+        self,
+        request: _operator_pb2.ListMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListMembersResponse, _abc.Awaitable[_operator_pb2.ListMembersResponse]]:
+        """Members of an account; without one, services and operators."""
+
+    @_abc_1.abstractmethod
+    def SetLimits(
+        self,
+        request: _operator_pb2.SetLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.Limits, _abc.Awaitable[_account_pb2.Limits]]:
+        """Changes limits of an account, or of one of its API keys; what is not set stays. Idempotent.
+        NOT_FOUND: ACCOUNT_NOT_FOUND, KEY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAccount(
+        self,
+        request: _operator_pb2.SetAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Account, _abc.Awaitable[_operator_pb2.Account]]:
+        """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from framewire.credits.v1 import ledger_pb2
@@ -137,7 +137,7 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
     ) -> account_pb2.CreateApiKeyResponse:
         """Makes a key. A replay answers the key without its secret, which is not kept: revoke it and make another."""
         caller = common.caller()
-        role = _role(request.role)
+        role = messages.role(request.role)
         if caller.role is not auth.Role.OPERATOR and role is not auth.Role.MEMBER:
             raise errors.PermissionDenied(
                 "ROLE_NOT_ALLOWED", "a member makes keys with the role MEMBER only"
@@ -151,20 +151,48 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
             )
         else:
             account_id = None
-        secret = auth.new_secret()
-        fingerprint = videos.fingerprint(messages.own_fields(request))
+        expires_at = messages.moment(request, "expires_at")
+        if expires_at is not None and expires_at <= datetime.now(UTC):
+            rule = "must be later than now"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"expires_at: {rule}", violations=[("expires_at", rule)]
+            )
         values = {
             "account_id": account_id,
             "role": role.value,
-            "sha256": auth.digest(secret),
-            "prefix": auth.shown(secret),
             "display_name": request.display_name,
+            "expires_at": expires_at,
         }
+        return await self._made(request, values)
+
+    async def _made(
+        self, request: Any, values: dict[str, Any], instead_of: str = "", grace_seconds: int = 0
+    ) -> account_pb2.CreateApiKeyResponse:
+        secret = auth.new_secret()
+        fingerprint = videos.fingerprint(messages.own_fields(request))
+        values |= {"sha256": auth.digest(secret), "prefix": auth.shown(secret)}
+        maker, request_id = common.caller().key_id, request.request_id
         key, earlier, made = await self._accounts.create_key(
-            values, caller.key_id, request.request_id, fingerprint
+            values, maker, request_id, fingerprint, instead_of, grace_seconds
         )
         common.check_reuse(earlier, fingerprint)
         return account_pb2.CreateApiKeyResponse(key=_key(key), secret=secret if made else "")
+
+    async def RotateApiKey(
+        self, request: account_pb2.RotateApiKeyRequest, context: Any
+    ) -> account_pb2.CreateApiKeyResponse:
+        """Makes a key like another one, which ends. A replay answers the new key without its secret."""
+        caller = common.caller()
+        key = await self._accounts.key(request.key_id)
+        if key is None or not _owns(caller, key):
+            raise _key_not_found()
+        values = {
+            "account_id": key.account_id,
+            "role": key.role,
+            "display_name": key.display_name,
+            "expires_at": None,
+        }
+        return await self._made(request, values, key.key_id, request.grace_seconds)
 
     async def ListApiKeys(
         self, request: account_pb2.ListApiKeysRequest, context: Any
@@ -180,9 +208,9 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
     ) -> account_pb2.ApiKey:
         """Ends a key."""
         caller = common.caller()
-        key = await self._accounts.revoke_key(request.key_id, caller.account_id, caller.key_id)
+        key = await self._accounts.revoke_key(request.key_id, caller.account_ids, caller.key_id)
         if key is None:
-            raise errors.NotFound("KEY_NOT_FOUND", "there is no such key, or it is not yours")
+            raise _key_not_found()
         return _key(key)
 
     async def GetStorageUsage(
@@ -238,10 +266,12 @@ def _usage_line(line: ledger_pb2.UsageLine) -> account_pb2.UsageLine:
     )
 
 
-def _role(role: account_pb2.Role.ValueType) -> auth.Role:
-    if role == account_pb2.ROLE_UNSPECIFIED:
-        return auth.Role.MEMBER
-    return auth.Role(account_pb2.Role.Name(role).removeprefix("ROLE_"))
+def _owns(caller: auth.Caller, key: rows.ApiKey) -> bool:
+    return caller.account_ids is None or key.account_id in caller.account_ids
+
+
+def _key_not_found() -> errors.NotFound:
+    return errors.NotFound("KEY_NOT_FOUND", "there is no such key, or it is not yours")
 
 
 def _key(key: rows.ApiKey) -> account_pb2.ApiKey:
@@ -253,4 +283,7 @@ def _key(key: rows.ApiKey) -> account_pb2.ApiKey:
         display_name=key.display_name,
         created_at=messages.timestamp(key.created_at),
         revoked_at=messages.timestamp(key.revoked_at),
+        expires_at=messages.timestamp(key.expires_at),
+        last_used_at=messages.timestamp(key.last_used_at),
+        limits=messages.limits(key),
     )

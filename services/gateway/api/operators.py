@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,8 +13,8 @@ from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import errors
 from services.gateway import messages, peers, reconciler, store, videos
-from services.gateway.api import common
-from services.gateway.store import findings, rows
+from services.gateway.api import access, common
+from services.gateway.store import findings
 
 T = TypeVar("T")
 
@@ -32,17 +32,19 @@ class Defaults:
     videos_per_hour: int
 
 
-class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
+class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceServicer):
     """Operations, served."""
 
     def __init__(
         self,
-        accounts: store.AccountStore,
+        kept: store.Store,
         peers_: peers.Peers,
         defaults: Defaults,
         reconciler_: reconciler.Reconciler,
+        issuers: Collection[str],
     ) -> None:
-        self._accounts = accounts
+        super().__init__(kept, issuers)
+        self._accounts = kept.accounts
         self._peers = peers_
         self._defaults = defaults
         self._reconciler = reconciler_
@@ -71,7 +73,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             await self._peers.stubs.credits.OpenAccount(opening, timeout=peers.TIMEOUT_SECONDS)
         except errors.ServiceError as error:
             raise peers.for_caller(error) from error
-        return _account(account)
+        return access.account_message(account)
 
     async def Grant(
         self, request: operator_pb2.GrantRequest, context: Any
@@ -384,19 +386,6 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
 
 def _short(enum: Any, number: int, prefix: str) -> str:
     return enum.Name(number).removeprefix(prefix)
-
-
-def _account(account: rows.Account) -> operator_pb2.Account:
-    return operator_pb2.Account(
-        account_id=account.account_id,
-        display_name=account.display_name,
-        lanes=[messages.lane_number(lane) for lane in account.lanes],
-        weight=account.weight,
-        max_in_flight=account.max_in_flight,
-        requests_per_minute=account.requests_per_minute,
-        videos_per_hour=account.videos_per_hour,
-        created_at=messages.timestamp(account.created_at),
-    )
 
 
 def _finding(kept: findings.Kept) -> operator_pb2.Finding:

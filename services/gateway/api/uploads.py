@@ -10,7 +10,7 @@ from typing import Any
 from framewire.gateway.v1 import upload_pb2, upload_pb2_grpc
 from framewire.storage.v1 import storage_pb2
 from kit import errors
-from services.gateway import auth, peers, store
+from services.gateway import auth, limits, peers, store
 from services.gateway.api import common
 
 UPLOAD_SECONDS = 120.0
@@ -40,9 +40,12 @@ VIDEO = Sort(
 class UploadApi(upload_pb2_grpc.UploadServiceServicer):
     """Uploads, served: bytes go straight through to storage, which looks into them."""
 
-    def __init__(self, accounts: store.AccountStore, peers_: peers.Peers) -> None:
+    def __init__(
+        self, accounts: store.AccountStore, peers_: peers.Peers, counted: limits.Uploads
+    ) -> None:
         self._accounts = accounts
         self._peers = peers_
+        self._counted = counted
 
     async def UploadImage(
         self, request_iterator: AsyncIterator[upload_pb2.UploadImageRequest], context: Any
@@ -60,10 +63,14 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
         caller = common.caller()
         header = await _header(requests, sort)
         account_id = await self._account(caller, header.account_id)
+        upload = limits.Upload(
+            account_id, caller.key_id, _owner(sort.way, caller, header.request_id)
+        )
+        await self._counted.check(upload, header.size_bytes)
         passing = _Passing(requests, sort)
         sent = storage_pb2.PutHeader(
             account_id=account_id,
-            owner=_owner(sort.way, caller, header.request_id),
+            owner=upload.owner,
             kind=sort.kind,
             size_bytes=header.size_bytes,
             sha256=header.sha256,
@@ -81,16 +88,20 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
             raise passing.refusal from None
         if header.sha256 and asset.source_sha256 not in ("", header.sha256):
             common.check_reuse(asset.source_sha256.encode(), header.sha256.encode())
+        await self._counted.count(upload, asset.size_bytes)
         return asset
 
     async def CreateUpload(self, request: Any, context: Any) -> upload_pb2.CreateUploadResponse:
         """A URL to PUT to."""
         caller = common.caller()
+        account_id = await self._account(caller, request.account_id)
+        upload = limits.Upload(account_id, caller.key_id, _owner("put", caller, request.request_id))
+        await self._counted.check(upload, request.size_bytes)
         signed = await self._storage(
             self._peers.stubs.storage.CreateUpload,
             storage_pb2.CreateUploadRequest(
-                account_id=await self._account(caller, request.account_id),
-                owner=_owner("put", caller, request.request_id),
+                account_id=account_id,
+                owner=upload.owner,
                 size_bytes=request.size_bytes,
                 media_type=request.media_type,
             ),
@@ -112,14 +123,16 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
         return _input_video(await self._complete(request, VIDEO))
 
     async def _complete(self, request: Any, sort: Sort) -> storage_pb2.Asset:
+        caller = common.caller()
+        account_id = await self._account(caller, request.account_id)
+        upload = limits.Upload(account_id, caller.key_id, f"complete:{request.upload_id}")
+        await self._counted.check(upload, 0)
         asset = await self._storage(
             self._peers.stubs.storage.CompleteUpload,
-            storage_pb2.CompleteUploadRequest(
-                account_id=await self._account(common.caller(), request.account_id),
-                upload_id=request.upload_id,
-            ),
+            storage_pb2.CompleteUploadRequest(account_id=account_id, upload_id=request.upload_id),
             UPLOAD_SECONDS,
         )
+        await self._counted.count(upload, asset.size_bytes)
         if asset.kind != sort.kind:
             raise errors.InvalidArgument(
                 sort.reason,
@@ -131,15 +144,16 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
     async def ImportImage(self, request: Any, context: Any) -> upload_pb2.Image:
         """Fetches an image."""
         caller = common.caller()
+        account_id = await self._account(caller, request.account_id)
+        owner = _owner("import", caller, request.request_id)
+        upload = limits.Upload(account_id, caller.key_id, owner)
+        await self._counted.check(upload, 0)
         asset = await self._storage(
             self._peers.stubs.storage.Import,
-            storage_pb2.ImportRequest(
-                account_id=await self._account(caller, request.account_id),
-                owner=_owner("import", caller, request.request_id),
-                url=request.url,
-            ),
+            storage_pb2.ImportRequest(account_id=account_id, owner=owner, url=request.url),
             UPLOAD_SECONDS,
         )
+        await self._counted.count(upload, asset.size_bytes)
         return _image(asset)
 
     async def _account(self, caller: auth.Caller, named: str) -> str:

@@ -16,6 +16,7 @@ from services.gateway import (
     auth,
     catalogue,
     inputs,
+    limits,
     messages,
     peers,
     store,
@@ -37,6 +38,7 @@ class Parts:
     peers: peers.Peers
     models: catalogue.Catalogue
     hub: watch.Hub
+    limiter: limits.Limiter
     pages: pages.Pages
     check_after_seconds: float
 
@@ -61,11 +63,12 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         if standing.earlier is not None:
             video = await self._parts.admission.replay(standing.earlier, fingerprint, patience)
             return messages.video_message(video)
+        await self._parts.limiter.take(_limits(caller, standing))
         await self._check_limits(standing)
         new = self._new(request, caller, standing, fingerprint)
         if request.validate_only:
             return await self._validated(request, new)
-        video = await self._parts.admission.admit(new, standing.account.max_in_flight, patience)
+        video = await self._parts.admission.admit(new, patience)
         return messages.video_message(video)
 
     async def _standing(self, account_id: str, scope: str, request_id: str) -> rows.Standing:
@@ -75,7 +78,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         return standing
 
     async def _check_limits(self, standing: rows.Standing) -> None:
-        """What refuses before anything is looked at. Videos in flight are counted when the row is inserted."""
+        """What refuses before anything is looked at. Videos are counted when the row is inserted."""
         if standing.admission_paused:
             why = f": {standing.paused_why}" if standing.paused_why else ""
             raise errors.Unavailable(
@@ -329,6 +332,15 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         return video_pb2.GetDownloadUrlResponse(
             url=signed.url, expires_at=signed.expires_at, output=output
         )
+
+
+def _limits(caller: auth.Caller, standing: rows.Standing) -> tuple[limits.Limit, ...]:
+    """The caller's own, and the account's where the caller acts for many."""
+    account = standing.account
+    if any(limit.subject == account.account_id for limit in caller.limits):
+        return caller.limits
+    of_account = limits.Limit("account", account.account_id, account.requests_per_minute)
+    return (*caller.limits, of_account)
 
 
 def _asset_id(output: event_pb2.Output, request: video_pb2.GetDownloadUrlRequest) -> str:

@@ -6,7 +6,9 @@ from kit import postgres
 from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.findings import FindingStore
+from services.gateway.store.limits import LimitStore
 from services.gateway.store.measures import MeasureStore
+from services.gateway.store.principals import PrincipalStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
 
@@ -17,6 +19,8 @@ class Store:
     def __init__(self, pool: postgres.Pool) -> None:
         self.accounts = AccountStore(pool)
         self.admissions = AdmissionStore(pool)
+        self.principals = PrincipalStore(pool)
+        self.limits = LimitStore(pool)
         self.videos = VideoStore(pool)
         self.sweeping = SweepStore(pool)
         self.findings = FindingStore(pool)

@@ -8,8 +8,21 @@ from typing import Any
 from kit import ids, postgres
 from services.gateway.store import rows
 
-_KEY = "key_id, account_id, role, prefix, display_name, created_at, revoked_at"
+_KEY = ", ".join(rows.KEY_COLUMNS)
+_GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"
 KEYS_LIMIT = 1000
+
+
+_ROTATE = """
+    WITH earlier AS (
+        UPDATE api_keys SET expires_at = LEAST(expires_at, clock_timestamp() + make_interval(secs => $3))
+        WHERE key_id = $2
+        RETURNING requests_per_minute, videos_per_hour, max_in_flight, upload_bytes_per_day
+    )
+    UPDATE api_keys k SET requests_per_minute = e.requests_per_minute, videos_per_hour = e.videos_per_hour,
+                          max_in_flight = e.max_in_flight, upload_bytes_per_day = e.upload_bytes_per_day
+    FROM earlier e WHERE k.key_id = $1
+"""
 
 
 class AccountStore:
@@ -49,7 +62,7 @@ class AccountStore:
                     account["requests_per_minute"],
                     account["videos_per_hour"],
                 )
-                await _audit(connection, principal, "CreateAccount", account_id, "", account, "OK")
+                await audit(connection, principal, "CreateAccount", account_id, "", account, "OK")
             row = await connection.fetchrow(
                 """
                 SELECT a.*, r.fingerprint FROM requests r JOIN accounts a ON a.account_id = r.resource_id
@@ -59,17 +72,60 @@ class AccountStore:
                 request_id,
             )
             assert row is not None
-            return _account(row), bytes(row["fingerprint"])
+            return rows.account(row), bytes(row["fingerprint"])
 
     async def get(self, account_id: str) -> rows.Account | None:
         """An account."""
         row = await self._pool.fetchrow("SELECT * FROM accounts WHERE account_id = $1", account_id)
-        return _account(row) if row else None
+        return rows.account(row) if row else None
 
-    async def key_by_hash(self, sha256: bytes) -> rows.ApiKey | None:
-        """The good key with this secret."""
+    async def set_account(
+        self, account_id: str, lanes: Sequence[str], weight: int, why: str, principal: str
+    ) -> rows.Account | None:
+        """Changes lanes and weight; those that are empty stay. None: there is no such account."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                """
+                UPDATE accounts SET lanes = CASE WHEN cardinality($2::text[]) > 0 THEN $2 ELSE lanes END,
+                                    weight = COALESCE(NULLIF($3, 0), weight)
+                WHERE account_id = $1 RETURNING *
+                """,
+                account_id,
+                list(lanes),
+                weight,
+            )
+            if row is None:
+                return None
+            detail = {"lanes": list(lanes), "weight": weight}
+            await audit(connection, principal, "SetAccount", account_id, why, detail, "OK")
+            return rows.account(row)
+
+    async def key_by_hash(self, sha256: bytes) -> tuple[rows.ApiKey, int | None] | None:
+        """The good key with this secret and the requests per minute of its account; its use is noted once a minute."""
         row = await self._pool.fetchrow(
-            f"SELECT {_KEY} FROM api_keys WHERE sha256 = $1 AND revoked_at IS NULL", sha256
+            f"""
+            SELECT {", ".join(f"k.{name}" for name in rows.KEY_COLUMNS)}, a.requests_per_minute AS of_account,
+                   (last_used_at > clock_timestamp() - interval '1 minute') IS NOT TRUE AS to_note
+            FROM api_keys k LEFT JOIN accounts a USING (account_id)
+            WHERE sha256 = $1 AND {_GOOD}
+            """,
+            sha256,
+        )
+        if row is None:
+            return None
+        values = dict(row)
+        of_account, to_note = values.pop("of_account"), values.pop("to_note")
+        key = rows.ApiKey(**values)
+        if to_note:
+            await self._pool.execute(
+                "UPDATE api_keys SET last_used_at = clock_timestamp() WHERE key_id = $1", key.key_id
+            )
+        return key, of_account
+
+    async def key(self, key_id: str) -> rows.ApiKey | None:
+        """A key that is good."""
+        row = await self._pool.fetchrow(
+            f"SELECT {_KEY} FROM api_keys WHERE key_id = $1 AND {_GOOD}", key_id
         )
         return rows.ApiKey(**dict(row)) if row else None
 
@@ -86,9 +142,18 @@ class AccountStore:
         )
 
     async def create_key(
-        self, key: Mapping[str, Any], principal: str, request_id: str, fingerprint: bytes
+        self,
+        key: Mapping[str, Any],
+        principal: str,
+        request_id: str,
+        fingerprint: bytes,
+        instead_of: str = "",
+        grace_seconds: int = 0,
     ) -> tuple[rows.ApiKey, bytes, bool]:
-        """Makes a key once per request_id of its maker: the key, the fingerprint of its request, whether it is new."""
+        """Makes a key once per request_id of its maker: the key, the fingerprint of its request, whether it is new.
+
+        `instead_of` ends `grace_seconds` later, or when it would have ended anyway, and leaves the new one its limits.
+        """
         scope = key["account_id"] or ""
         async with self._pool.acquire() as connection, connection.transaction():
             key_id = ids.new_id()
@@ -107,8 +172,8 @@ class AccountStore:
             if made:
                 await connection.execute(
                     """
-                    INSERT INTO api_keys (key_id, account_id, role, sha256, prefix, display_name)
-                    VALUES ($1, $2, $3, $4, $5, $6)
+                    INSERT INTO api_keys (key_id, account_id, role, sha256, prefix, display_name, expires_at)
+                    VALUES ($1, $2, $3, $4, $5, $6, $7)
                     """,
                     key_id,
                     key["account_id"],
@@ -116,9 +181,13 @@ class AccountStore:
                     key["sha256"],
                     key["prefix"],
                     key["display_name"],
+                    key["expires_at"],
                 )
                 detail = {"key_id": key_id, "role": key["role"], "prefix": key["prefix"]}
-                await _audit(connection, principal, "CreateApiKey", scope, "", detail, "OK")
+                if instead_of:
+                    await connection.execute(_ROTATE, key_id, instead_of, grace_seconds)
+                    detail |= {"instead_of": instead_of, "grace_seconds": grace_seconds}
+                await audit(connection, principal, "CreateApiKey", scope, "", detail, "OK")
             row = await connection.fetchrow(
                 f"""
                 SELECT {", ".join(f"k.{name}" for name in _KEY.split(", "))}, r.fingerprint
@@ -147,22 +216,22 @@ class AccountStore:
         return [rows.ApiKey(**dict(row)) for row in found]
 
     async def revoke_key(
-        self, key_id: str, account_id: str | None, principal: str
+        self, key_id: str, accounts: Sequence[str] | None, principal: str
     ) -> rows.ApiKey | None:
-        """Ends a key; of any account where none is named. None: there is no such key. Idempotent."""
+        """Ends a key; of any account where none are named. None: there is no such key. Idempotent."""
         async with self._pool.acquire() as connection, connection.transaction():
             row = await connection.fetchrow(
                 f"""
                 UPDATE api_keys SET revoked_at = COALESCE(revoked_at, clock_timestamp())
-                WHERE key_id = $1 AND ($2::text IS NULL OR account_id = $2) RETURNING {_KEY}
+                WHERE key_id = $1 AND ($2::text[] IS NULL OR account_id = ANY($2)) RETURNING {_KEY}
                 """,
                 key_id,
-                account_id,
+                accounts,
             )
             if row is None:
                 return None
             scope = row["account_id"] or ""
-            await _audit(connection, principal, "RevokeApiKey", scope, "", {"key_id": key_id}, "OK")
+            await audit(connection, principal, "RevokeApiKey", scope, "", {"key_id": key_id}, "OK")
             return rows.ApiKey(**dict(row))
 
     async def set_admission(self, paused: bool, why: str, principal: str) -> None:
@@ -173,7 +242,7 @@ class AccountStore:
                 "UPDATE settings SET admission_paused = $1, paused_why = $2", paused, why
             )
             detail = {"before": before, "after": paused}
-            await _audit(connection, principal, "SetAdmission", "", why, detail, "OK")
+            await audit(connection, principal, "SetAdmission", "", why, detail, "OK")
 
     async def admission_paused(self) -> bool:
         """Whether admission is stopped."""
@@ -183,7 +252,7 @@ class AccountStore:
         self, principal: str, method: str, account_id: str, why: str, detail: Mapping[str, Any]
     ) -> str:
         """Writes down what an operator is about to do in a service behind."""
-        return await _audit(self._pool, principal, method, account_id, why, detail, "STARTED")
+        return await audit(self._pool, principal, method, account_id, why, detail, "STARTED")
 
     async def audit_ends(self, audit_id: str, outcome: str) -> None:
         """Writes down what became of it."""
@@ -192,20 +261,7 @@ class AccountStore:
         )
 
 
-def _account(row: Any) -> rows.Account:
-    return rows.Account(
-        account_id=row["account_id"],
-        display_name=row["display_name"],
-        lanes=tuple(row["lanes"]),
-        weight=row["weight"],
-        max_in_flight=row["max_in_flight"],
-        requests_per_minute=row["requests_per_minute"],
-        videos_per_hour=row["videos_per_hour"],
-        created_at=row["created_at"],
-    )
-
-
-async def _audit(
+async def audit(
     connection: postgres.Connection | postgres.Pool,
     principal: str,
     method: str,
@@ -214,6 +270,7 @@ async def _audit(
     detail: Mapping[str, Any],
     outcome: str,
 ) -> str:
+    """Writes down who does what and why."""
     audit_id = ids.new_id()
     await connection.execute(
         """

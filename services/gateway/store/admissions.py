@@ -16,6 +16,11 @@ _FORGET = """
     DELETE FROM requests WHERE account_id = $1 AND principal = $2 AND method = 'CreateVideo' AND request_id = $3
 """
 
+_NOT_COUNTED = """
+    UPDATE video_counts SET videos = GREATEST(videos - 1, 0)
+    WHERE subject = ANY($1::text[]) AND minute = date_trunc('minute', $2::timestamptz)
+"""
+
 
 class AdmissionStore:
     """Statements of the saga."""
@@ -45,39 +50,68 @@ class AdmissionStore:
         values = dict(row)
         resource_id, fingerprint = values.pop("resource_id"), values.pop("fingerprint")
         rest = {name: values.pop(name) for name in ("admission_paused", "paused_why", "now")}
-        values["lanes"] = tuple(values["lanes"])
         earlier = rows.Request(bytes(fingerprint), resource_id) if resource_id else None
-        return rows.Standing(account=rows.Account(**values), earlier=earlier, **rest)
+        return rows.Standing(account=rows.account(values), earlier=earlier, **rest)
 
     async def in_flight(self, account_id: str) -> int:
         """Videos of the account that live."""
         return await self._pool.fetchval(_IN_FLIGHT, account_id)
 
     async def begin(
-        self, new: videos.NewVideo, max_in_flight: int, admit_seconds: float
-    ) -> videos.Video | rows.Request | None:
-        """Inserts the row ADMITTING and its request; the earlier request where there is one, None at the limit.
+        self, new: videos.NewVideo, admit_seconds: float
+    ) -> videos.Video | rows.Request | rows.AtLimit:
+        """Inserts the row ADMITTING and its request; the earlier request where there is one, or the limit it meets.
 
-        Under the account's lock, so that the count is true and one request_id makes one row.
+        Under the account's lock, so that counts are true and one request_id makes one row: all in one statement.
         """
-        async with self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock($1, $2)", _LOCK_CLASS, _lock(new.account_id)
+        row = await self._pool.fetchrow(
+            f"""
+            WITH claim AS MATERIALIZED (SELECT * FROM claim_admission($17, $18, $2, $15, $3, $4)),
+            made AS (
+                INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec,
+                                    lane, weight, start_by, input_image_id, quote_id, max_credits, labels,
+                                    client_reference, key_id, similar_to, next_check_at)
+                SELECT $1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5),
+                       $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+                       COALESCE((SELECT resource_id FROM requests
+                                 WHERE account_id = $2 AND fingerprint = $16 AND method = 'CreateVideo'
+                                   AND created_at > clock_timestamp() - interval '1 minute'
+                                 ORDER BY created_at DESC LIMIT 1), ''),
+                       clock_timestamp()
+                FROM claim WHERE verdict = 'ADMIT'
+                RETURNING {rows.VIDEO_COLUMNS}
+            ),
+            noted AS (
+                INSERT INTO requests (account_id, principal, method, request_id, fingerprint, resource_id)
+                SELECT $2, $3, 'CreateVideo', $4, $16, $1 FROM claim WHERE verdict = 'ADMIT'
             )
-            known = await connection.fetchrow(
-                """
-                SELECT fingerprint, resource_id FROM requests
-                WHERE account_id = $1 AND principal = $2 AND method = 'CreateVideo' AND request_id = $3
-                """,
-                new.account_id,
-                new.principal,
-                new.request_id,
-            )
-            if known is not None:
-                return rows.Request(bytes(known["fingerprint"]), known["resource_id"])
-            if await connection.fetchval(_IN_FLIGHT, new.account_id) >= max_in_flight:
-                return None
-            return await _insert(connection, new, admit_seconds)
+            SELECT claim.*, made.* FROM claim LEFT JOIN made ON true
+            """,
+            new.video_id,
+            new.account_id,
+            new.principal,
+            new.request_id,
+            admit_seconds,
+            new.spec,
+            new.lane,
+            new.weight,
+            new.start_by,
+            new.input_image_id,
+            new.quote_id,
+            new.max_credits,
+            dict(new.labels),
+            new.client_reference,
+            new.key_id,
+            new.fingerprint,
+            _LOCK_CLASS,
+            _lock(new.account_id),
+        )
+        assert row is not None
+        if row["verdict"] == "ADMIT":
+            return rows.video(row)
+        if row["verdict"] == "KNOWN":
+            return rows.Request(bytes(row["known_fingerprint"]), row["known_resource"])
+        return rows.AtLimit(row["verdict"], row["subject"], row["allowed"], row["wait_seconds"])
 
     async def take_over(
         self, video_id: str, epoch: int, admit_seconds: float
@@ -164,6 +198,7 @@ class AdmissionStore:
                 return None
             left = rows.video(row)
             await connection.execute(_FORGET, left.account_id, left.principal, left.request_id)
+            await connection.execute(_NOT_COUNTED, [left.account_id, left.key_id], left.created_at)
             return left
 
 
@@ -174,52 +209,3 @@ _IN_FLIGHT = """
 
 def _lock(account_id: str) -> int:
     return zlib.crc32(account_id.encode()) - 2**31
-
-
-async def _insert(
-    connection: postgres.Connection, new: videos.NewVideo, admit_seconds: float
-) -> videos.Video:
-    row = await connection.fetchrow(
-        f"""
-        INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
-                            weight, start_by, input_image_id, quote_id, max_credits, labels, client_reference,
-                            key_id, similar_to, next_check_at)
-        VALUES ($1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5), $6, $7,
-                $8, $9, $10, $11, $12, $13, $14, $16,
-                COALESCE((SELECT resource_id FROM requests
-                          WHERE account_id = $2 AND fingerprint = $15 AND method = 'CreateVideo'
-                            AND created_at > clock_timestamp() - interval '1 minute'
-                          ORDER BY created_at DESC LIMIT 1), ''),
-                clock_timestamp())
-        RETURNING {rows.VIDEO_COLUMNS}
-        """,
-        new.video_id,
-        new.account_id,
-        new.principal,
-        new.request_id,
-        admit_seconds,
-        new.spec,
-        new.lane,
-        new.weight,
-        new.start_by,
-        new.input_image_id,
-        new.quote_id,
-        new.max_credits,
-        dict(new.labels),
-        new.client_reference,
-        new.fingerprint,
-        new.key_id,
-    )
-    await connection.execute(
-        """
-        INSERT INTO requests (account_id, principal, method, request_id, fingerprint, resource_id)
-        VALUES ($1, $2, 'CreateVideo', $3, $4, $5)
-        """,
-        new.account_id,
-        new.principal,
-        new.request_id,
-        new.fingerprint,
-        new.video_id,
-    )
-    assert row is not None
-    return rows.video(row)

@@ -28,12 +28,24 @@ class Account:
     max_in_flight: int
     requests_per_minute: int
     videos_per_hour: int
+    upload_bytes_per_day: int
+    moderation_refusals_per_hour: int
+    moderation_refusals_per_day: int
     created_at: datetime
+
+
+_ACCOUNT = tuple(field.name for field in dataclasses.fields(Account))
+
+
+def account(row: Any) -> Account:
+    """A row of `accounts`."""
+    values = {name: row[name] for name in _ACCOUNT}
+    return Account(**{**values, "lanes": tuple(values["lanes"])})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A row of `api_keys`, without its hash."""
+    """A row of `api_keys`, without its hash. What is None of its limits is the account's alone."""
 
     key_id: str
     account_id: str | None
@@ -42,6 +54,28 @@ class ApiKey:
     display_name: str
     created_at: datetime
     revoked_at: datetime | None
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    requests_per_minute: int | None
+    videos_per_hour: int | None
+    max_in_flight: int | None
+    upload_bytes_per_day: int | None
+
+
+KEY_COLUMNS = tuple(field.name for field in dataclasses.fields(ApiKey))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """A principal that comes with tokens, in one account or in none."""
+
+    principal_id: str
+    issuer: str
+    subject: str
+    email: str
+    role: str
+    account_id: str | None
+    added_at: datetime | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +84,16 @@ class Request:
 
     fingerprint: bytes
     resource_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AtLimit:
+    """The limit that a request for a video met."""
+
+    reason: str
+    subject: str
+    allowed: int
+    wait_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -133,4 +133,10 @@ class SweepStore:
             ))
             """
         )
+        await self._pool.execute(
+            "DELETE FROM video_counts WHERE minute < clock_timestamp() - interval '2 hours'"
+        )
+        await self._pool.execute(
+            "DELETE FROM upload_counts WHERE day < (clock_timestamp() AT TIME ZONE 'UTC')::date - 1"
+        )
         return len(gone) + int(forgotten.split()[-1])
