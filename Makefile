@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fault test-compose bench-credits bench-gateway bench-generator check format proto requirements clean
+.PHONY: help demo up test test-fault test-compose bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,9 @@ test-compose: $(VENV)/dev ## builds the images, runs two replicas of each servic
 
 bench-credits: $(VENV)/dev ## measures the ledger against echo and pgbench; FULL=1: with ten million entries, too
 	@$(BIN)/python -m bench.credits
+
+bench-storage: $(VENV)/dev ## measures bytes through storage against the minio client straight to the same server
+	@$(BIN)/python -m bench.storage
 
 bench-gateway: $(VENV)/dev ## measures CreateVideo against LiteLLM, reads against echo, and 2,000 watchers: about 4 minutes
 	@$(BIN)/python -m bench.gateway
