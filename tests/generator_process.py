@@ -51,7 +51,9 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         """Not set: a Put waits."""
         self.unusable: set[int] = set()
         """Variants of whose bytes it says that they are no video."""
-        self.fit_seconds = 0.0
+        self.fitting = asyncio.Event()
+        self.fitting.set()
+        """Not set: a Fit waits."""
         self.fits: list[storage_pb2.FitRequest] = []
         self.refused_sha256: list[str] = []
         """What each Put said of bytes that had come before."""
@@ -64,7 +66,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         if request.asset_id == "0" * 26:
             raise errors.NotFound("ASSET_NOT_FOUND", "no such asset")
         self.fits.append(request)
-        await asyncio.sleep(self.fit_seconds)
+        await self.fitting.wait()
         if request.asset_id == "1" * 26:
             raise errors.InvalidArgument("TOO_LARGE", "this takes too much work")
         image = pictures.plain((9, 99, 9), (request.width, request.height))

@@ -72,37 +72,6 @@ async def test_who_cannot_wait_for_the_same_request_is_told_so(world: World) -> 
     assert (await member.create(request_id)).video_id == (await first).video_id
 
 
-async def test_every_input_is_pinned_or_none_is(world: World) -> None:
-    """Before anything is held; one that is not there lets go of the others."""
-    member = await world.member()
-    one, other = ids.new_id(), ids.new_id()
-    spec = vocabulary_pb2.VideoSpec(
-        prompt="a cat",
-        model="sora-1",
-        inputs=[
-            vocabulary_pb2.VideoInput(image_id=one),
-            vocabulary_pb2.VideoInput(image_id=other, frame_index=23),
-        ],
-    )
-    asked = video_pb2.CreateVideoRequest(request_id=new_id(), spec=spec)
-    video = await member.call("CreateVideo", asked)
-    assert [each.image_id for each in video.spec.inputs] == [one, other]
-    assert (world.behind.calls["Pin", one], world.behind.calls["Pin", other]) == (1, 1)
-    world.behind.refuse[f"Pin {other}"] = errors.NotFound("ASSET_NOT_FOUND", "not there")
-    asked.request_id = new_id()
-    assert (await member.refused("CreateVideo", asked)).reason == "ASSET_NOT_FOUND"
-    refused_id = await world.pool.fetchval(
-        "SELECT video_id FROM videos WHERE account_id = $1 AND state = 'REJECTED'",
-        member.account_id,
-    )
-
-    async def unpinned() -> bool:
-        return world.behind.calls["Unpin", refused_id] >= 1
-
-    await eventually(unpinned)
-    assert world.behind.calls["Reserve", member.account_id] == 1
-
-
 async def test_a_refusal_frees_its_id_and_lets_go_of_the_image(world: World) -> None:
     member, request_id = await world.member(), new_id()
     gate = world.behind.hold_up[member.account_id] = asyncio.Event()

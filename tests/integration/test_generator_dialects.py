@@ -15,6 +15,7 @@ from framewire.storage.v1 import storage_pb2
 from kit import errors, ids
 from tests import generator_process
 from tests.generator_process import Generator
+from tests.waiting import eventually
 
 WHOLE = ["queued", "started", "completed"]
 
@@ -155,12 +156,21 @@ async def test_preparing_may_outlast_its_lease(generator: Generator) -> None:
     """To fit a video takes long. The lease is a second here: nobody else begins with it meanwhile."""
     prompt = f"A cat, {uuid.uuid4()}"
     generator.storage.fits.clear()
-    generator.storage.fit_seconds = 2.5
+    generator.storage.fitting.clear()
+    made = await generator.ask(prompt, model="sora-1", inputs=[image()])
     try:
-        made = await generator.ask(prompt, model="sora-1", inputs=[image()])
-        assert await generator.ended(made) == WHOLE
+        await generator.until(made, "PREPARING")
+        lease = "SELECT lease_until, clock_timestamp() AS now FROM attempts WHERE video_id = $1"
+        (first,) = await generator.fetch(lease, made.video_id)
+
+        async def outlasted() -> bool:
+            (row,) = await generator.fetch(lease, made.video_id)
+            return row["now"] > first["lease_until"] and row["lease_until"] > row["now"]
+
+        assert await eventually(outlasted)
     finally:
-        generator.storage.fit_seconds = 0
+        generator.storage.fitting.set()
+    assert await generator.ended(made) == WHOLE
     assert len(generator.storage.fits) == 1
     assert len(await generator.simulator.accepted(prompt)) == 1
 
