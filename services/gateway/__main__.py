@@ -40,7 +40,7 @@ async def main(settings: config.Settings) -> None:
         url = settings.database_url.get_secret_value()
         pool = await process.enter(postgres.pool(url, "gateway", settings.database_pool_size))
         nats = await process.enter(bus.connect(settings.nats_url, "gateway"))
-        behind = peers.Peers(await _stubs(process, settings))
+        behind = peers.Peers(await _stubs(process, settings), models)
         kept = store.Store(pool)
         keys = auth.Authenticator(kept.accounts)
         if bootstrap := settings.bootstrap_key.get_secret_value():

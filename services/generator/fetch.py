@@ -6,12 +6,14 @@ import asyncio
 from dataclasses import asdict
 from datetime import timedelta
 
-from kit import loops, telemetry
+from kit import errors, loops, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, config, download, pools, progress
 from services.generator.store import Store, rows, videos
 
 log = telemetry.logger(__name__)
+
+RENDITION_RETRY_SECONDS = 2.0
 
 
 class Fetcher:
@@ -107,7 +109,12 @@ class Fetcher:
         elif ended.variants:
             await failpoint("generator.fetch.after_put")
             outputs = {variant: passed.stored[variant] for variant in ended.variants}
-            if await self._store.videos.complete(attempt, outputs):
+            try:
+                smaller = await self._downloads.renditions(render, outputs)
+            except errors.ServiceError as error:
+                await self._again(attempt, RENDITION_RETRY_SECONDS, f"rendition: {error.message}")
+                return
+            if await self._store.videos.complete(attempt, outputs, smaller):
                 log.info(
                     "video_completed",
                     video_id=attempt.video_id,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,6 +31,14 @@ CHUNK_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 5.0
 _ABSENT = frozenset({"NoSuchKey", "NoSuchBucket"})
 READ_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object that is there."""
+
+    key: str
+    modified_at: datetime
 
 
 class Blobs:
@@ -186,6 +196,21 @@ class Blobs:
                 raise
 
         return await self._run(self._readers, size, "stat")
+
+    async def list_after(self, bucket: assets.Bucket, after: str, limit: int) -> list[Listed]:
+        """The next objects by key."""
+
+        def listed() -> list[Listed]:
+            found = self._client.list_objects(
+                self._names[bucket], recursive=True, start_after=after or None
+            )
+            return [
+                Listed(item.object_name, item.last_modified)
+                for item in itertools.islice(found, limit)
+                if item.object_name is not None and item.last_modified is not None
+            ]
+
+        return await self._run(self._readers, listed, "list")
 
     def sign_put(
         self, bucket: assets.Bucket, key: str, headers: Mapping[str, str], seconds: int

@@ -13,6 +13,10 @@ PUTS = Gauge(
     "framewire_storage_puts", "Puts under way, those that died and wait for the sweeper included."
 )
 OLDEST_PUT = Gauge("framewire_storage_oldest_put_seconds", "Age of the oldest of them.")
+USED_BYTES = Gauge("framewire_storage_used_bytes", "Bytes of all assets, by kind.", ["kind"])
+USED_COUNT = Gauge("framewire_storage_assets", "Assets whose bytes are there, by kind.", ["kind"])
+USED_SECONDS = 60.0
+"""That counts every row."""
 DELETING = Gauge("framewire_storage_deleting", "Deleted assets whose bytes are still there.")
 
 
@@ -32,3 +36,21 @@ class Measures:
         PUTS.set(found.puts)
         OLDEST_PUT.set(found.oldest_put_seconds)
         DELETING.set(found.deleting)
+
+
+class Usage:
+    """The loop that counts what there is, for operators."""
+
+    def __init__(self, store_: store.Store, seconds: float = USED_SECONDS) -> None:
+        self._store = store_
+        self._seconds = seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Counts until told to stop."""
+        await loops.every("usage", self._seconds, self.run_once, stopping)
+
+    async def run_once(self) -> None:
+        """One count."""
+        for used in await self._store.keeping.used(None):
+            USED_BYTES.labels(used.kind).set(used.size_bytes)
+            USED_COUNT.labels(used.kind).set(used.count)

@@ -156,6 +156,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the process that was sending the attempt still may."""
     ERROR_REASON_VIDEO_ENDED: _ErrorReason.ValueType  # 76
     """FAILED_PRECONDITION: the video has ended and its hold is settled."""
+    ERROR_REASON_INPUT_NOT_SUPPORTED: _ErrorReason.ValueType  # 110
+    """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -296,4 +298,6 @@ ERROR_REASON_SENDER_ALIVE: ErrorReason.ValueType  # 75
 """FAILED_PRECONDITION: the process that was sending the attempt still may."""
 ERROR_REASON_VIDEO_ENDED: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: the video has ended and its hold is settled."""
+ERROR_REASON_INPUT_NOT_SUPPORTED: ErrorReason.ValueType  # 110
+"""INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -688,22 +688,26 @@ class GetDownloadUrlRequest(_message.Message):
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     POSTER_FIELD_NUMBER: _builtins.int
+    RENDITION_HEIGHT_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """The video."""
     variant: _builtins.int
     """Which variant, from 0."""
     poster: _builtins.bool
     """True: the poster instead of the video."""
+    rendition_height: _builtins.int
+    """Height of a smaller version that was asked for; 0: the video itself."""
     def __init__(
         self,
         *,
         video_id: _builtins.str = ...,
         variant: _builtins.int = ...,
         poster: _builtins.bool = ...,
+        rendition_height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["poster", b"poster", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["poster", b"poster", "rendition_height", b"rendition_height", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -742,3 +746,119 @@ class GetDownloadUrlResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDownloadUrlResponse: _TypeAlias = GetDownloadUrlResponse  # noqa: Y015
+
+@_typing.final
+class PreviewInputsRequest(_message.Message):
+    """Asks how inputs will be brought to a size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose they are; may be empty when the caller is a member of one account."""
+    model: _builtins.str
+    """As in VideoSpec."""
+    width: _builtins.int
+    """As in VideoSpec: 0 with height 0 is the model's default size."""
+    height: _builtins.int
+    """As in VideoSpec."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_vocabulary_pb2.VideoInput]:
+        """As in VideoSpec; at least one."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        inputs: _abc.Iterable[_vocabulary_pb2.VideoInput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "height", b"height", "inputs", b"inputs", "model", b"model", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewInputsRequest: _TypeAlias = PreviewInputsRequest  # noqa: Y015
+
+@_typing.final
+class InputPreview(_message.Message):
+    """One input as it will be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSET_ID_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    URL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    asset_id: _builtins.str
+    """The asset that was made."""
+    media_type: _builtins.str
+    """"image/jpeg" or "video/mp4"."""
+    width: _builtins.int
+    """Width in pixels: the video's."""
+    height: _builtins.int
+    """Height in pixels: the video's."""
+    sha256: _builtins.str
+    """SHA-256 of the bytes, lower-case hex."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    url: _builtins.str
+    """Good for GET only."""
+    @_builtins.property
+    def url_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Until when."""
+
+    def __init__(
+        self,
+        *,
+        asset_id: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        url: _builtins.str = ...,
+        url_expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["url_expires_at", b"url_expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_id", b"asset_id", "height", b"height", "media_type", b"media_type", "sha256", b"sha256", "size_bytes", b"size_bytes", "url", b"url", "url_expires_at", b"url_expires_at", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputPreview: _TypeAlias = InputPreview  # noqa: Y015
+
+@_typing.final
+class PreviewInputsResponse(_message.Message):
+    """The inputs as they will be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIEWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def previews(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputPreview]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        previews: _abc.Iterable[Global___InputPreview] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previews", b"previews"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewInputsResponse: _TypeAlias = PreviewInputsResponse  # noqa: Y015

@@ -76,6 +76,11 @@ class VideoServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoResponse.FromString,
                 _registered_method=True)
+        self.PreviewInputs = channel.unary_unary(
+                '/framewire.gateway.v1.VideoService/PreviewInputs',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsResponse.FromString,
+                _registered_method=True)
         self.GetDownloadUrl = channel.unary_unary(
                 '/framewire.gateway.v1.VideoService/GetDownloadUrl',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.GetDownloadUrlRequest.SerializeToString,
@@ -149,8 +154,16 @@ class VideoServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewInputs(self, request, context):
+        """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+        Nothing is charged. Errors: those of CreateVideo that are about inputs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDownloadUrl(self, request, context):
-        """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+        """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
         the video is COMPLETED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -199,6 +212,11 @@ def add_VideoServiceServicer_to_server(servicer, server):
                     servicer.QuoteVideo,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoResponse.SerializeToString,
+            ),
+            'PreviewInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewInputs,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsResponse.SerializeToString,
             ),
             'GetDownloadUrl': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDownloadUrl,
@@ -424,6 +442,33 @@ class VideoService:
             '/framewire.gateway.v1.VideoService/QuoteVideo',
             framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.VideoService/PreviewInputs',
+            framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

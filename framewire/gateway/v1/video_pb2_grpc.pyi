@@ -59,8 +59,12 @@ class VideoServiceStub:
     """
     QuoteVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.QuoteVideoRequest, _video_pb2.QuoteVideoResponse]
     """The price of a video, without making it; a quote to give to CreateVideo."""
+    PreviewInputs: _grpc.UnaryUnaryMultiCallable[_video_pb2.PreviewInputsRequest, _video_pb2.PreviewInputsResponse]
+    """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+    Nothing is charged. Errors: those of CreateVideo that are about inputs.
+    """
     GetDownloadUrl: _grpc.UnaryUnaryMultiCallable[_video_pb2.GetDownloadUrlRequest, _video_pb2.GetDownloadUrlResponse]
-    """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+    """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
     the video is COMPLETED.
     """
 
@@ -95,8 +99,12 @@ class VideoServiceAsyncStub(VideoServiceStub):
     """
     QuoteVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.QuoteVideoRequest, _video_pb2.QuoteVideoResponse]  # type: ignore[assignment]
     """The price of a video, without making it; a quote to give to CreateVideo."""
+    PreviewInputs: _aio.UnaryUnaryMultiCallable[_video_pb2.PreviewInputsRequest, _video_pb2.PreviewInputsResponse]  # type: ignore[assignment]
+    """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+    Nothing is charged. Errors: those of CreateVideo that are about inputs.
+    """
     GetDownloadUrl: _aio.UnaryUnaryMultiCallable[_video_pb2.GetDownloadUrlRequest, _video_pb2.GetDownloadUrlResponse]  # type: ignore[assignment]
-    """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+    """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
     the video is COMPLETED.
     """
 
@@ -178,12 +186,22 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         """The price of a video, without making it; a quote to give to CreateVideo."""
 
     @_abc_1.abstractmethod
+    def PreviewInputs(
+        self,
+        request: _video_pb2.PreviewInputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_pb2.PreviewInputsResponse, _abc.Awaitable[_video_pb2.PreviewInputsResponse]]:
+        """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+        Nothing is charged. Errors: those of CreateVideo that are about inputs.
+        """
+
+    @_abc_1.abstractmethod
     def GetDownloadUrl(
         self,
         request: _video_pb2.GetDownloadUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_pb2.GetDownloadUrlResponse, _abc.Awaitable[_video_pb2.GetDownloadUrlResponse]]:
-        """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+        """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
         the video is COMPLETED.
         """
 

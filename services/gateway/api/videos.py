@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from framewire.events.v1 import vocabulary_pb2
+from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
 from kit import errors, ids, pages
@@ -15,6 +15,7 @@ from services.gateway import (
     admission,
     auth,
     catalogue,
+    inputs,
     messages,
     peers,
     store,
@@ -109,7 +110,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
             lane=lane,
             weight=account.weight,
             start_by=videos.start_by(messages.moment(request, "start_by"), lane, standing.now),
-            input_image_id=spec.input_image_id,
+            input_image_id=spec.input_image_id or (spec.inputs[0].asset_id if spec.inputs else ""),
             quote_id=request.quote_id,
             max_credits=request.max_credits if request.HasField("max_credits") else None,
             labels=dict(request.labels),
@@ -122,8 +123,8 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         """Everything that CreateVideo would refuse, checked; nothing is stored."""
         spec = vocabulary_pb2.VideoSpec.FromString(new.spec)
         lane = messages.lane_number(new.lane)
-        if new.input_image_id:
-            await self._parts.peers.stat_image(new.account_id, new.input_image_id)
+        given = messages.spec_inputs(spec)
+        await self._parts.peers.stat_inputs(new.account_id, spec.model, given)
         price = (await self._parts.peers.price(spec, lane)).credits
         if new.max_credits is not None and price > new.max_credits:
             raise errors.FailedPrecondition(
@@ -253,36 +254,91 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
             quote_id=quote.quote_id, credits=quote.credits, expires_at=quote.expires_at, spec=spec
         )
 
+    async def PreviewInputs(
+        self, request: video_pb2.PreviewInputsRequest, context: Any
+    ) -> video_pb2.PreviewInputsResponse:
+        """The inputs as they will be sent."""
+        standing = await self._standing(common.caller().account(request.account_id), "", "")
+        account_id = standing.account.account_id
+        model = videos.living(request.model, self._parts.models, standing.now)
+        size = videos.size(request.width, request.height, model)
+        given = messages.asked_inputs(request.inputs)
+        inputs.check(given, model)
+        try:
+            await self._parts.peers.stat_inputs(account_id, model.name, given)
+            previews = [await self._preview(account_id, each, size) for each in given]
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+        return video_pb2.PreviewInputsResponse(previews=previews)
+
+    async def _preview(
+        self, account_id: str, each: inputs.Input, size: tuple[int, int]
+    ) -> video_pb2.InputPreview:
+        made = await self._parts.peers.fit(account_id, each, size)
+        signed = await self._sign(account_id, made.asset_id, "")
+        return video_pb2.InputPreview(
+            asset_id=made.asset_id,
+            media_type=made.media_type,
+            width=made.width,
+            height=made.height,
+            sha256=made.sha256,
+            size_bytes=made.size_bytes,
+            url=signed.url,
+            url_expires_at=signed.expires_at,
+        )
+
+    async def _sign(
+        self, account_id: str, asset_id: str, file_name: str
+    ) -> storage_pb2.SignUrlResponse:
+        request = storage_pb2.SignUrlRequest(
+            account_id=account_id,
+            asset_id=asset_id,
+            expires_in_seconds=SIGNED_SECONDS,
+            file_name=file_name,
+        )
+        return await self._parts.peers.stubs.storage.SignUrl(request, timeout=peers.TIMEOUT_SECONDS)
+
     async def GetDownloadUrl(
         self, request: video_pb2.GetDownloadUrlRequest, context: Any
     ) -> video_pb2.GetDownloadUrlResponse:
-        """A URL of an output or its poster."""
+        """A URL of an output, its poster or a smaller version."""
         video = await common.visible(self._store.videos, request.video_id)
+        if request.poster and request.rendition_height:
+            rule = "a poster has no smaller versions"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD",
+                f"rendition_height: {rule}",
+                violations=[("rendition_height", rule)],
+            )
         # A late render has no place among the outputs: its video has failed, or a later try of it has made them.
         for output in (*messages.outputs(video), *messages.late_outputs(video)):
-            asset_id = output.poster_asset_id if request.poster else output.asset_id
+            asset_id = _asset_id(output, request)
             if output.variant == request.variant and asset_id:
                 break
         else:
             raise errors.FailedPrecondition(
                 "OUTPUT_NOT_READY", f"the video is {video.state} and has no such output"
             )
-        name = f"{video.video_id}-{request.variant}.{'jpg' if request.poster else 'mp4'}"
+        height = f"-{request.rendition_height}p" if request.rendition_height else ""
+        extension = "jpg" if request.poster else "mp4"
+        name = f"{video.video_id}-{request.variant}{height}.{extension}"
         try:
-            signed = await self._parts.peers.stubs.storage.SignUrl(
-                storage_pb2.SignUrlRequest(
-                    account_id=video.account_id,
-                    asset_id=asset_id,
-                    expires_in_seconds=SIGNED_SECONDS,
-                    file_name=name,
-                ),
-                timeout=peers.TIMEOUT_SECONDS,
-            )
+            signed = await self._sign(video.account_id, asset_id, name)
         except errors.ServiceError as error:
             raise peers.for_caller(error) from error
         return video_pb2.GetDownloadUrlResponse(
             url=signed.url, expires_at=signed.expires_at, output=output
         )
+
+
+def _asset_id(output: event_pb2.Output, request: video_pb2.GetDownloadUrlRequest) -> str:
+    """What is asked for of an output; empty where it has none."""
+    if request.poster:
+        return output.poster_asset_id
+    if not request.rendition_height:
+        return output.asset_id
+    made = {each.height: each.asset_id for each in output.renditions}
+    return made.get(request.rendition_height, "")
 
 
 def _patience(context: Any) -> float:

@@ -316,21 +316,29 @@ def _same_server(ours: httpx.URL, other: httpx.URL) -> bool:
     return upgraded or (ours.scheme, ours.port) == (other.scheme, other.port)
 
 
-def multipart(
-    marker: str, fields: Mapping[str, str], files: Iterable[tuple[str, str, bytes]]
-) -> contract.Body:
-    """A form; files as name, filename, JPEG. The boundary comes from the marker, so the bytes are the same each
-    time."""
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a form."""
+
+    field: str
+    name: str
+    media_type: str
+    content: bytes
+
+
+def multipart(marker: str, fields: Mapping[str, str], files: Iterable[File]) -> contract.Body:
+    """A form. The boundary comes from the marker, so the bytes are the same each time."""
     # 128 bits from the marker: cannot stand in an image or prompt by chance, nor by a caller's wish.
     boundary = "framewire-" + hashlib.sha256(marker.encode()).hexdigest()[:32]
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields.items()
     ]
-    for name, filename, content in files:
-        head = f'Content-Disposition: form-data; name="{name}"; filename="{filename}"'
-        parts.append(f"--{boundary}\r\n{head}\r\nContent-Type: image/jpeg\r\n\r\n".encode())
-        parts += [content, b"\r\n"]
+    for file in files:
+        head = f'Content-Disposition: form-data; name="{file.field}"; filename="{file.name}"'
+        kind = f"Content-Type: {file.media_type}"
+        parts.append(f"--{boundary}\r\n{head}\r\n{kind}\r\n\r\n".encode())
+        parts += [file.content, b"\r\n"]
     parts.append(f"--{boundary}--\r\n".encode())
     return contract.Body(f"multipart/form-data; boundary={boundary}", b"".join(parts))
 
