@@ -1,4 +1,4 @@
-"""Writes deploy/k8s/components/monitoring/rules.yaml from rules.yaml: the same groups, as the operator's PrometheusRule."""
+"""Writes rules.yaml as the PrometheusRule of deploy/k8s/components/monitoring: the same groups."""
 
 from __future__ import annotations
 
