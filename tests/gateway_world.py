@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,8 @@ class World:
         self.bus: containers.Nats | nats.Nats
         self.pool: asyncpg.Pool
         self.channel: grpc.aio.Channel
+        self.channels: list[grpc.aio.Channel] = []
+        self.services: list[process.Service] = []
 
     @property
     def operator(self) -> Caller:
@@ -328,8 +331,10 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def running(data_dir: Path) -> AsyncIterator[World]:
-    """A gateway on servers of its own."""
+async def running(
+    data_dir: Path, settings: Mapping[str, str] | None = None, replicas: int = 1
+) -> AsyncIterator[World]:
+    """Gateways on servers of their own; `channel` is the first one's."""
     made = World()
     places.prepare(data_dir)
     database, made.bus = containers.postgres(data_dir), containers.nats(data_dir)
@@ -345,21 +350,25 @@ async def running(data_dir: Path) -> AsyncIterator[World]:
         attempt_pb2_grpc.add_AttemptServiceServicer_to_server(Generator(made.behind), peers)
         address = f"127.0.0.1:{peers.add_insecure_port('127.0.0.1:0')}"
         await peers.start()
-        listen = f"127.0.0.1:{places.choose_port(data_dir, 'gateway')}"
         url = database.database_url("gateway")
-        env = environment.inherited() | SETTINGS
+        env = environment.inherited() | SETTINGS | (settings or {})
         env |= {f"GATEWAY_{name}_ADDRESS": address for name in ("CREDITS", "STORAGE", "GENERATOR")}
-        env |= {"GATEWAY_DATABASE_URL": url, "GATEWAY_LISTEN": listen}
-        env |= {"GATEWAY_NATS_URL": made.bus.url}
+        env |= {"GATEWAY_DATABASE_URL": url, "GATEWAY_NATS_URL": made.bus.url}
         migration = environment.command("gateway", "migrate")
         await process.run_to_end(process.Child("migrate", migration, env), data_dir)
-        child = process.Child(
-            "gateway", environment.command("gateway"), env, lambda: probes.grpc_serving(listen)
-        )
-        gateway = process.Service(child, data_dir)
-        stack.push_async_callback(gateway.stop)
-        await gateway.start()
-        made.channel = await stack.enter_async_context(grpc.aio.insecure_channel(listen))
+        for number in range(replicas):
+            name = f"gateway{number or ''}"
+            listen = f"127.0.0.1:{places.choose_port(data_dir, name)}"
+            serving = functools.partial(probes.grpc_serving, listen)
+            child = process.Child(
+                name, environment.command("gateway"), env | {"GATEWAY_LISTEN": listen}, serving
+            )
+            gateway = process.Service(child, data_dir)
+            stack.push_async_callback(gateway.stop)
+            await gateway.start()
+            made.services.append(gateway)
+            made.channels.append(await stack.enter_async_context(grpc.aio.insecure_channel(listen)))
+        made.channel = made.channels[0]
         made.pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=1))
         yield made
 

@@ -170,19 +170,7 @@ class AccountStore:
                 key_id,
             )
             if made:
-                await connection.execute(
-                    """
-                    INSERT INTO api_keys (key_id, account_id, role, sha256, prefix, display_name, expires_at)
-                    VALUES ($1, $2, $3, $4, $5, $6, $7)
-                    """,
-                    key_id,
-                    key["account_id"],
-                    key["role"],
-                    key["sha256"],
-                    key["prefix"],
-                    key["display_name"],
-                    key["expires_at"],
-                )
+                await _insert_key(connection, key_id, key)
                 detail = {"key_id": key_id, "role": key["role"], "prefix": key["prefix"]}
                 if instead_of:
                     await connection.execute(_ROTATE, key_id, instead_of, grace_seconds)
@@ -259,6 +247,22 @@ class AccountStore:
         await self._pool.execute(
             "UPDATE audit SET outcome = $2 WHERE audit_id = $1", audit_id, outcome
         )
+
+
+async def _insert_key(connection: postgres.Connection, key_id: str, key: Mapping[str, Any]) -> None:
+    await connection.execute(
+        """
+        INSERT INTO api_keys (key_id, account_id, role, sha256, prefix, display_name, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
+        """,
+        key_id,
+        key["account_id"],
+        key["role"],
+        key["sha256"],
+        key["prefix"],
+        key["display_name"],
+        key["expires_at"],
+    )
 
 
 async def audit(
