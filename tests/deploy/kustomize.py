@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of deploy/k8s, as far as our files go: resources, components, patches by merge, namespace."""
+"""What `kubectl kustomize` makes of deploy/k8s, as far as our files go: resources, components, merges, namespace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/k8s: base and the production overlay, rendered and held against schemas, settings, the design's arrows and our rules."""
+"""deploy/k8s: base and the production overlay, held against schemas, settings, the design's arrows and our rules."""
 
 from __future__ import annotations
 
