@@ -59,7 +59,9 @@ class System:
 
     async def account(self, credits: int = 1000) -> client.Client:
         """A new account with credits, and a client that holds a key of it. Close it with `aclose` or `async with`."""
-        account = await self.operator.create_account(f"test {uuid.uuid4().hex[:8]}")
+        account = await self.operator.create_account(
+            f"test {uuid.uuid4().hex[:8]}", requests_per_minute=MANY, videos_per_hour=MANY
+        )
         if credits:
             await self.operator.grant(account.account_id, credits)
         key = await self.operator.create_api_key(account_id=account.account_id, display_name="test")
@@ -145,6 +147,9 @@ class System:
             return True
 
         await eventually(nothing, within_seconds=within_seconds, every_seconds=0.2)
+
+
+MANY = 1_000_000
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ used within that second goes back with the next taking.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def at_limit(
     """A limit that counts by time."""
     return errors.ResourceExhausted(
         "RATE_LIMITED",
-        f"the {whose} has used its {allowed} {what}; try again in {wait_seconds:.0f} s",
+        f"the {whose} has used its {allowed} {what}; try again in {math.ceil(wait_seconds)} s",
         retry_after_seconds=wait_seconds,
         limit=what.replace(" ", "_"),
         whose=whose,
