@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +19,17 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf import message as protobuf
 
-from framewire import attempts, downloads, encode, errors, operations, transport, types
+from framewire import (
+    assets,
+    attempts,
+    downloads,
+    encode,
+    errors,
+    operations,
+    transport,
+    types,
+    uploads,
+)
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
@@ -31,14 +39,11 @@ from framewire.gateway.v1 import (
     account_pb2_grpc,
     operator_pb2,
     operator_pb2_grpc,
-    upload_pb2,
-    upload_pb2_grpc,
     video_pb2,
     video_pb2_grpc,
 )
+from framewire.uploads import new_request_id
 
-MAX_IMAGE_BYTES = 10 * 1024 * 1024
-_CHUNK_BYTES = 256 * 1024
 _PAGE_SIZE = 100
 _DOWNLOAD_TRIES = 5
 
@@ -46,7 +51,7 @@ T = TypeVar("T")
 OnProgress = Callable[[types.Video], object]
 
 
-class Client:
+class Client(uploads.Uploads):
     """One caller of one gateway. `address`: "host:port", or "https://host" for TLS.
 
     `account_id` says who pays and whose things are listed; empty: the key's own account. Operators must name one.
@@ -90,10 +95,6 @@ class Client:
         return video_pb2_grpc.VideoServiceStub(self._transport.channel)
 
     @property
-    def _uploads(self) -> upload_pb2_grpc.UploadServiceAsyncStub:
-        return upload_pb2_grpc.UploadServiceStub(self._transport.channel)
-
-    @property
     def _accounts(self) -> account_pb2_grpc.AccountServiceAsyncStub:
         return account_pb2_grpc.AccountServiceStub(self._transport.channel)
 
@@ -106,8 +107,11 @@ class Client:
     async def generate(
         self,
         prompt: str,
-        image: Path | str | bytes | None = None,
+        image: uploads.Source | Mapping[int, uploads.Source] | None = None,
         *,
+        video: uploads.Source | None = None,
+        fit: str = "",
+        crop: types.CropBounds | None = None,
         out: Path | str | None = None,
         on_progress: OnProgress | None = None,
         request_id: str = "",
@@ -116,28 +120,27 @@ class Client:
         """Uploads the image (or has an https:// URL fetched), makes the video, waits until it is paid for, downloads it
         to `out` (further variants to out-1, out-2, ...).
 
-        `on_progress` gets each state. A video without an output raises FramewireError, its cause as the reason. Called
-        again with the same request_id it goes on where it broke off and pays once.
+        Instead of one image: images by frame ({0: "a.jpg", 95: "b.jpg"}), or a `video`; `fit` and `crop` say how they
+        are brought to the size. `on_progress` gets each state. A video without an output raises FramewireError, its
+        cause as the reason. Called again with the same request_id it goes on where it broke off and pays once.
         """
         request_id = request_id or new_request_id()
-        if image is not None:
-            upload_id = str(uuid.uuid5(uuid.UUID(request_id), "image"))
-            if isinstance(image, str) and image.startswith("https://"):
-                stored = await self.import_image(image, request_id=upload_id)
-            else:
-                stored = await self.upload_image(image, request_id=upload_id)
-            fields["image_id"] = stored.image_id
-        video = await self.create_video(prompt, request_id=request_id, **fields)
+        inputs = await self.upload_inputs(image, video, fit=fit, crop=crop, request_id=request_id)
+        if len(inputs) == 1 and inputs[0] == types.VideoInput(image_id=inputs[0].image_id):
+            fields["image_id"] = inputs[0].image_id
+        elif inputs:
+            fields["inputs"] = (*inputs, *fields.get("inputs", ()))
+        made = await self.create_video(prompt, request_id=request_id, **fields)
         if on_progress is not None:
-            on_progress(video)
-        async for newer in self.watch_video(video.video_id):
-            video = newer
+            on_progress(made)
+        async for newer in self.watch_video(made.video_id):
+            made = newer
             if on_progress is not None:
-                on_progress(video)
-        require_completed(video)
+                on_progress(made)
+        require_completed(made)
         if out is not None:
-            await self.download_all(video, out)
-        return video
+            await self.download_all(made, out)
+        return made
 
     async def create_video(
         self, prompt: str, *, request_id: str = "", **fields: Unpack[VideoFields]
@@ -218,23 +221,50 @@ class Client:
         )
         return await self._call(types.Quote, self._videos.QuoteVideo, request)
 
+    async def preview_inputs(
+        self,
+        inputs: Sequence[types.VideoInput],
+        *,
+        model: str = "",
+        width: int = 0,
+        height: int = 0,
+    ) -> tuple[types.InputPreview, ...]:
+        """The inputs exactly as they would be sent to the provider, at that size. Nothing is charged."""
+        request = video_pb2.PreviewInputsRequest(
+            account_id=self.account_id,
+            model=model,
+            width=width,
+            height=height,
+            inputs=[encode.video_input(each) for each in inputs],
+        )
+        answer = await self._transport.unary(self._videos.PreviewInputs, request)
+        return tuple(decode(types.InputPreview, each) for each in answer.previews)
+
     async def get_download_url(
-        self, video_id: str, *, variant: int = 0, poster: bool = False
+        self, video_id: str, *, variant: int = 0, poster: bool = False, rendition_height: int = 0
     ) -> types.DownloadUrl:
-        """A URL of an output or its poster, good for a short time without other credentials."""
-        request = video_pb2.GetDownloadUrlRequest(video_id=video_id, variant=variant, poster=poster)
+        """A URL of an output, its poster or a smaller version, good for a short time without other credentials."""
+        request = video_pb2.GetDownloadUrlRequest(
+            video_id=video_id, variant=variant, poster=poster, rendition_height=rendition_height
+        )
         return await self._call(types.DownloadUrl, self._videos.GetDownloadUrl, request)
 
     async def download(
-        self, video_id: str, path: Path | str, *, variant: int = 0, poster: bool = False
+        self,
+        video_id: str,
+        path: Path | str,
+        *,
+        variant: int = 0,
+        poster: bool = False,
+        rendition_height: int = 0,
     ) -> types.DownloadUrl:
         """Writes an output to `path`, whole and with the promised size and sha256, or not at all."""
         tried = 0
         while True:
-            found = await self.get_download_url(video_id, variant=variant, poster=poster)
-            size, sha256 = found.output.size_bytes, found.output.sha256
-            if poster and not found.output.media_type.startswith("image/"):
-                size, sha256 = 0, ""  # the facts are the video's
+            found = await self.get_download_url(
+                video_id, variant=variant, poster=poster, rendition_height=rendition_height
+            )
+            size, sha256 = promised(found.output, poster=poster, rendition_height=rendition_height)
             try:
                 await downloads.fetch(found.url, Path(path), size, sha256)
                 return found
@@ -244,59 +274,16 @@ class Client:
                     raise
             await asyncio.sleep(random.uniform(0.25, 0.5) * 2**tried)
 
-    async def download_all(self, video: types.Video, path: Path | str) -> tuple[Path, ...]:
+    async def download_all(
+        self, video: types.Video, path: Path | str, *, rendition_height: int = 0
+    ) -> tuple[Path, ...]:
         """Writes every output: the first to `path`, further variants beside it (out-1.mp4, out-2.mp4, ...)."""
         paths = tuple(variant_path(Path(path), output.variant) for output in video.outputs)
         for output, place in zip(video.outputs, paths, strict=True):
-            await self.download(video.video_id, place, variant=output.variant)
+            await self.download(
+                video.video_id, place, variant=output.variant, rendition_height=rendition_height
+            )
         return paths
-
-    # Images
-
-    async def upload_image(self, image: Path | str | bytes, *, request_id: str = "") -> types.Image:
-        """Stores an image for create_video: JPEG, PNG, WebP or AVIF, at most 10 MB."""
-        body = image if isinstance(image, bytes) else await asyncio.to_thread(_read, Path(image))
-        header = upload_pb2.UploadImageHeader(
-            request_id=request_id or new_request_id(),
-            account_id=self.account_id,
-            size_bytes=len(body),
-            sha256=hashlib.sha256(body).hexdigest(),
-        )
-
-        async def requests() -> AsyncIterator[upload_pb2.UploadImageRequest]:
-            yield upload_pb2.UploadImageRequest(header=header)
-            for start in range(0, len(body), _CHUNK_BYTES):
-                yield upload_pb2.UploadImageRequest(chunk=body[start : start + _CHUNK_BYTES])
-
-        stored = await self._transport.upload(self._uploads.UploadImage, requests)
-        return decode(types.Image, stored)
-
-    async def import_image(self, url: str, *, request_id: str = "") -> types.Image:
-        """Has an image fetched from a public https URL, as if its bytes were uploaded."""
-        request = upload_pb2.ImportImageRequest(
-            request_id=request_id or new_request_id(), account_id=self.account_id, url=url
-        )
-        return await self._call(types.Image, self._uploads.ImportImage, request)
-
-    async def create_upload(
-        self, size_bytes: int, media_type: str, *, request_id: str = ""
-    ) -> types.Upload:
-        """A URL that someone else, a browser say, can PUT exactly such an image to, with the headers that it names.
-
-        complete_upload makes it an image; what is not completed within an hour is removed.
-        """
-        request = upload_pb2.CreateUploadRequest(
-            request_id=request_id or new_request_id(),
-            account_id=self.account_id,
-            size_bytes=size_bytes,
-            media_type=media_type,
-        )
-        return await self._call(types.Upload, self._uploads.CreateUpload, request)
-
-    async def complete_upload(self, upload_id: str) -> types.Image:
-        """Makes what was PUT an image for create_video. Idempotent."""
-        request = upload_pb2.CompleteUploadRequest(upload_id=upload_id, account_id=self.account_id)
-        return await self._call(types.Image, self._uploads.CompleteUpload, request)
 
     # The account
 
@@ -381,6 +368,11 @@ class Client:
         request.request_id = new_request_id()
         return await self._call(types.NewApiKey, self._accounts.CreateApiKey, request)
 
+    @property
+    def assets(self) -> assets.Assets:
+        """What the account has stored."""
+        return assets.Assets(self._transport, self.account_id)
+
     # Operators
 
     @property
@@ -453,26 +445,24 @@ class Client:
             request.page_token = page.next_page_token
 
 
-def new_request_id() -> str:
-    """The id of one logical call."""
-    return str(uuid.uuid4())
-
-
 def variant_path(out: Path, variant: int) -> Path:
     """Where a variant goes: video.mp4, video-1.mp4, ..."""
     return out if variant == 0 else out.with_stem(f"{out.stem}-{variant}")
 
 
+def promised(output: types.Output, *, poster: bool, rendition_height: int) -> tuple[int, str]:
+    """Size and sha256 of what is downloaded of an output; 0 and empty where its facts do not say."""
+    if poster:
+        return 0, ""
+    for smaller in output.renditions:
+        if smaller.height == rendition_height:
+            return smaller.size_bytes, smaller.sha256
+    return output.size_bytes, output.sha256
+
+
 def _moved(before: types.Video, now: types.Video) -> bool:
     """Progress changes without a new revision; an older state told again after a break does not count."""
     return now.revision == before.revision and now != before
-
-
-def _read(path: Path) -> bytes:
-    """The whole file; one that is too large is refused before it is read."""
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise encode.invalid("TOO_LARGE", f"{path} has more than 10 MB; make it smaller first")
-    return path.read_bytes()
 
 
 def require_completed(video: types.Video) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -23,6 +24,8 @@ class SpecFields(TypedDict, total=False):
     seconds: int
     variants: int
     options: Mapping[str, types.OptionValue]
+    inputs: Sequence[types.VideoInput]
+    rendition_heights: Sequence[int]
 
 
 class VideoFields(SpecFields, total=False):
@@ -49,11 +52,27 @@ def spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
             seconds=fields.get("seconds", 0),
             variants=fields.get("variants", 0),
             options=options,
+            inputs=[video_input(each) for each in fields.get("inputs", ())],
+            rendition_heights=fields.get("rendition_heights", ()),
         )
     except UnicodeError:
         raise invalid("INVALID_FIELD", "spec: a text is not valid UTF-8; send it anew") from None
     except ValueError as error:
         raise invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
+
+
+def video_input(each: types.VideoInput) -> vocabulary_pb2.VideoInput:
+    """What a video starts from. Raises FramewireError/INVALID_FIELD as a server would."""
+    asset = {"image_id": each.image_id, "input_video_id": each.input_video_id}
+    if all(asset.values()):
+        raise invalid("INVALID_FIELD", "inputs: each is an image or a video, not both")
+    crop = each.crop
+    return vocabulary_pb2.VideoInput(
+        **{name: asset_id for name, asset_id in asset.items() if asset_id},
+        frame_index=each.frame_index,
+        fit=enum_value(vocabulary_pb2.FitMode, "FIT_MODE_", each.fit, "fit"),
+        crop=vocabulary_pb2.CropBounds(**dataclasses.asdict(crop)) if crop is not None else None,
+    )
 
 
 def _option(value: types.OptionValue) -> struct_pb2.Value:

@@ -6,15 +6,17 @@ All but activate_rulebook are idempotent; what gives credits carries one `reques
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf import message as protobuf
 
 from framewire import encode, reconciliation, transport, types
 from framewire.credits.v1 import ledger_pb2
-from framewire.decode import decode
+from framewire.decode import decode, enum_name
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
+from framewire.storage.v1 import storage_pb2
 
 T = TypeVar("T")
 
@@ -98,6 +100,29 @@ class Operations:
         request = operator_pb2.ActivateRulebookRequest(request=asked, why=why)
         return await self._call(types.Rulebook, self._stub.ActivateRulebook, request)
 
+    async def set_retention(
+        self, account_id: str, keep: Mapping[str, timedelta | None], *, why: str = ""
+    ) -> dict[str, timedelta | None]:
+        """How long an account's assets are kept, by kind, from now on; None: for ever. Others: as set."""
+        kinds = [
+            storage_pb2.KindRetention(
+                kind=encode.enum_value(storage_pb2.AssetKind, "ASSET_KIND_", kind, "kind"),
+                keep_seconds=0 if duration is None else int(duration.total_seconds()),
+            )
+            for kind, duration in keep.items()
+        ]
+        asked = storage_pb2.SetRetentionRequest(account_id=account_id, kinds=kinds)
+        request = operator_pb2.SetRetentionRequest(retention=asked, why=why)
+        answer = await self._transport.unary(self._stub.SetRetention, request)
+        return {
+            enum_name(storage_pb2.AssetKind.DESCRIPTOR, item.kind): timedelta(
+                seconds=item.keep_seconds
+            )
+            if item.keep_seconds
+            else None
+            for item in answer.kinds
+        }
+
     async def check_books(self) -> types.Proof:
         """Proves the books of the whole ledger."""
         request = operator_pb2.CheckBooksRequest()
@@ -117,6 +142,12 @@ class Operations:
         """Applies the repair of one confirmed finding, where it still stands. Idempotent."""
         request = operator_pb2.RepairRequest(finding_id=finding_id, why=why)
         return await self._call(reconciliation.Finding, self._stub.Repair, request)
+
+    async def quarantined(self, account_id: str, *, why: str = "") -> tuple[types.Quarantined, ...]:
+        """What is kept aside of an account, newest first: of the first hundred."""
+        request = operator_pb2.ListQuarantinedRequest(account_id=account_id, page_size=100, why=why)
+        answer = await self._transport.unary(self._stub.ListQuarantined, request)
+        return tuple(decode(types.Quarantined, each) for each in answer.quarantined)
 
     async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
         return decode(kind, await self._transport.unary(send, request))

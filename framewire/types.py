@@ -26,8 +26,60 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class InputVideo:
+    """A video of the account, ready to start videos from."""
+
+    input_video_id: str
+    account_id: str
+    media_type: str
+    width: int
+    height: int
+    duration_ms: int
+    fps: float
+    codec: str
+    size_bytes: int
+    created_at: datetime | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CropBounds:
+    """Part of an image or video, as fractions of its width and height."""
+
+    left_fraction: float = 0.0
+    top_fraction: float = 0.0
+    right_fraction: float = 1.0
+    bottom_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInput:
+    """What a video starts from: an image or a video, one of the two. Fits: "COVER", "CONTAIN", "CONTAIN_BLURRED"."""
+
+    image_id: str = ""
+    input_video_id: str = ""
+    frame_index: int = 0
+    fit: str = ""
+    crop: CropBounds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputPreview:
+    """An input exactly as it will be sent, and where it can be looked at for a short time."""
+
+    asset_id: str
+    media_type: str
+    width: int
+    height: int
+    sha256: str
+    size_bytes: int
+    url: str
+    url_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
-    """Where to PUT an image's bytes, with exactly these headers, and until when."""
+    """Where to PUT an image's or a video's bytes, with exactly these headers, and until when."""
 
     upload_id: str
     url: str
@@ -47,6 +99,8 @@ class VideoSpec:
     seconds: int
     variants: int
     options: Mapping[str, OptionValue]
+    inputs: tuple[VideoInput, ...]
+    rendition_heights: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +124,18 @@ class VideoFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Rendition:
+    """A smaller version of an output, H.264 in MP4."""
+
+    asset_id: str
+    width: int
+    height: int
+    sha256: str
+    size_bytes: int
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """One stored video, with the facts that storage measured from its bytes."""
 
@@ -86,6 +152,7 @@ class Output:
     has_audio: bool
     poster_asset_id: str
     expires_at: datetime | None
+    renditions: tuple[Rendition, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +225,13 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class ModelOption:
-    """A parameter of a model: "integer", "number", "string" or "boolean", with its bounds."""
+    """A parameter of a model: "integer", "number", "string" or "boolean", with its bounds or choices."""
 
     name: str
     type: str
     min: float
     max: float
+    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +249,10 @@ class Model:
     options: tuple[ModelOption, ...]
     default_credits: int
     retires_at: datetime | None
+    max_input_images: int
+    input_images_at_any_frame: bool
+    max_input_video_seconds: float
+    frames_per_second: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +321,29 @@ class Rulebook:
     in_force: bool
     effective_from: datetime | None
     activated_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A stored object, as far as operators look at one."""
+
+    asset_id: str
+    account_id: str
+    kind: str
+    state: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """What is kept aside because it is not what it claims to be; its bytes are not to be trusted."""
+
+    asset: Asset
+    url: str
+    url_expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

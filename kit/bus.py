@@ -6,6 +6,8 @@ Postgres is the truth; everything here may be lost and is rung again.
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,6 +29,7 @@ FETCH_SECONDS = 5.0
 HEARTBEAT_SECONDS = 1.0
 RENEW_SECONDS = 0.5
 RECONNECT_SECONDS = 0.25
+MONITOR_SECONDS = 10.0
 MAX_ACK_PENDING = 256
 
 BusError = (nats.errors.Error, js_errors.Error, OSError, asyncio.TimeoutError)
@@ -129,6 +132,7 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
 
     client = Client()
     connected = Bus(client)
+    telemetry.BUS_CONNECTED.set_function(lambda: float(client.is_connected))
 
     async def opening() -> None:
         await client.connect(
@@ -151,6 +155,35 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
         await asyncio.gather(attempt, return_exceptions=True)
         if connected.opened.is_set():
             await client.close()
+
+
+def sync_always(monitor_url: str) -> bool:
+    """Whether the NATS with this monitoring port syncs what it acknowledges. Blocks; raises OSError or ValueError."""
+    url = f"{monitor_url.rstrip('/')}/varz"
+    with urllib.request.urlopen(url, timeout=MONITOR_SECONDS) as answer:  # noqa: S310 - ours
+        server = json.load(answer)
+    return bool(server.get("jetstream", {}).get("config", {}).get("sync_always"))
+
+
+class SyncWatch:
+    """Shows whether NATS still runs with `sync_interval: always`: a doorbell that forgets is heard of too late."""
+
+    def __init__(self, monitor_url: str) -> None:
+        self._monitor_url = monitor_url
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Looks until told to stop."""
+        seconds = loops.MEASURE_SECONDS
+        await loops.every("bus_sync_watch", seconds, self.run_once, stopping)
+
+    async def run_once(self) -> None:
+        """Asks once; a server that does not answer counts as one without."""
+        shown = telemetry.BUS_SYNC_ALWAYS.labels(self._monitor_url)
+        try:
+            shown.set(await asyncio.to_thread(sync_always, self._monitor_url))
+        except (OSError, ValueError):
+            shown.set(0)
+            raise
 
 
 class Retry(Exception):
@@ -196,6 +229,18 @@ class PullLoop:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._workers):
                 group.create_task(self._work(stopping))
+            name, seconds = f"{self._durable}_lag", loops.MEASURE_SECONDS
+            group.create_task(loops.every(name, seconds, self._measure, stopping))
+
+    async def _measure(self) -> None:
+        """Shows how far the consumer is behind; the numbers are those of all its replicas together."""
+        try:
+            info = await self._bus.jetstream.consumer_info(self._stream, self._durable)
+        except BusError as error:  # not there yet, or the bus is away: other gauges say so
+            log.debug("consumer_not_measured", consumer=self._durable, error=repr(error))
+            return
+        telemetry.CONSUMER_PENDING.labels(self._durable).set(info.num_pending or 0)
+        telemetry.CONSUMER_UNACKNOWLEDGED.labels(self._durable).set(info.num_ack_pending or 0)
 
     async def _work(self, stopping: asyncio.Event) -> None:
         await self._bus.until_open(stopping)

@@ -18,6 +18,8 @@ class ServiceSettings(BaseSettings):
 
     listen: str = "127.0.0.1:0"
     """host:port of the gRPC server."""
+    health_listen: str = ""
+    """host:port where gRPC health alone is served, in plain text, for probes; empty: only at `listen`."""
     metrics_listen: str = "127.0.0.1:0"
     """host:port of Prometheus' /metrics."""
     database_url: SecretStr
@@ -35,7 +37,7 @@ class ServiceSettings(BaseSettings):
     log_level: str = "info"
     """debug, info, warning or error."""
     otlp_endpoint: str = ""
-    """Where traces go (OTLP over gRPC); empty: nowhere."""
+    """Where traces go, OTLP over gRPC: `http://host:port`, or `https://`; empty: nowhere."""
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 from kit import telemetry
 
 log = telemetry.logger(__name__)
+
+MEASURE_SECONDS = 15.0
+"""Pause between two looks of whoever keeps gauges, about as often as they are scraped."""
+LAG_STEP_SECONDS = 0.5
 
 
 class Wake:
@@ -57,3 +62,17 @@ async def every(
                 log.warning("loop_failed", loop=name, error=repr(error), exc_info=True)
         if not more:
             await bell.wait(seconds * random.uniform(0.8, 1.2), stopping)
+
+
+class Lag:
+    """Watches how late the event loop is: the one number that says that a process has too much to do."""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Watches until told to stop."""
+        while not stopping.is_set():
+            worst, until = 0.0, time.monotonic() + MEASURE_SECONDS
+            while time.monotonic() < until and not stopping.is_set():
+                began = time.monotonic()
+                await asyncio.sleep(LAG_STEP_SECONDS)
+                worst = max(worst, time.monotonic() - began - LAG_STEP_SECONDS)
+            telemetry.LOOP_LAG.set(worst)

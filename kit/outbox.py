@@ -119,6 +119,7 @@ class Relay:
         self._stream = stream
         self._seconds = seconds
         self._checked_at = -seconds
+        self._measured_at = -loops.MEASURE_SECONDS
         self._wake = loops.Wake()
 
     def ring(self) -> None:
@@ -131,6 +132,7 @@ class Relay:
 
     async def run_once(self) -> bool:
         """One pass over the shards in which something waits; true when one was full."""
+        await self._measure()  # above all while the bus is away
         if not self._bus.client.is_connected:
             return False
         # Not at every ring: under load that would be several questions for each event.
@@ -144,9 +146,24 @@ class Relay:
             """,
             SHARDS - 1,
         )
-        passes = [await self._pass(row["shard"]) for row in waiting]
-        telemetry.OUTBOX_WAITING.set(sum(read - told for read, told in passes))
-        return max((told for _, told in passes), default=0) >= BATCH
+        told = [await self._pass(row["shard"]) for row in waiting]
+        return max(told, default=0) >= BATCH
+
+    async def _measure(self) -> None:
+        """Shows what waits, of all shards: each replica says the same."""
+        if time.monotonic() - self._measured_at < loops.MEASURE_SECONDS:
+            return
+        self._measured_at = time.monotonic()
+        row = await self._pool.fetchrow(
+            """
+            SELECT count(*) AS waiting,
+                coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest
+            FROM outbox WHERE published_at IS NULL
+            """
+        )
+        assert row is not None
+        telemetry.OUTBOX_WAITING.set(row["waiting"])
+        telemetry.OUTBOX_OLDEST.set(max(0.0, row["oldest"]))
 
     async def _check_stream(self) -> None:
         """Marks everything untold when the stream is not the one that it was told to."""
@@ -177,14 +194,14 @@ class Relay:
                 )
                 log.warning("outbox_told_again", stream=self._stream, rows=count.split()[-1])
 
-    async def _pass(self, shard: int) -> tuple[int, int]:
-        """How many messages were read, and told."""
+    async def _pass(self, shard: int) -> int:
+        """How many messages were told."""
         async with self._pool.acquire() as connection, connection.transaction():
             mine = await connection.fetchval(
                 "SELECT pg_try_advisory_xact_lock($1, $2)", _LOCK_CLASS, shard
             )
             if not mine:
-                return 0, 0
+                return 0
             rows = await connection.fetch(
                 """
                 SELECT ce_id, ordering_key, subject, headers, data FROM outbox
@@ -200,14 +217,16 @@ class Relay:
             results = await asyncio.gather(*(self._tell(run) for run in by_key.values()))
             told = [item for result in results for item in result]
             if told:
-                await connection.executemany(
+                await connection.execute(
                     """
-                    UPDATE outbox SET published_at = clock_timestamp(), stream_sequence = $2
-                    WHERE ce_id = $1
+                    UPDATE outbox SET published_at = clock_timestamp(), stream_sequence = t.sequence
+                    FROM unnest($1::text[], $2::bigint[]) AS t(ce_id, sequence)
+                    WHERE outbox.ce_id = t.ce_id
                     """,
-                    told,
+                    [ce_id for ce_id, _ in told],
+                    [sequence for _, sequence in told],
                 )
-        return len(rows), len(told)
+        return len(told)
 
     async def _tell(self, rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
         """Tells one key's messages one after the other; stops at the first that is not certain."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from kit import errors
+from kit import errors, telemetry
 
 Pool = asyncpg.Pool
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
@@ -45,10 +45,19 @@ async def pool(url: str, name: str, size: int) -> AsyncIterator[Pool]:
         reset=_as_it_is,
         server_settings={"application_name": name, "synchronous_commit": "on", "jit": "off"},
     )
+    _show(opened)
     try:
         yield opened
     finally:
         opened.terminate()
+
+
+def _show(opened: Pool) -> None:
+    """How full it is: a pool whose connections are all busy is what calls wait for."""
+    connections = telemetry.POOL_CONNECTIONS
+    connections.labels("busy").set_function(lambda: opened.get_size() - opened.get_idle_size())
+    connections.labels("open").set_function(opened.get_size)
+    connections.labels("allowed").set(opened.get_max_size())
 
 
 def translate(error: Exception) -> errors.ServiceError | None:

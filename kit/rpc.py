@@ -168,6 +168,7 @@ def _metadata(context: Any) -> dict[str, str]:
 async def _served(method: str, context: Any) -> AsyncIterator[None]:
     """What surrounds a call: its trace, its time, and its failure as the caller gets it."""
     started, code = time.monotonic(), "OK"
+    telemetry.RPC_IN_FLIGHT.inc()
     with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
         try:
             yield
@@ -177,8 +178,10 @@ async def _served(method: str, context: Any) -> AsyncIterator[None]:
         except Exception as error:
             known = _known(error, method)
             code = known.code
+            telemetry.RPC_REFUSALS.labels(method, known.reason).inc()
             await _abort(context, known)
         finally:
+            telemetry.RPC_IN_FLIGHT.dec()
             seconds = time.monotonic() - started
             telemetry.RPC_SECONDS.labels("server", method, code).observe(seconds)
             log.info("rpc_served", method=method, code=code, seconds=round(seconds, 6))

@@ -30,13 +30,16 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from pydantic import SecretStr
 
-from kit import config, migrate, rpc, telemetry
+from kit import config, loops, migrate, rpc, telemetry
 
 log = telemetry.logger(__name__)
 
 T = TypeVar("T")
 S = TypeVar("S", bound=config.ServiceSettings)
 MAX_CONCURRENT_CALLS = 4096
+STREAM_WINDOW_BYTES = 1024 * 1024
+CONNECTION_AGE_MS = 120_000
+"""A client's connection is closed after so long, softly, so that it looks the name up again and finds new replicas."""
 
 
 class Loop(Protocol):
@@ -120,7 +123,9 @@ class Process:
         server, checker = self._server(authenticate)
         port = server.add_insecure_port(self._settings.listen)
         await server.start()
-        tasks = [asyncio.create_task(loop.run(self.stopping)) for loop in self._loops]
+        probes = await self._probes(checker)
+        loops_ = [*self._loops, loops.Lag()]
+        tasks = [asyncio.create_task(loop.run(self.stopping)) for loop in loops_]
         await checker.set("", health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", port=port, pid=os.getpid())
         stop = asyncio.create_task(self.stopping.wait())
@@ -130,8 +135,20 @@ class Process:
         await checker.enter_graceful_shutdown()
         await server.stop(self._settings.drain_seconds)
         await self._end(tasks)
+        if probes is not None:
+            await probes.stop(None)
         for task in done - {stop}:
             task.result()
+
+    async def _probes(self, checker: HealthServicer) -> grpc.aio.Server | None:
+        """Health alone, in plain text, where a kubelet asks: it speaks no TLS."""
+        if not self._settings.health_listen:
+            return None
+        probes = grpc.aio.server(maximum_concurrent_rpcs=16)
+        health_pb2_grpc.add_HealthServicer_to_server(checker, probes)
+        probes.add_insecure_port(self._settings.health_listen)
+        await probes.start()
+        return probes
 
     def _server(self, authenticate: rpc.Authenticate) -> tuple[grpc.aio.Server, Any]:
         server = grpc.aio.server(
@@ -142,6 +159,10 @@ class Process:
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # A fixed window for each stream, not one that grows: what senders may send ahead is memory of ours.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+                ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
             ],
         )
         checker = HealthServicer()

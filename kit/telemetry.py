@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,45 @@ RPC_SECONDS = Histogram(
     ["side", "method", "code"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+RPC_IN_FLIGHT = Gauge("framewire_rpc_in_flight", "gRPC calls that are being served.")
+RPC_REFUSALS = Counter(
+    "framewire_rpc_refusals", "gRPC calls that were answered with an error.", ["method", "reason"]
+)
 LOOP_SECONDS = Histogram("framewire_loop_seconds", "Time of a pass of a loop.", ["loop"])
 LOOP_FAILURES = Counter("framewire_loop_failures", "Passes of a loop that failed.", ["loop"])
+LOOP_SUCCEEDED_AT = Gauge(
+    "framewire_loop_succeeded_timestamp_seconds",
+    "When a pass of a loop last went well.",
+    ["loop"],
+)
+LOOP_LAG = Gauge(
+    "framewire_event_loop_lag_seconds",
+    "How much later than asked the event loop woke up, the most of the last 15 seconds.",
+)
+DEPENDENCY_SECONDS = Histogram(
+    "framewire_dependency_seconds",
+    "Time of a call to what is not ours (a provider account, S3, a media worker), by outcome: ok or failed.",
+    ["dependency", "operation", "outcome"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)
 MESSAGES = Counter("framewire_messages", "Messages handled, by outcome.", ["consumer", "outcome"])
+CONSUMER_PENDING = Gauge(
+    "framewire_consumer_pending", "Messages that a consumer was not given yet.", ["consumer"]
+)
+CONSUMER_UNACKNOWLEDGED = Gauge(
+    "framewire_consumer_unacknowledged", "Messages given and not acknowledged.", ["consumer"]
+)
+BUS_CONNECTED = Gauge("framewire_bus_connected", "1 while there is a connection to NATS, else 0.")
+BUS_SYNC_ALWAYS = Gauge(
+    "framewire_bus_sync_always",
+    "1 when NATS runs with `sync_interval: always`, 0 when not or when it cannot be asked.",
+    ["server"],
+)
+POOL_CONNECTIONS = Gauge(
+    "framewire_database_connections", "Connections of the pool, by use.", ["use"]
+)
 OUTBOX_WAITING = Gauge("framewire_outbox_waiting", "Outbox rows not published yet.")
+OUTBOX_OLDEST = Gauge("framewire_outbox_oldest_seconds", "Age of the oldest of them.")
 
 _tracer = trace.get_tracer("framewire")
 
@@ -77,7 +112,7 @@ def serve_metrics(host: str, port: int) -> None:
 
 @dataclass
 class Outcome:
-    """How a pass went; the loop sets `failed`."""
+    """How a pass or a call went; who does it sets `failed`."""
 
     failed: bool = False
 
@@ -91,6 +126,25 @@ def loop_pass(loop: str) -> Iterator[Outcome]:
     LOOP_SECONDS.labels(loop).observe(time.monotonic() - started)
     if outcome.failed:
         LOOP_FAILURES.labels(loop).inc()
+    else:
+        LOOP_SUCCEEDED_AT.labels(loop).set_to_current_time()
+
+
+@contextmanager
+def dependency(name: str, operation: str) -> Iterator[Outcome]:
+    """Times a call to what is not ours, as a metric and on the trace. An exception is a failure, or `failed` set."""
+    started = time.monotonic()
+    outcome = Outcome()
+    with span(f"{name} {operation}", SpanKind.CLIENT):
+        try:
+            yield outcome
+        except BaseException:
+            outcome.failed = True
+            raise
+        finally:
+            word = "failed" if outcome.failed else "ok"
+            seconds = time.monotonic() - started
+            DEPENDENCY_SECONDS.labels(name, operation, word).observe(seconds)
 
 
 @contextmanager
@@ -101,6 +155,11 @@ def span(name: str, kind: SpanKind, carrier: Mapping[str, str] | None = None) ->
         name, context=parent, kind=kind, record_exception=False, set_status_on_exception=False
     ) as current:
         yield current
+
+
+def joined(name: str, traceparent: str) -> AbstractContextManager[Span]:
+    """A span on the trace that a row was made in; where it knows none, on one of its own."""
+    return span(name, SpanKind.INTERNAL, {"traceparent": traceparent} if traceparent else None)
 
 
 def trace_id() -> str:

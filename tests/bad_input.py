@@ -111,6 +111,16 @@ class World:
 
         return await self.call("Upload/UploadImage", requests())
 
+    async def upload_video(self, part: bytes, **header: Any) -> Any:
+        """UploadVideo of one chunk."""
+
+        async def requests() -> AsyncIterator[upload_pb2.UploadVideoRequest]:
+            named = upload_pb2.UploadVideoHeader(**{"request_id": str(uuid.uuid4()), **header})
+            yield upload_pb2.UploadVideoRequest(header=named)
+            yield upload_pb2.UploadVideoRequest(chunk=part)
+
+        return await self.call("Upload/UploadVideo", requests())
+
 
 Call = Callable[[World], Awaitable[Any]]
 
@@ -214,6 +224,11 @@ def get(video_id: str) -> Call:
     return lambda world: world.call("Video/GetVideo", video_pb2.GetVideoRequest(video_id=video_id))
 
 
+def starting(*inputs: Mapping[str, Any], **fields: Any) -> Call:
+    """CreateVideo that starts from these."""
+    return spec(inputs=[vocabulary_pb2.VideoInput(**each) for each in inputs], **fields)
+
+
 def spec(**fields: Any) -> Call:
     """A video of which one thing is wrong."""
     return lambda world: world.create(fields)
@@ -311,6 +326,69 @@ CASES = [
         for use in ("get_video", "watch", "cancel_video", "get_download_url")
     ),
     Case("unknown image", "upload", spec(input_image_id=NOBODY)),
+    Case(
+        "images or a video that the model does not start from",
+        "sora-2 does not start from a video; it starts from: text alone, 1 image as the first frame",
+        starting({"input_video_id": NOBODY}),
+    ),
+    Case(
+        "input at a frame that the video does not have",
+        "has 24 frames",
+        starting({"image_id": NOBODY, "frame_index": 24}, model="sora-1"),
+    ),
+    Case(
+        "two inputs for one frame",
+        "two are for one frame",
+        starting({"image_id": NOBODY}, {"image_id": NOBODY}, model="sora-1"),
+    ),
+    Case(
+        "crop bounds that hold nothing",
+        "left_fraction must be below",
+        starting({"image_id": NOBODY, "crop": {"left_fraction": 0.5, "bottom_fraction": 1.0}}),
+    ),
+    Case(
+        "input_image_id beside inputs",
+        "short for one",
+        spec(input_image_id=NOBODY, inputs=[{"image_id": NOBODY}]),
+    ),
+    Case("input that is neither image nor video", "inputs", starting({"frame_index": 0})),
+    Case("unknown input video", "upload", starting({"input_video_id": NOBODY}, model="sora-1")),
+    Case(
+        "asset that is not a video",
+        "not a video",
+        lambda world: world.create(
+            {"model": "sora-1", "inputs": [{"input_video_id": world.image.image_id}]}
+        ),
+    ),
+    Case("smaller version that is odd, or not smaller", "180", spec(rendition_heights=[180])),
+    Case(
+        "smaller version that was not asked for",
+        "no such output",
+        lambda world: world.call(
+            "Video/GetDownloadUrl",
+            video_pb2.GetDownloadUrlRequest(video_id=world.done.video_id, rendition_height=90),
+        ),
+    ),
+    Case(
+        "smaller version of a poster",
+        "no smaller versions",
+        lambda world: world.call(
+            "Video/GetDownloadUrl",
+            video_pb2.GetDownloadUrlRequest(
+                video_id=world.done.video_id, rendition_height=90, poster=True
+            ),
+        ),
+    ),
+    Case(
+        "video upload that is no video, or damaged",
+        "MP4 or WebM",
+        lambda world: world.upload_video(b"<html>no video at all</html>"),
+    ),
+    Case(
+        "video over 100 MB",
+        "104,857,600 bytes",
+        lambda world: world.upload_video(b"x", size_bytes=104_857_601),
+    ),
     Case("another account's image", "upload", lambda world: of_another_account(world, "image")),
     Case("another account", "not yours", lambda world: of_another_account(world, "list")),
     Case(

@@ -155,6 +155,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
 
     async def Pin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Pin", request.account_id)
+        await self.behind.enter("Pin", request.asset_id)
         return storage_pb2.PinResponse(asset=storage_pb2.Asset(media_type="image/png"))
 
     async def Unpin(self, request: Any, context: Any) -> Any:

@@ -33,3 +33,28 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 def colour(image: Image.Image) -> tuple[int, ...]:
     """Mean colour."""
     return tuple(round(value) for value in ImageStat.Stat(image.convert("RGB")).mean)
+
+
+def clip(
+    path: Path,
+    colours: tuple[tuple[int, int, int], ...],
+    size: tuple[int, int] = (160, 90),
+    seconds: float = 1.0,
+) -> bytes:
+    """An MP4 at 24 frames a second that shows the colours one after the other."""
+    count = round(24 * seconds)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index in range(count):
+            shown = colours[index * len(colours) // count]
+            frame = av.VideoFrame.from_image(Image.new("RGB", size, shown))
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def is_near(found: tuple[int, ...], wanted: tuple[int, ...], tolerance: int = 20) -> bool:
+    """Whether two colours are the same to the eye."""
+    return all(abs(one - other) <= tolerance for one, other in zip(found, wanted, strict=True))

@@ -25,6 +25,7 @@ from tests.waiting import eventually
 FILE = Path(catalogue.__file__).parent / "providers.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(FILE.read_text())
 IMAGE = pictures.plain((200, 30, 30))
+FIRST = (contract.Input(IMAGE),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,8 +83,9 @@ class Client:
     ) -> contract.CreateOutcome:
         if self.world.needs_image:
             image = image or IMAGE
+        inputs = (contract.Input(image),) if image else ()
         spec = self.world.spec(prompt, **fields)
-        return await self.provider.create(self.provider.build(spec, image, uuid.uuid4().hex), None)
+        return await self.provider.create(self.provider.build(spec, inputs, uuid.uuid4().hex), None)
 
     async def made(self, prompt: str = "", **fields: Any) -> str:
         outcome = await self.create(prompt, **fields)

@@ -24,13 +24,19 @@ from tests import containers, picture_server
 from tests.waiting import eventually
 
 IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
+CLIP = pb.ASSET_KIND_INPUT_VIDEO
 CHUNK = 256 * 1024
 STALL_SECONDS = 1.0
 SETTINGS = {
     "STORAGE_STALL_SECONDS": f"{STALL_SECONDS}",
     "STORAGE_SWEEP_SECONDS": "0.1",
+    "STORAGE_RETENTION_SECONDS": "0.1",
+    "STORAGE_SCRUB_SECONDS": "0.1",
     "STORAGE_RENDITION_KEEP_SECONDS": "3600",
     "STORAGE_MAX_IMAGE_BYTES": "200000",
+    "STORAGE_MAX_INPUT_VIDEO_BYTES": "300000",
+    "STORAGE_MAX_INPUT_VIDEO_SECONDS": "3",
+    "STORAGE_MAX_INPUT_VIDEO_PIXELS": "10000",
     "STORAGE_IMPORT_NETWORKS": "127.0.0.0/8",
     "STORAGE_IMPORT_SECONDS": "2",
 }
@@ -40,11 +46,18 @@ class World:
     """The running service and what tests do with it."""
 
     def __init__(
-        self, running: stack.Stack, outer: containers.Outer, stub: Any, pool: asyncpg.Pool
+        self,
+        running: stack.Stack,
+        outer: containers.Outer,
+        stub: Any,
+        generator: Any,
+        pool: asyncpg.Pool,
     ) -> None:
         self.stack = running
         self.objects_server = outer.server(running, "s3")
         self.stub = stub
+        """As the gateway calls it."""
+        self.generator = generator
         self.pool = pool
         self.data_dir = running.data_dir
         where = running.addresses
@@ -98,6 +111,12 @@ class World:
             **fields,
         )
         return await self.stub.Fit(request, timeout=30)
+
+    async def rendition(self, asset: pb.Asset, height: int) -> pb.Asset:
+        request = pb.MakeRenditionRequest(
+            account_id=asset.account_id, asset_id=asset.asset_id, height=height
+        )
+        return await self.generator.MakeRendition(request, timeout=30)
 
     async def delete(self, asset: pb.Asset) -> pb.Asset:
         return await self.stub.Delete(
@@ -156,13 +175,15 @@ def refused(kind: type[errors.ServiceError], *reasons: str) -> Iterator[Any]:
     assert raised.value.reason in reasons
 
 
-def film(path: Path, shade: int = 90) -> bytes:
+def film(path: Path, shade: int = 90, frames: int = 24) -> bytes:
     """A real MP4: 24 frames of 64 x 48 at 24 per second."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=24)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(24):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade, index * 5, 0)))
+        for index in range(frames):
+            frame = av.VideoFrame.from_image(
+                Image.new("RGB", (64, 48), (shade, index * 5 % 256, 0))
+            )
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -192,9 +213,11 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             await whole.start()
             async with (
                 rpc.channel(whole.addresses.listen["storage"], tokens(whole, "gateway")) as channel,
+                rpc.channel(whole.addresses.listen["storage"], tokens(whole, "generator")) as other,
                 asyncpg.create_pool(whole.addresses.database_url("storage"), min_size=1) as pool,
             ):
-                yield World(whole, outer, storage_pb2_grpc.StorageServiceStub(channel), pool)
+                stubs = [storage_pb2_grpc.StorageServiceStub(each) for each in (channel, other)]
+                yield World(whole, outer, *stubs, pool)
         finally:
             await whole.destroy()
 

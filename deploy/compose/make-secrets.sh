@@ -46,7 +46,7 @@ done
 printf '%s' "$roles" | put postgres_roles
 random | put postgres_password
 
-for user in operator gateway credits generator subscriber; do
+for user in operator gateway credits generator storage subscriber; do
   password=$(random)
   nats="${nats}${user}_password: \"$password\"
 "

@@ -7,10 +7,8 @@ FRAMEWIRE_NATS_MONITOR_URL (`http://host:8222`).
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-import urllib.request
 from pathlib import Path
 
 from kit import bus
@@ -21,11 +19,10 @@ TIMEOUT_SECONDS = 10.0
 def require_synced(monitor_url: str) -> None:
     """Ends the step unless NATS syncs what it acknowledges: by default it loses up to two minutes in a power cut."""
     try:
-        with urllib.request.urlopen(f"{monitor_url}/varz", timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - ours
-            server = json.load(answer)
+        synced = bus.sync_always(monitor_url)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot ask {monitor_url}/varz: {error}")
-    if not server.get("jetstream", {}).get("config", {}).get("sync_always"):
+    if not synced:
         sys.exit(f"NATS at {monitor_url} does not run with `jetstream {{ sync_interval: always }}`")
 
 

@@ -72,11 +72,13 @@ def feed(
 
 
 def _model_row(model: types.Model) -> tuple[object, ...]:
-    ways = [
-        name
-        for name, has in (("image", model.image_to_video), ("text", model.text_to_video))
-        if has
-    ]
+    found = {
+        "text": model.text_to_video,
+        "image": model.max_input_images == 1,
+        f"{model.max_input_images} images": model.max_input_images > 1,
+        f"video to {model.max_input_video_seconds:g} s": model.max_input_video_seconds > 0,
+    }
+    ways = [name for name, has in found.items() if has]
     return (
         model.model,
         model.state,

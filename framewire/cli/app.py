@@ -12,9 +12,11 @@ from framewire.cli import (
     account,
     attempts,
     credits,
+    inputs,
     operators,
     output,
     reconcile,
+    storing,
     top,
     videos,
 )
@@ -29,6 +31,7 @@ local = typer.Typer(no_args_is_help=True, help="The whole system on this machine
 app.add_typer(local, name="local")
 app.add_typer(attempts.attempts, name="attempts")
 app.add_typer(attempts.providers, name="providers")
+app.add_typer(storing.stored, name="storage")
 
 app.command()(videos.generate)
 app.command()(videos.get)
@@ -36,6 +39,7 @@ app.command("list")(videos.list_videos)
 app.command()(videos.watch)
 app.command()(videos.download)
 app.command()(videos.quote)
+app.command()(inputs.preview)
 app.command()(videos.cancel)
 app.command()(account.models)
 app.command()(credits.balance)
@@ -58,6 +62,7 @@ operator.command()(operators.rulebooks)
 operator.command("add-rulebook")(operators.add_rulebook)
 operator.command("activate-rulebook")(operators.activate_rulebook)
 operator.command("check-books")(operators.check_books)
+operator.command()(operators.quarantined)
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

@@ -186,6 +186,36 @@ def check_books(
     running.with_client(work, address, api_key, for_account=False)
 
 
+def quarantined(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Whose.")],
+    why: options.Why = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """List what is kept aside of an account because it is no video, with a URL of its bytes. Do not trust them."""
+
+    async def work(opened: client.Client) -> None:
+        found = await opened.operations.quarantined(account, why=why)
+        if as_json:
+            for each in found:
+                output.print_json(each)
+            return
+        rows = [
+            (
+                each.asset.asset_id,
+                each.asset.size_bytes,
+                output.clock(each.asset.created_at),
+                output.clock(each.asset.expires_at),
+                each.url,
+            )
+            for each in found
+        ]
+        output.print_table(("asset", "bytes", "since", "until", "url"), rows)
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
 def _set_frozen(
     frozen: bool, why: str, address: str, api_key: str, account: str, as_json: bool
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framewire import client, errors, types
-from framewire.cli import options, output, progress, running
+from framewire.cli import inputs, options, output, progress, running
 
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="What is to be seen, up to 500 characters.")
@@ -16,18 +16,18 @@ Prompt = Annotated[
 
 
 def generate(
-    image: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMAGE",
-            help="The first frame: an image file, a public https:// URL, or - for text-to-video.",
-        ),
-    ],
-    prompt: Prompt,
+    image: inputs.First,
+    prompt: inputs.PromptLast = "",
+    images: inputs.Images = [],  # noqa: B006 (typer reads it)
+    video: inputs.Video = None,
+    fit: inputs.Fit = "",
+    crop: inputs.Crop = "",
+    renditions: inputs.Renditions = [],  # noqa: B006
     model: options.Model = "",
     seconds: options.Seconds = 0,
     size: options.Size = "",
     variants: options.Variants = 0,
+    model_options: inputs.ModelOptions = [],  # noqa: B006
     lane: options.Lane = "",
     max_credits: Annotated[int | None, typer.Option(min=0, help="Refuse above this price.")] = None,
     out: options.Out = None,
@@ -39,11 +39,15 @@ def generate(
     account: options.Account = "",
     as_json: options.Json = False,
 ) -> None:
-    """Make a video from an image and a prompt, wait for it and download it."""
+    """Make a video from an image, several images, a video or text, wait for it and download it."""
     fields = client.VideoFields(
-        **options.spec_fields(model, seconds, size, variants), lane=lane, max_credits=max_credits
+        **options.spec_fields(model, seconds, size, variants),
+        lane=lane,
+        max_credits=max_credits,
     )
-    source = _image(image)
+    fields |= {"options": inputs.model_options(model_options), "rendition_heights": renditions}
+    given = inputs.given(images, video, fit, crop)
+    text = inputs.prompt_and_first(image, prompt, given)
     request_id = request_id or client.new_request_id()
     shown = progress.Shown(quiet=as_json)
 
@@ -52,13 +56,11 @@ def generate(
             out.parent.mkdir(parents=True, exist_ok=True)  # before anything is paid for
         try:
             with shown:
-                video = await opened.generate(
-                    prompt, source, on_progress=shown, request_id=request_id, **fields
-                )
+                made = await inputs.generate(opened, text, given, shown, request_id, fields)
         except errors.FramewireError:
             _show_failed(shown.latest, as_json)
             raise
-        await _save(opened, video, out, as_json)
+        await _save(opened, made, out, as_json)
 
     def interrupted() -> str:
         if shown.latest is not None:
@@ -141,6 +143,10 @@ def watch(
 def download(
     video_id: options.VideoId,
     out: options.Out = None,
+    height: Annotated[
+        int,
+        typer.Option(min=0, help="A smaller version instead, by its height.", show_default=False),
+    ] = 0,
     address: options.Address = "",
     api_key: options.ApiKey = "",
     as_json: options.Json = False,
@@ -151,7 +157,7 @@ def download(
         video = await opened.get_video(video_id)
         if not video.outputs:
             await opened.get_download_url(video_id)  # the gateway says why there is none
-        await _save(opened, video, out, as_json)
+        await _save(opened, video, out, as_json, height)
 
     running.with_client(work, address, api_key, for_account=False)
 
@@ -204,20 +210,12 @@ def cancel(
     running.with_client(work, address, api_key, for_account=False)
 
 
-def _image(image: str) -> Path | str | None:
-    if image == "-":
-        return None
-    if image.startswith("https://"):
-        return image
-    if not Path(image).is_file():
-        raise output.usage(f"there is no image file {image}; - makes a video from text")
-    return Path(image)
-
-
-async def _save(opened: client.Client, video: types.Video, out: Path | None, as_json: bool) -> None:
+async def _save(
+    opened: client.Client, video: types.Video, out: Path | None, as_json: bool, height: int = 0
+) -> None:
     place = out or Path(f"{video.video_id}.mp4")
     place.parent.mkdir(parents=True, exist_ok=True)
-    paths = await opened.download_all(video, place)
+    paths = await opened.download_all(video, place, rendition_height=height)
     if as_json:
         output.print_json(video)
     else:

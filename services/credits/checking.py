@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from prometheus_client import Gauge
 
@@ -12,8 +13,12 @@ from services.credits import store
 log = telemetry.logger(__name__)
 
 FINDINGS = Gauge(
-    "framewire_credits_books_findings", "Rows of the ledger that disagree, at the last check."
+    "framewire_credits_books_findings",
+    "Rows of the ledger that disagree, at the last check, by what they are.",
+    ["row"],
 )
+ROWS = ("transfer", "account", "lot", "hold", "entry", "rulebook", "other")
+"""What a finding begins with."""
 CHECKED_AT = Gauge(
     "framewire_credits_books_checked_timestamp_seconds", "When the books were last checked."
 )
@@ -39,9 +44,16 @@ class BooksCheck:
         proof = await self._statements.check_books_alone()
         if proof is None:
             return
-        FINDINGS.set(len(proof.findings))
+        counts = Counter(_row(finding) for finding in proof.findings)
+        for row in ROWS:
+            FINDINGS.labels(row).set(counts[row])
         RECOMPUTED.set(proof.recomputed_holds)
         CHECKED_AT.set_to_current_time()
         for finding in proof.findings:
             log.error("books_disagree", finding=finding)
         log.info("books_checked", transfers=proof.transfers, findings=len(proof.findings))
+
+
+def _row(finding: str) -> str:
+    word = finding.split(maxsplit=1)[0]
+    return word if word in ROWS else "other"

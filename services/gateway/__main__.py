@@ -21,6 +21,7 @@ from services.gateway import (
     auth,
     catalogue,
     config,
+    measures,
     peers,
     projector,
     publisher,
@@ -40,7 +41,7 @@ async def main(settings: config.Settings) -> None:
         url = settings.database_url.get_secret_value()
         pool = await process.enter(postgres.pool(url, "gateway", settings.database_pool_size))
         nats = await process.enter(bus.connect(settings.nats_url, "gateway"))
-        behind = peers.Peers(await _stubs(process, settings))
+        behind = peers.Peers(await _stubs(process, settings), models)
         kept = store.Store(pool)
         keys = auth.Authenticator(kept.accounts)
         if bootstrap := settings.bootstrap_key.get_secret_value():
@@ -66,6 +67,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(projector.ProgressListener(kept.videos, nats, hub))
         process.loop(sweeper.Sweeper(kept, behind, ringing, hub, ages))
         process.loop(sweeper.Purge(kept))
+        process.loop(measures.Measures(kept.measures))
 
         parts = creating.Parts(
             store=kept,

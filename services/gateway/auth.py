@@ -71,12 +71,14 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.VideoService/DeleteVideo": _ANY,
     "framewire.gateway.v1.VideoService/RetryVideo": _ANY,
     "framewire.gateway.v1.VideoService/WatchVideo": _ANY,
-    "framewire.gateway.v1.VideoService/WatchVideos": _ANY,
     "framewire.gateway.v1.VideoService/QuoteVideo": _ANY,
+    "framewire.gateway.v1.VideoService/PreviewInputs": _ANY,
     "framewire.gateway.v1.VideoService/GetDownloadUrl": _ANY,
     "framewire.gateway.v1.UploadService/UploadImage": _ANY,
+    "framewire.gateway.v1.UploadService/UploadVideo": _ANY,
     "framewire.gateway.v1.UploadService/CreateUpload": _ANY,
     "framewire.gateway.v1.UploadService/CompleteUpload": _ANY,
+    "framewire.gateway.v1.UploadService/CompleteVideoUpload": _ANY,
     "framewire.gateway.v1.UploadService/ImportImage": _ANY,
     "framewire.gateway.v1.AccountService/GetBalance": _ANY,
     "framewire.gateway.v1.AccountService/ListEntries": _ANY,
@@ -85,6 +87,8 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.AccountService/CreateApiKey": _OWNERS,
     "framewire.gateway.v1.AccountService/ListApiKeys": _OWNERS,
     "framewire.gateway.v1.AccountService/RevokeApiKey": _OWNERS,
+    "framewire.gateway.v1.AccountService/GetStorageUsage": _ANY,
+    "framewire.gateway.v1.AccountService/ExtendRetention": _ANY,
     "framewire.gateway.v1.OperatorService/CreateAccount": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Grant": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Refund": _OPERATORS,
@@ -104,6 +108,8 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/CancelAttempt": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ListProviderAccounts": _OPERATORS,
     "framewire.gateway.v1.OperatorService/PauseProviderAccount": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/ListQuarantined": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/SetRetention": _OPERATORS,
 }
 
 

@@ -25,13 +25,17 @@ class Option:
     type: OptionType
     min: float
     max: float
+    choices: tuple[str, ...] = ()
+    """The strings that it takes, where there are only these."""
 
     def accepts(self, value: OptionValue | None) -> bool:
         """Whether the value has the type and lies within the bounds."""
         if self.type == "boolean":
             return isinstance(value, bool)
         if self.type == "string":
-            return isinstance(value, str) and self.min <= len(value) <= self.max
+            if not isinstance(value, str):
+                return False
+            return value in self.choices if self.choices else self.min <= len(value) <= self.max
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         whole = self.type == "number" or float(value).is_integer()
@@ -41,6 +45,8 @@ class Option:
         """For people: `seed (integer, 0 to 10)`."""
         if self.type == "boolean":
             return f"{self.name} (boolean)"
+        if self.choices:
+            return f"{self.name} (one of {', '.join(self.choices)})"
         bounds = f"{self.min:.15g} to {self.max:.15g}"
         unit = " characters" if self.type == "string" else ""
         return f"{self.name} ({self.type}, {bounds}{unit})"
@@ -58,7 +64,13 @@ class Model:
     variants_by_size: Mapping[tuple[int, int], int]
     """Sizes that make another number of variants than max_variants."""
     text_to_video: bool
-    image_to_video: bool
+    max_input_images: int
+    """0: it makes none from images."""
+    input_images_at_any_frame: bool
+    max_input_video_seconds: float
+    """0: it makes none from a video."""
+    frames_per_second: int
+    """By which inputs' frames are counted; 0: not known."""
     options: Mapping[str, Option]
     retires_at: datetime | None
 
@@ -116,7 +128,10 @@ def _model(entry: dict[str, Any]) -> Model:
             max_variants=int(entry.get("max_variants", 1)),
             variants_by_size={_size(size): int(most) for size, most in by_size.items()},
             text_to_video=bool(entry["text_to_video"]),
-            image_to_video=bool(entry["image_to_video"]),
+            max_input_images=int(entry["max_input_images"]),
+            input_images_at_any_frame=bool(entry.get("input_images_at_any_frame", False)),
+            max_input_video_seconds=float(entry.get("max_input_video_seconds", 0)),
+            frames_per_second=int(entry.get("frames_per_second", 0)),
             options={key: _option(key, item) for key, item in entry.get("options", {}).items()},
             retires_at=_moment(retires_at) if retires_at else None,
         )
@@ -124,6 +139,10 @@ def _model(entry: dict[str, Any]) -> Model:
         raise CatalogueError(f"model {name or '?'}: {error!r}") from error
     if not (model.name and model.sizes and model.seconds and model.max_variants > 0):
         raise CatalogueError(f"model {name or '?'} needs a name, sizes, seconds and max_variants")
+    if model.input_images_at_any_frame and not model.frames_per_second:
+        raise CatalogueError(
+            f"model {model.name}: frames are named, so frames_per_second is needed"
+        )
     if strange := set(model.variants_by_size) - set(model.sizes):
         raise CatalogueError(f"model {model.name}: variants_by_size has sizes it lacks: {strange}")
     return model
@@ -137,7 +156,16 @@ def _size(text: str) -> tuple[int, int]:
 def _option(name: str, item: dict[str, Any]) -> Option:
     if item["type"] not in get_args(OptionType):
         raise ValueError(f"option {name} has no type {item['type']!r}")
-    return Option(name, item["type"], float(item.get("min", 0)), float(item.get("max", 0)))
+    choices = tuple(str(choice) for choice in item.get("choices", ()))
+    option = Option(
+        name, item["type"], float(item.get("min", 0)), float(item.get("max", 0)), choices
+    )
+    if choices and option.type != "string":
+        raise ValueError(f"option {name} has choices and is no string")
+    bounded = {"min", "max"} <= item.keys() and option.min <= option.max
+    if option.type != "boolean" and not choices and not bounded:
+        raise ValueError(f"option {name} has no bounds: min and max are needed")
+    return option
 
 
 def _moment(value: object) -> datetime:

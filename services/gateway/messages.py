@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import video_pb2
 from framewire.generator.v1 import job_pb2
 from kit import errors
-from services.gateway import catalogue, videos
+from services.gateway import catalogue, inputs, videos
 
 _KINDS = frozenset(kind.value for kind in videos.Kind)
 
@@ -103,6 +104,8 @@ def asked_spec(spec: vocabulary_pb2.VideoSpec) -> videos.Spec:
         seconds=spec.seconds,
         variants=spec.variants,
         options={name: _option(value) for name, value in spec.options.items()},
+        inputs=asked_inputs(spec.inputs),
+        rendition_heights=tuple(spec.rendition_heights),
     )
 
 
@@ -115,11 +118,49 @@ def listing(request: video_pb2.ListVideosRequest, account_id: str) -> videos.Lis
         created_from=moment(request, "created_from"),
         created_to=moment(request, "created_to"),
         model=request.model,
-        template_id=request.template_id,
         labels=tuple(sorted(request.labels.items())),
         client_reference=request.client_reference,
         oldest_first=request.order == video_pb2.VIDEO_ORDER_OLDEST_FIRST,
     )
+
+
+def asked_inputs(given: Iterable[vocabulary_pb2.VideoInput]) -> tuple[inputs.Input, ...]:
+    """What a video is to start from."""
+    return tuple(_input(each) for each in given)
+
+
+def _input(each: vocabulary_pb2.VideoInput) -> inputs.Input:
+    crop = each.crop
+    fit = vocabulary_pb2.FitMode.Name(each.fit or vocabulary_pb2.FIT_MODE_COVER)
+    return inputs.Input(
+        asset_id=each.image_id or each.input_video_id,
+        is_video=each.HasField("input_video_id"),
+        frame_index=each.frame_index,
+        fit=fit.removeprefix("FIT_MODE_"),
+        crop=(crop.left_fraction, crop.top_fraction, crop.right_fraction, crop.bottom_fraction)
+        if each.HasField("crop")
+        else inputs.WHOLE,
+    )
+
+
+def _input_message(each: inputs.Input) -> vocabulary_pb2.VideoInput:
+    made = vocabulary_pb2.VideoInput(
+        frame_index=each.frame_index, fit=vocabulary_pb2.FitMode.Value(f"FIT_MODE_{each.fit}")
+    )
+    if each.is_video:
+        made.input_video_id = each.asset_id
+    else:
+        made.image_id = each.asset_id
+    if each.crop != inputs.WHOLE:
+        left, top, right, bottom = each.crop
+        made.crop.left_fraction, made.crop.top_fraction = left, top
+        made.crop.right_fraction, made.crop.bottom_fraction = right, bottom
+    return made
+
+
+def spec_inputs(spec: vocabulary_pb2.VideoSpec) -> tuple[inputs.Input, ...]:
+    """What a stored spec starts from."""
+    return inputs.asked(spec.input_image_id, asked_inputs(spec.inputs))
 
 
 def _option(value: struct_pb2.Value) -> catalogue.OptionValue | None:
@@ -139,6 +180,8 @@ def spec_message(spec: videos.Spec) -> vocabulary_pb2.VideoSpec:
         height=spec.height,
         seconds=spec.seconds,
         variants=spec.variants,
+        inputs=[_input_message(each) for each in spec.inputs],
+        rendition_heights=spec.rendition_heights,
     )
     for name, value in (spec.options or {}).items():
         if isinstance(value, bool):

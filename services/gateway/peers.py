@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
@@ -9,10 +10,11 @@ from framewire.events.v1 import event_pb2, reason_pb2, vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import errors
-from services.gateway import messages, videos
+from services.gateway import catalogue, inputs, messages, videos
 from services.gateway.store import rows
 
 TIMEOUT_SECONDS = 5.0
+FIT_SECONDS = 100.0
 _LEDGER = "framewire.credits.v1.LedgerService"
 _STORAGE = "framewire.storage.v1.StorageService"
 _ATTEMPTS = "framewire.generator.v1.AttemptService"
@@ -50,6 +52,8 @@ RETRIED = {
             "CreateUpload",
             "CompleteUpload",
             "Import",
+            "Fit",
+            "List",
             "SurveyAssets",
             "SurveyPins",
         )
@@ -106,8 +110,9 @@ class Stubs:
 class Peers:
     """What a video needs of credits, storage and generator."""
 
-    def __init__(self, stubs: Stubs) -> None:
+    def __init__(self, stubs: Stubs, models: catalogue.Catalogue) -> None:
         self.stubs = stubs
+        self._models = models
 
     async def reserve(self, video: videos.Video) -> rows.Hold:
         """Prices the video and holds its credits, not later than its admission lasts. Idempotent by the video."""
@@ -158,14 +163,18 @@ class Peers:
         )
 
     async def pin(self, video: videos.Video) -> None:
-        """Keeps the input image while the video lives. Idempotent. Raises NotFound where there is none."""
-        pinned = await self.stubs.storage.Pin(
-            storage_pb2.PinRequest(
-                account_id=video.account_id, asset_id=video.input_image_id, owner=video.video_id
-            ),
-            timeout=TIMEOUT_SECONDS,
-        )
-        check_image(pinned.asset)
+        """Keeps what the video starts from while it lives. Idempotent. Raises NotFound or InvalidArgument where one
+        cannot start it.
+        """
+        spec = messages.stored_spec(video)
+        for each in messages.spec_inputs(spec):
+            pinned = await self.stubs.storage.Pin(
+                storage_pb2.PinRequest(
+                    account_id=video.account_id, asset_id=each.asset_id, owner=video.video_id
+                ),
+                timeout=TIMEOUT_SECONDS,
+            )
+            self._check(each, spec.model, pinned.asset)
 
     async def unpin(self, video: videos.Video) -> None:
         """Lets go of everything that the video kept. Idempotent."""
@@ -175,7 +184,7 @@ class Peers:
         )
 
     async def delete_asset(self, account_id: str, asset_id: str) -> None:
-        """Removes an asset and all that was made from it; one that is gone already is gone. FailedPrecondition: pinned."""
+        """Removes an asset and all that was made from it; one that is gone is gone. FailedPrecondition: pinned."""
         try:
             await self.stubs.storage.Delete(
                 storage_pb2.DeleteRequest(account_id=account_id, asset_id=asset_id),
@@ -184,13 +193,37 @@ class Peers:
         except errors.NotFound:
             return
 
-    async def stat_image(self, account_id: str, asset_id: str) -> None:
-        """Raises NotFound or InvalidArgument where the asset cannot start a video."""
-        asset = await self.stubs.storage.Stat(
-            storage_pb2.StatRequest(account_id=account_id, asset_id=asset_id),
-            timeout=TIMEOUT_SECONDS,
+    async def stat_inputs(self, account_id: str, model: str, given: Sequence[inputs.Input]) -> None:
+        """Raises NotFound or InvalidArgument where one of the assets cannot start a video of the model."""
+        for each in given:
+            asset = await self.stubs.storage.Stat(
+                storage_pb2.StatRequest(account_id=account_id, asset_id=each.asset_id),
+                timeout=TIMEOUT_SECONDS,
+            )
+            self._check(each, model, asset)
+
+    def _check(self, each: inputs.Input, model: str, asset: storage_pb2.Asset) -> None:
+        known = self._models.models.get(model)
+        if known is not None:  # else it was offered when the video was admitted
+            inputs.check_asset(each, known, asset.media_type, asset.duration_ms / 1000)
+
+    async def fit(
+        self, account_id: str, each: inputs.Input, size: tuple[int, int]
+    ) -> storage_pb2.Asset:
+        """An input as it will be sent. Idempotent: the one that is sent later is the same."""
+        left, top, right, bottom = each.crop
+        crop = storage_pb2.CropBounds(
+            left_fraction=left, top_fraction=top, right_fraction=right, bottom_fraction=bottom
         )
-        check_image(asset)
+        request = storage_pb2.FitRequest(
+            account_id=account_id,
+            asset_id=each.asset_id,
+            width=size[0],
+            height=size[1],
+            mode=storage_pb2.FitMode.Value(f"FIT_MODE_{each.fit}"),
+            crop=crop if each.crop != inputs.WHOLE else None,
+        )
+        return await self.stubs.storage.Fit(request, timeout=FIT_SECONDS)
 
     async def outcome(self, video: videos.Video) -> event_pb2.Event | None:
         """The newest event of a video, empty where there is none yet; None: the generator has never heard of it.
@@ -214,14 +247,6 @@ class Peers:
         return await self.stubs.generator.CancelAttempt(
             attempt_pb2.CancelAttemptRequest(video_id=video.video_id, account_id=video.account_id),
             timeout=TIMEOUT_SECONDS,
-        )
-
-
-def check_image(asset: storage_pb2.Asset) -> None:
-    """Raises InvalidArgument where an asset is no image."""
-    if not asset.media_type.startswith("image/"):
-        raise errors.InvalidArgument(
-            "NOT_AN_IMAGE", "spec.input_image_id names an asset that is not an image"
         )
 
 

@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from framewire import subjects
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from kit import bus, telemetry
-from services.gateway import messages, store, watch
+from services.gateway import measures, messages, store, watch
 from services.gateway.store import videos as video_store
 
 log = telemetry.logger(__name__)
@@ -53,6 +53,7 @@ class Projector:
             # A repeat, or a video of another environment: a row is always there before its job is.
             telemetry.MESSAGES.labels(DURABLE, "unchanged").inc()
             return
+        measures.projected(changed, fact.kind)
         await self._hub.tell(event.video_id)
 
 

@@ -35,8 +35,8 @@ CLOCK_SKEW = timedelta(minutes=5)
 """Between a provider's clock and ours, generously."""
 SERVICES = ("gateway", "credits", "generator", "storage")
 
-CONFIRMED = Gauge(
-    "framewire_gateway_findings_confirmed", "Confirmed findings of the last reconciliation."
+RECONCILED_AT = Gauge(
+    "framewire_gateway_reconciled_timestamp_seconds", "When this replica last ended a pass."
 )
 
 
@@ -123,7 +123,7 @@ class Reconciler:
                 yield one
         unread = [side.side for side in read.values() if side.error]
         await self._findings.clear(started_at, unread)
-        CONFIRMED.set(counts.confirmed)
+        RECONCILED_AT.set_to_current_time()
         yield Pass(
             started_at,
             since,

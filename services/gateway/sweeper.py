@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kit import errors, loops, telemetry
 from kit.failpoints import failpoint
-from services.gateway import messages, peers, publisher, removal, store, videos, watch
+from services.gateway import measures, messages, peers, publisher, removal, store, videos, watch
 
 log = telemetry.logger(__name__)
 
@@ -97,7 +97,8 @@ class Sweeper:
         changed = fact and await self._store.videos.project(
             video.video_id, fact, self._ages.overdue
         )
-        if changed:
+        if fact and changed:
+            measures.projected(changed, fact.kind)
             log.info("projected_from_generator", video_id=video.video_id, state=changed.state)
             await self._hub.tell(video.video_id)
         else:

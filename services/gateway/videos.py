@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from kit import errors
-from services.gateway import catalogue
+from services.gateway import catalogue, inputs
 
 
 class State(StrEnum):
@@ -64,6 +64,8 @@ class Spec:
     variants: int = 0
     options: Mapping[str, catalogue.OptionValue | None] | None = None
     """None as a value is one that no option takes (a list, an object, null)."""
+    inputs: tuple[inputs.Input, ...] = ()
+    rendition_heights: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,6 @@ class NewVideo:
     client_reference: str
     model: str
     retry_of: str = ""
-    template_id: str = ""
-    template_version: int = 0
     reject_duplicates_seconds: float = 0
 
 
@@ -101,7 +101,6 @@ class Listing:
     created_from: datetime | None = None
     created_to: datetime | None = None
     model: str = ""
-    template_id: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     client_reference: str = ""
     oldest_first: bool = False
@@ -161,8 +160,6 @@ class Video:
     updated_at: datetime
     deleted_at: datetime | None
     model: str
-    template_id: str
-    template_version: int
     delete_when_terminal: bool
     delete_due: bool
     revised_at: datetime
@@ -292,27 +289,38 @@ def start_by(asked: datetime | None, lane: str, now: datetime) -> datetime:
     return asked
 
 
-def normalise(asked: Spec, models: catalogue.Catalogue, now: datetime) -> Spec:
-    """The video as it will be made, every field filled in. Raises InvalidArgument that lists what the model has."""
-    model = models.models.get(asked.model) if asked.model else models.default
+def living(name: str, models: catalogue.Catalogue, now: datetime) -> catalogue.Model:
+    """The model of that name, or the default one. Raises InvalidArgument or FailedPrecondition."""
+    model = models.models.get(name) if name else models.default
     if model is None:
         raise errors.InvalidArgument(
-            "MODEL_UNKNOWN", f"there is no model {asked.model!r}; there are: {models.names}"
+            "MODEL_UNKNOWN", f"there is no model {name!r}; there are: {models.names}"
         )
     if model.retires_at is not None and model.retires_at <= now:
         raise errors.FailedPrecondition(
             "MODEL_RETIRING", f"{model.name} was retired on {model.retires_at:%Y-%m-%d}"
         )
-    width, height = _size(asked, model)
+    return model
+
+
+def normalise(asked: Spec, models: catalogue.Catalogue, now: datetime) -> Spec:
+    """The video as it will be made, every field filled in. Raises InvalidArgument that lists what the model has."""
+    model = living(asked.model, models, now)
+    width, height = size(asked.width, asked.height, model)
+    seconds = _seconds(asked, model)
+    given = inputs.asked(asked.input_image_id, asked.inputs)
+    first, others = inputs.short(inputs.check(given, model, seconds * model.frames_per_second))
     return Spec(
         prompt=_prompt(asked.prompt),
         model=model.name,
-        input_image_id=_image(asked, model),
+        input_image_id=first,
         width=width,
         height=height,
-        seconds=_seconds(asked, model),
+        seconds=seconds,
         variants=_variants(asked, model, (width, height)),
         options=_options(asked, model),
+        inputs=others,
+        rendition_heights=_rendition_heights(asked, height),
     )
 
 
@@ -326,17 +334,17 @@ def _prompt(prompt: str) -> str:
     return prompt
 
 
-def _size(asked: Spec, model: catalogue.Model) -> tuple[int, int]:
-    size = (asked.width, asked.height)
-    if size == (0, 0):
+def size(width: int, height: int, model: catalogue.Model) -> tuple[int, int]:
+    """The size that is asked for, 0 x 0 being the default. Raises InvalidArgument that lists what there is."""
+    if (width, height) == (0, 0):
         return model.sizes[0]
-    if size not in model.sizes:
-        listed = ", ".join(f"{width}x{height}" for width, height in model.sizes)
+    if (width, height) not in model.sizes:
+        listed = ", ".join(f"{across}x{down}" for across, down in model.sizes)
         raise errors.InvalidArgument(
             "SIZE_NOT_SUPPORTED",
-            f"{model.name} does not make {asked.width}x{asked.height}; it makes: {listed}",
+            f"{model.name} does not make {width}x{height}; it makes: {listed}",
         )
-    return size
+    return width, height
 
 
 def _seconds(asked: Spec, model: catalogue.Model) -> int:
@@ -359,16 +367,18 @@ def _variants(asked: Spec, model: catalogue.Model, size: tuple[int, int]) -> int
     return asked.variants or 1
 
 
-def _image(asked: Spec, model: catalogue.Model) -> str:
-    if asked.input_image_id and not model.image_to_video:
-        raise errors.InvalidArgument(
-            "OPTION_NOT_SUPPORTED", f"{model.name} makes videos from text only, not from an image"
-        )
-    if not asked.input_image_id and not model.text_to_video:
-        raise errors.InvalidArgument(
-            "OPTION_NOT_SUPPORTED", f"{model.name} needs an image: set spec.input_image_id"
-        )
-    return asked.input_image_id
+def _rendition_heights(asked: Spec, height: int) -> tuple[int, ...]:
+    """The tallest first."""
+    for number, wanted in enumerate(asked.rendition_heights):
+        if wanted % 2 or wanted >= height:
+            field, rule = (
+                f"spec.rendition_heights[{number}]",
+                f"must be even and below the video's height, {height}",
+            )
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"{field}: {rule}", violations=[(field, rule)]
+            )
+    return tuple(sorted(asked.rendition_heights, reverse=True))
 
 
 def _options(asked: Spec, model: catalogue.Model) -> dict[str, catalogue.OptionValue | None]:

@@ -19,6 +19,7 @@ from services.generator import (
     fetch,
     intake,
     late,
+    measures,
     poll,
     pools,
     progress,
@@ -70,6 +71,9 @@ async def main(settings: config.Settings) -> None:
         process.loop(late.LateRenders(settings, database, opened, downloads, shared))
         process.loop(relay)
         process.loop(outbox.Retention(pool))
+        process.loop(measures.Measures(database, opened))
+        if settings.nats_monitor_url:
+            process.loop(bus.SyncWatch(settings.nats_monitor_url))
         keys = webhooks.secrets(settings.webhook_secrets.get_secret_value())
         if settings.webhooks_listen and keys:
             process.loop(receiver.Receiver(settings.webhooks_listen, keys, database.hints))

@@ -141,7 +141,7 @@ class Wait:
 
 
 Decision = Adopt | SendAgain | Wait
-_MARKER = re.compile(r"framewire-(.+)\.jpg")
+_FILE_NAME = re.compile(r"framewire-(.+?)(?:\.[1-9])?\.(?:jpg|mp4)")
 
 
 def visible_fingerprint(prompt: str, model: str, width: int, height: int, seconds: int) -> str:
@@ -151,13 +151,24 @@ def visible_fingerprint(prompt: str, model: str, width: int, height: int, second
 
 
 def marker(attempt_id: str) -> str:
-    """The name under which an attempt's image is sent: shown again by some, it says whose the job is."""
-    return f"framewire-{attempt_id}.jpg"
+    """The name under which an attempt's first image is sent: shown again by some, it says whose the job is."""
+    return file_name(attempt_id, 0, "jpg")
 
 
-def marked_attempt(marker_: str) -> str:
+def file_name(attempt_id: str, number: int, extension: str) -> str:
+    """The name under which an attempt's input is sent, the first being number 0."""
+    return f"framewire-{attempt_id}{f'.{number}' if number else ''}.{extension}"
+
+
+def marker_of(shown: str) -> str:
+    """The marker of the attempt that sent a file under this name; a name that is none of ours stays as it is."""
+    attempt_id = marked_attempt(shown)
+    return marker(attempt_id) if attempt_id else shown
+
+
+def marked_attempt(shown: str) -> str:
     """The attempt that gave this name; empty where it is no name of ours."""
-    found = _MARKER.fullmatch(marker_)
+    found = _FILE_NAME.fullmatch(shown)
     return found[1] if found else ""
 
 
@@ -208,7 +219,7 @@ def _candidates(attempt: Undecided, jobs: Sequence[ListedJob]) -> list[ListedJob
         for job in jobs
         if job.fingerprint == attempt.fingerprint
         and earliest <= job.created_at
-        and not _MARKER.fullmatch(job.marker)
+        and not marked_attempt(job.marker)
         and (attempt.marker or not job.marker)
     ]
 

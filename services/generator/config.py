@@ -17,6 +17,8 @@ class Settings(config.ServiceSettings):
 
     storage_address: str
     """host:port of the storage service."""
+    nats_monitor_url: str = ""
+    """`http://host:port` of NATS' monitoring, to show whether it syncs what it acknowledges; empty: not shown."""
     providers_file: Path = Path(__file__).parent / "providers.yaml"
     """The catalogue of provider accounts."""
     provider_base_url: str = ""

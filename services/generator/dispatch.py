@@ -21,6 +21,7 @@ from services.generator import (
     attempts,
     catalogue,
     config,
+    measures,
     pools,
     progress,
     quota,
@@ -41,7 +42,7 @@ NOT_ACCEPTED_SECONDS = 2.0
 DOUBTS_IN_A_ROW = 3
 """So many creates without an answer one after the other, and no more are sent for a while."""
 RECORD_RETRY_SECONDS = 0.5
-REFUSED_INPUTS = {"ASSET_NOT_FOUND": "REQUEST_INVALID", "NOT_AN_IMAGE": "REQUEST_INVALID"}
+REFUSED_INPUTS = frozenset({"ASSET_NOT_FOUND", "NOT_AN_IMAGE", "NOT_A_VIDEO", "TOO_LARGE"})
 
 
 class Bells(loops.Wake):
@@ -123,7 +124,8 @@ class Dispatcher:
     async def _guarded(self, attempt: rows.Attempt) -> None:
         """A submission that fails in an unforeseen way leaves its lease to run out, which is always safe."""
         try:
-            await self.submit(attempt)
+            with telemetry.joined("submit", attempt.traceparent):
+                await self.submit(attempt)
         except Exception as error:
             log.error(
                 "submission_failed", attempt_id=attempt.attempt_id, error=repr(error), exc_info=True
@@ -163,26 +165,41 @@ class Dispatcher:
         self, attempt: rows.Attempt, provider: contract.Provider
     ) -> contract.Body | None:
         try:
-            image = await self._assets.first_frame(attempt)
+            inputs = await self._inputs(attempt)
+            await failpoint("generator.prepare.after_fit")
+            body = provider.build(attempt.job.spec, inputs, attempt.attempt_id)
         except errors.ServiceError as error:
-            cause = REFUSED_INPUTS.get(error.reason)
-            if cause is not None and not attempt.key_pinned:
-                verdict = videos.Verdict(
-                    cause, f"the input image is not usable: {error.message}", False
-                )
-                await self._store.videos.fail(attempt, verdict, another_try=False)
+            if error.reason in REFUSED_INPUTS and not attempt.key_pinned:
+                await self._cannot_be_sent(attempt, f"an input is not usable: {error.message}")
             else:
                 log.warning("prepare_failed", attempt_id=attempt.attempt_id, reason=error.reason)
                 await self._put_back(attempt, PREPARE_RETRY, "storage did not answer")
             return None
-        await failpoint("generator.prepare.after_fit")
-        body = provider.build(attempt.job.spec, image, attempt.attempt_id)
+        except contract.CannotSend as error:
+            log.error("input_not_taken", provider_account=attempt.provider_account, why=str(error))
+            await self._cannot_be_sent(attempt, str(error))
+            return None
         if attempt.key_pinned and _sha256(body) != attempt.body_sha256:
             # The same key with another body would be another job, or an error that says nothing. Its lease runs out,
             # again and again, until resolve_by.
             log.error("body_changed", attempt_id=attempt.attempt_id)
             return None
         return body
+
+    async def _inputs(self, attempt: rows.Attempt) -> Sequence[contract.Input]:
+        """To bring a video to a size takes longer than a lease: it is renewed meanwhile."""
+        lease = self._settings.prepare_lease_seconds
+        fetching = asyncio.ensure_future(self._assets.inputs(attempt))
+        try:
+            while not (await asyncio.wait({fetching}, timeout=lease / 3))[0]:
+                await self._store.queue.renew(attempt, timedelta(seconds=lease))
+            return fetching.result()
+        finally:
+            fetching.cancel()
+
+    async def _cannot_be_sent(self, attempt: rows.Attempt, why: str) -> None:
+        verdict = videos.Verdict("REQUEST_INVALID", why, False)
+        await self._store.videos.fail(attempt, verdict, another_try=False)
 
     async def _put_back(self, attempt: rows.Attempt, delay: timedelta, message: str) -> None:
         await self._store.queue.put_back(attempt, delay, message, key_pinned=attempt.key_pinned)
@@ -240,6 +257,9 @@ class Dispatcher:
         match outcome:
             case contract.Accepted(provider_job_id):
                 await self._accepted(attempt, provider_job_id)
+                model = attempt.job.spec.model
+                price = standings.price(account, attempt.job.spec)
+                measures.COMMITTED.labels(account.name, model).inc(price)
             case contract.RefusedRequest(cause, message):
                 verdict = videos.Verdict(
                     cause, f"the provider refused the request: {message}", False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -22,6 +22,9 @@ from services.generator.store import Store, rows
 log = telemetry.logger(__name__)
 
 UNUSABLE_REASONS = ("NOT_A_VIDEO", "TOO_LARGE")
+SHA256_DIGITS = 64
+RENDITION_TRIES = 5
+"""So often a smaller version is tried while storage does not make it; then the video goes without it."""
 TRIES_FIRST = 3
 RETRY_SECONDS = 1.0
 SLOWEST_RETRY_SECONDS = 30.0
@@ -144,6 +147,34 @@ class Downloads:
                     await self._try(made, output)
         return await self._result(made)
 
+    async def renditions(
+        self, render: Render, stored: Mapping[int, storage_pb2.Asset]
+    ) -> dict[int, list[storage_pb2.Asset]]:
+        """The smaller versions that were asked for, by variant. One that cannot be made is left out: the video counts.
+
+        Raises ServiceError when storage should be asked again.
+        """
+        made: dict[int, list[storage_pb2.Asset]] = {variant: [] for variant in stored}
+        for variant, output in stored.items():
+            for height in render.attempt.job.spec.rendition_heights:
+                if height >= output.height:
+                    continue  # it came out smaller than it was to be
+                try:
+                    smaller = await self._assets.rendition(render.attempt, output, height)
+                except errors.ServiceError as error:
+                    final = isinstance(error, errors.InvalidArgument | errors.NotFound)
+                    if not final and render.tries < RENDITION_TRIES:
+                        raise
+                    log.error(
+                        "rendition_left_out",
+                        attempt_id=render.attempt.attempt_id,
+                        height=height,
+                        reason=error.reason,
+                    )
+                else:
+                    made[variant].append(smaller)
+        return made
+
     async def _find_stored(self, made: _Pass, known: list[outputs.Output]) -> None:
         """A pass that died after its Puts left nothing to download again."""
         ended = {o.variant for o in known if o.state not in {*outputs.OPEN, outputs.State.STORED}}
@@ -208,7 +239,9 @@ class Downloads:
             await self._trouble(made, output, trouble)
         except errors.ServiceError as error:
             if error.reason in UNUSABLE_REASONS:
-                await self._bad(made, output, digest.of(error.reason), error.message)
+                # Of what storage keeps aside it says the hash, also when it did not read it again.
+                sha256 = error.metadata.get("sha256") or digest.of(error.reason)
+                await self._bad(made, output, sha256, error.message)
             else:
                 await self._refused(made, output, error.message)
         else:
@@ -222,7 +255,7 @@ class Downloads:
         attempt, variant = made.render.attempt, output.variant
         chunks = digest.fed(self._films.read(attempt.attempt_id, variant))
         size = self._films.size(attempt.attempt_id, variant)
-        return await self._assets.store_output(attempt, variant, size, chunks, attempt.job.spec)
+        return await self._assets.store_output(attempt, variant, size, chunks, _refused(output))
 
     async def _from_provider(
         self, made: _Pass, output: outputs.Output, digest: Digest
@@ -235,7 +268,7 @@ class Downloads:
             await made.begun()
             try:
                 asset = await self._assets.store_output(
-                    attempt, output.variant, size, digest.fed(chunks), attempt.job.spec
+                    attempt, output.variant, size, digest.fed(chunks), _refused(output)
                 )
                 made.spent.add(asked, started, digest.whole_at)
                 return asset
@@ -347,6 +380,12 @@ class Downloads:
         # Of the provider's time: content may be missing for a moment after completion.
         lost_after = made.render.account.lost_after_seconds
         return min(lost_after / 20, lost_after / 600 * 2 ** min(made.render.tries, 10))
+
+
+def _refused(output: outputs.Output) -> str:
+    """The hash of the bytes that were no video last time; empty where only a part of them came."""
+    sha256 = output.bad_sha256 or ""
+    return sha256 if len(sha256) == SHA256_DIGITS else ""
 
 
 class Digest:

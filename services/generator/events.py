@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
@@ -73,10 +73,14 @@ def completed(
     outputs: Mapping[int, storage_pb2.Asset],
     spec: vocabulary_pb2.VideoSpec,
     cancel_requested: bool,
+    renditions: Mapping[int, Sequence[storage_pb2.Asset]],
 ) -> event_pb2.Event:
     """What there is of it is stored; by variant."""
     detail = event_pb2.Completed(
-        outputs=[output(asset, variant) for variant, asset in sorted(outputs.items())],
+        outputs=[
+            output(asset, variant, renditions.get(variant, ()))
+            for variant, asset in sorted(outputs.items())
+        ],
         variants_requested=spec.variants,
         seconds_requested=spec.seconds,
         cancel_requested=cancel_requested,
@@ -107,8 +111,10 @@ def cancelled(cause_name: str, stage_name: str) -> event_pb2.Event:
     return event_pb2.Event(kind=event_pb2.EVENT_KIND_CANCELLED, cancelled=detail)
 
 
-def output(asset: storage_pb2.Asset, variant: int) -> event_pb2.Output:
-    """A stored video with its measured facts."""
+def output(
+    asset: storage_pb2.Asset, variant: int, renditions: Sequence[storage_pb2.Asset] = ()
+) -> event_pb2.Output:
+    """A stored video with its measured facts, and its smaller versions."""
     return event_pb2.Output(
         asset_id=asset.asset_id,
         variant=variant,
@@ -122,5 +128,20 @@ def output(asset: storage_pb2.Asset, variant: int) -> event_pb2.Output:
         codec=asset.codec,
         has_audio=asset.has_audio,
         poster_asset_id=asset.poster_asset_id,
-        expires_at=asset.expires_at if asset.HasField("expires_at") else None,
+        expires_at=_expires_at(asset),
+        renditions=[
+            event_pb2.Rendition(
+                asset_id=each.asset_id,
+                width=each.width,
+                height=each.height,
+                sha256=each.sha256,
+                size_bytes=each.size_bytes,
+                expires_at=_expires_at(each),
+            )
+            for each in sorted(renditions, key=lambda each: -each.height)
+        ],
     )
+
+
+def _expires_at(asset: storage_pb2.Asset) -> timestamp_pb2.Timestamp | None:
+    return asset.expires_at if asset.HasField("expires_at") else None

@@ -6,12 +6,14 @@ import asyncio
 from dataclasses import asdict
 from datetime import timedelta
 
-from kit import loops, telemetry
+from kit import errors, loops, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, config, download, pools, progress
 from services.generator.store import Store, rows, videos
 
 log = telemetry.logger(__name__)
+
+RENDITION_RETRY_SECONDS = 2.0
 
 
 class Fetcher:
@@ -67,7 +69,8 @@ class Fetcher:
         try:
             async with asyncio.TaskGroup() as group:
                 renewing = group.create_task(self._renew(attempt))
-                await self._fetch(attempt)
+                with telemetry.joined("fetch", attempt.traceparent):
+                    await self._fetch(attempt)
                 renewing.cancel()
         except* asyncio.CancelledError:
             await self._again(attempt, 0, "its worker was told to stop")
@@ -106,7 +109,12 @@ class Fetcher:
         elif ended.variants:
             await failpoint("generator.fetch.after_put")
             outputs = {variant: passed.stored[variant] for variant in ended.variants}
-            if await self._store.videos.complete(attempt, outputs):
+            try:
+                smaller = await self._downloads.renditions(render, outputs)
+            except errors.ServiceError as error:
+                await self._again(attempt, RENDITION_RETRY_SECONDS, f"rendition: {error.message}")
+                return
+            if await self._store.videos.complete(attempt, outputs, smaller):
                 log.info(
                     "video_completed",
                     video_id=attempt.video_id,

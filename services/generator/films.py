@@ -15,12 +15,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, TypeVar
 
+from prometheus_client import Gauge
+
 from kit import telemetry
 
 log = telemetry.logger(__name__)
 
 T = TypeVar("T")
 
+SPOOLED = Gauge("framewire_spool_bytes", "Bytes of films on this worker's own disk.")
 READ_BYTES = 256 * 1024
 PART_SECONDS = 3600.0
 _NAME = re.compile(r"([a-z0-9]{26})-(\d{1,2})\.film")
@@ -36,6 +39,7 @@ class Films:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
+        SPOOLED.set_function(self._bytes)
 
     def has(self, attempt_id: str, variant: int) -> bool:
         """Whether this one is here."""
@@ -55,7 +59,7 @@ class Films:
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         file = await _on_disk(self._open, part)
         try:
-            room = self._max_bytes - sum(_size(file) for file in _files(self._directory))
+            room = self._max_bytes - self._bytes()
             async for chunk in chunks:
                 room -= len(chunk)
                 if room < 0:
@@ -81,6 +85,9 @@ class Films:
     def remove(self, attempt_id: str, variant: int) -> None:
         """It is needed no more. Idempotent."""
         self._path(attempt_id, variant).unlink(missing_ok=True)
+
+    def _bytes(self) -> int:
+        return sum(_size(file) for file in _files(self._directory))
 
     def _path(self, attempt_id: str, variant: int) -> Path:
         return self._directory / f"{attempt_id}-{variant}.film"

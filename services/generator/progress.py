@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from prometheus_client import Gauge
-
 from framewire import subjects
 from framewire.events.v1 import event_pb2
 from kit import bus, loops
@@ -20,19 +18,6 @@ COUNT_SHARE = 50.0
 """A count may take so many times less than the time until the next one."""
 NEXT_UP = 100
 LONGEST_UNTOLD = 100
-WAITING = Gauge("framewire_queue_waiting", "Videos that wait for their turn.", ["pool", "lane"])
-OPEN = Gauge(
-    "framewire_provider_account_open", "1 when it can be sent to, else 0.", ["provider_account"]
-)
-SLOTS = Gauge(
-    "framewire_provider_slots", "Jobs at once that it takes, as learnt.", ["provider_account"]
-)
-IN_FLIGHT = Gauge("framewire_provider_jobs", "Jobs that it has from us.", ["provider_account"])
-SPENT = Gauge(
-    "framewire_provider_capped_micros",
-    "Cost of the jobs of the last hour or day, of accounts where it is capped.",
-    ["provider_account", "window"],
-)
 
 
 class Teller:
@@ -79,9 +64,6 @@ class Estimator:
 
     async def _count(self, pool: str) -> None:
         counts, now = await self._store.estimates.count(pool)
-        for lane in turns.LANE_WEIGHTS:
-            waiting = sum(item.count for item in counts.get(lane, {}).values())
-            WAITING.labels(pool, lane).set(waiting)
         rates = await self._rates(pool)
         for model, rate in rates.items():
             await self._store.estimates.set_rate(pool, model, rate)
@@ -96,7 +78,6 @@ class Estimator:
         for item in found:
             account = accounts[item.provider_account]
             closed = standings.why_closed(item, account)
-            _measure(item, account, closed)
             for model in account.models:
                 if standings.still_served(account, model, now):
                     rate = await self._rate(account, model, item)
@@ -132,12 +113,3 @@ class Estimator:
                 changed.append(estimates.Estimate(item, place, expected))
         for told in await self._store.estimates.write(changed) if changed else ():
             await self._teller.send(told)
-
-
-def _measure(standing: standings.Standing, account: catalogue.ProviderAccount, closed: str) -> None:
-    OPEN.labels(account.name).set(0 if closed else 1)
-    SLOTS.labels(account.name).set(standings.slots(standing, account))
-    IN_FLIGHT.labels(account.name).set(standing.jobs_in_flight)
-    if standings.capped(account):
-        SPENT.labels(account.name, "hour").set(standing.cost_micros_hour)
-        SPENT.labels(account.name, "day").set(standing.cost_micros_day)

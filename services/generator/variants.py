@@ -27,6 +27,8 @@ class Variant:
     """Of a create: `multipart`, `json`, or `json_for_text` (multipart where there is an image)."""
     image: str = "file"
     """In multipart a file; in JSON always the object with a data URL, which `object` sends in multipart too."""
+    input_video: bool = False
+    """Whether the file may be a video. Of those that take multipart."""
     seconds: str = "text"
     """In JSON: `text` or `integer`. A form knows text only."""
     size: str = "size"
@@ -49,8 +51,11 @@ def parse(data: Mapping[str, Any]) -> Variant:
     for name, allowed in _CHOICES.items():
         if values.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{name} is none of {allowed}")
-    if not isinstance(values.get("has_list", True), bool):
-        raise ValueError("has_list is neither true nor false")
+    for name in ("has_list", "input_video"):
+        if not isinstance(values.get(name, True), bool):
+            raise ValueError(f"{name} is neither true nor false")
+    if values.get("input_video") and values.get("body", "multipart") == "json":
+        raise ValueError("input_video: a video goes in a form only, and body is json")
     statuses = values.get("not_ready_statuses", Variant().not_ready_statuses)
     if not all(isinstance(status, int) and 400 <= status < 500 for status in statuses):
         raise ValueError("not_ready_statuses is not a list of statuses from 400 to 499")

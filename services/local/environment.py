@@ -24,6 +24,7 @@ class Addresses:
     time_factor: float
     postgres_url: str
     nats_url: str
+    nats_monitor_url: str  # empty: not known
     s3_endpoint: str
     s3_public_endpoint: str
     s3_access_key: str
@@ -72,6 +73,7 @@ def environment(addresses: Addresses) -> dict[str, dict[str, str]]:
     shared["credits"] |= {"CREDITS_GENERATOR_ADDRESS": addresses.listen["generator"]}
     shared["generator"] |= {
         "GENERATOR_STORAGE_ADDRESS": addresses.listen["storage"],
+        "GENERATOR_NATS_MONITOR_URL": addresses.nats_monitor_url,
         "GENERATOR_TIME_FACTOR": str(addresses.time_factor),
         "GENERATOR_SPOOL_DIR": str(addresses.data_dir / "spool"),
         "GENERATOR_PROVIDER_BASE_URL": addresses.provider_base_url,

@@ -157,6 +157,7 @@ class Stack:
             time_factor=self.time_factor,
             postgres_url=self._outer("POSTGRES_URL") or self.postgres.url,
             nats_url=self._outer("NATS_URL") or self.nats.url,
+            nats_monitor_url="" if self._outer("NATS_URL") else self.nats.monitor_url,
             s3_endpoint=endpoint,
             s3_public_endpoint=self._outer("S3_PUBLIC_ENDPOINT") or endpoint,
             s3_access_key=self.s3.access_key if embedded_s3 else self._required("S3_ACCESS_KEY"),

@@ -79,6 +79,7 @@ NAMES = BENDS | frozenset(
         "gen_ids",
         "bare_ids",
         "wrapped_ids",
+        "video_reference",
     )
 )
 PERSONALITIES: Mapping[str, frozenset[str]] = {
@@ -88,6 +89,7 @@ PERSONALITIES: Mapping[str, frozenset[str]] = {
         {
             *("multipart_only", "gen_ids", "no_in_progress", "int_error_code", "failed_as_500"),
             *("detail_errors", "delete_aborts", "failed_as_422", "any_key"),
+            "video_reference",
         }
     ),
     "sglang": frozenset(

@@ -4,19 +4,22 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
+import av
 from PIL import Image
 from starlette import datastructures, types
 from starlette import requests as http
 
-from services.simulator import errors, jobs
+from services.simulator import errors, jobs, scenes
 
 IMAGE_FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 MAX_PIXELS = 4096 * 4096  # of an input of any size
 _MAX_PROMPT = 32_000
+_CLIP_TOLERANCE_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,6 +133,37 @@ def check_image(content: bytes, param: str, size: str | None) -> None:
     if not fits:
         message = "Inpaint image must match the requested width and height"
         raise errors.ApiError(400, message, param=param)
+
+
+def check_clip(content: bytes, param: str, most_seconds: float) -> None:
+    """Raises ApiError unless it is a film of at most so long; its first frame is decoded."""
+    try:
+        seconds = _clip_seconds(content)
+    except Exception:  # FFmpeg raises about anything on hostile bytes, as Pillow does
+        message = "Invalid video: the file could not be decoded."
+        raise errors.ApiError(400, message, param=param, code="invalid_video") from None
+    if seconds > most_seconds + _CLIP_TOLERANCE_SECONDS:
+        message = f"Invalid video: want at most {most_seconds:g} seconds, got {seconds:.2f}."
+        raise errors.ApiError(400, message, param=param, code="invalid_value")
+
+
+def _clip_seconds(content: bytes) -> float:
+    """From the packets' own times: the header may say anything."""
+    container_format = scenes.clip_format(content[:16])
+    if container_format is None:
+        raise ValueError("neither MP4 nor Matroska")
+    with av.open(io.BytesIO(content), "r", format=container_format) as container:
+        stream = container.streams.video[0]
+        if not 0 < stream.width * stream.height <= MAX_PIXELS:
+            raise ValueError("too many pixels")
+        next(container.decode(stream))
+    begin, end = math.inf, -math.inf
+    with av.open(io.BytesIO(content), "r", format=container_format) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pts is not None and packet.time_base is not None:
+                begin = min(begin, float(packet.pts * packet.time_base))
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end - begin
 
 
 async def _file_of(upload: datastructures.UploadFile) -> File:

@@ -2,13 +2,11 @@
 
 import collections
 import hashlib
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import av
 from starlette import requests as http
 
 from services.simulator import config, errors, jobs, requests, scenes
@@ -35,7 +33,6 @@ _EDGES = {
 _ITEM_FIELDS = {"frame_index", "type", "file_name", "crop_bounds"}
 _MAX_IMAGES = 2
 _MAX_CLIP_SECONDS = 5.0
-_CLIP_TOLERANCE_SECONDS = 0.05
 _MAX_FILE_NAME = 255
 
 
@@ -205,7 +202,7 @@ def _inputs(
         if item["type"] == "image":
             requests.check_image(file.content, "files", None)
         else:
-            _check_clip(file.content)
+            requests.check_clip(file.content, "files", _MAX_CLIP_SECONDS)
         sha256 = hashlib.sha256(file.content).hexdigest()
         inputs.append(jobs.Input(sha256, item["type"], frame_index, name, crop))
     return tuple(inputs)
@@ -232,34 +229,3 @@ def _crop(bounds: object, where: str) -> scenes.Crop:
         message = f"Invalid '{where}': want left less than right and top less than bottom."
         raise errors.ApiError(400, message, param=where, code="invalid_value")
     return left, top, right, bottom
-
-
-def _check_clip(content: bytes) -> None:
-    """Raises ApiError unless it is a film of at most five seconds; its first frame is decoded."""
-    try:
-        seconds = _clip_seconds(content)
-    except Exception:  # FFmpeg raises about anything on hostile bytes, as Pillow does
-        message = "Invalid video: the file could not be decoded."
-        raise errors.ApiError(400, message, param="files", code="invalid_video") from None
-    if seconds > _MAX_CLIP_SECONDS + _CLIP_TOLERANCE_SECONDS:
-        message = f"Invalid video: want at most {_MAX_CLIP_SECONDS:g} seconds, got {seconds:.2f}."
-        raise errors.ApiError(400, message, param="files", code="invalid_value")
-
-
-def _clip_seconds(content: bytes) -> float:
-    """From the packets' own times: the header may say anything."""
-    container_format = scenes.clip_format(content[:16])
-    if container_format is None:
-        raise ValueError("neither MP4 nor Matroska")
-    with av.open(io.BytesIO(content), "r", format=container_format) as container:
-        stream = container.streams.video[0]
-        if not 0 < stream.width * stream.height <= requests.MAX_PIXELS:
-            raise ValueError("too many pixels")
-        next(container.decode(stream))
-    begin, end = math.inf, -math.inf
-    with av.open(io.BytesIO(content), "r", format=container_format) as container:
-        for packet in container.demux(container.streams.video[0]):
-            if packet.pts is not None and packet.time_base is not None:
-                begin = min(begin, float(packet.pts * packet.time_base))
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    return end - begin

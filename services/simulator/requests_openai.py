@@ -9,10 +9,12 @@ from typing import cast
 
 from starlette import requests as http
 
-from services.simulator import config, errors, jobs, requests
+from services.simulator import config, errors, jobs, requests, scenes
 
 _MAX_DATA_URL = 20_971_520
 _MAX_METADATA = 16
+_MAX_CLIP_SECONDS = 60.0
+_CLIP_KINDS = ("video/mp4", "video/webm")
 
 
 async def read(
@@ -25,7 +27,7 @@ async def read(
         return await requests.read_json(request, max_body_bytes)
     fields: dict[str, object] = {}
     for name, value in await requests.read_parts(request, max_body_bytes, max_files=1):
-        _put(fields, name, _image_of(value) if isinstance(value, requests.File) else value)
+        _put(fields, name, _file_of(value, quirks) if isinstance(value, requests.File) else value)
     if "json_without_file" in quirks and "input_reference" not in fields:
         raise errors.ApiError(400, "input_reference file is required")
     return fields
@@ -52,9 +54,14 @@ def check(
     reference = _reference(fields)
     inputs, contents = (), {}
     if reference is not None:
-        requests.check_image(reference, "input_reference", size)
+        is_clip = "video_reference" in quirks and scenes.clip_format(reference[:16]) is not None
+        if is_clip:
+            requests.check_clip(reference, "input_reference", _MAX_CLIP_SECONDS)
+        else:
+            requests.check_image(reference, "input_reference", size)
         sha256 = hashlib.sha256(reference).hexdigest()
-        inputs, contents = (jobs.Input(sha256),), {sha256: reference}
+        inputs = (jobs.Input(sha256, "video" if is_clip else "image"),)
+        contents = {sha256: reference}
     return requests.Creation(
         dialect=jobs.OPENAI_VIDEOS,
         prompt=requests.prompt_of(fields),
@@ -67,7 +74,9 @@ def check(
     )
 
 
-def _image_of(file: requests.File) -> bytes:
+def _file_of(file: requests.File, quirks: Collection[str]) -> bytes:
+    if "video_reference" in quirks and file.kind in _CLIP_KINDS:
+        return file.content
     if file.kind not in requests.IMAGE_FORMATS:
         message = (
             f"Invalid file '{file.name}': unsupported mimetype ('{file.kind}'). Supported file"

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from framewire import subjects
 from framewire.storage.v1 import storage_pb2_grpc
-from kit import auth, postgres, service
+from kit import auth, bus, loops, outbox, postgres, service
 from services.storage import (
     api,
     blobs,
     config,
     fits,
     imports,
+    measures,
     puts,
+    retention,
     scratch,
+    scrub,
     store,
     sweeper,
     uploads,
 )
-from services.storage.media import confine, sandbox
+from services.storage.media import confine, facts, sandbox
 
 MARK_BYTES = 1024 * 1024
 
@@ -29,6 +33,7 @@ async def main(settings: config.Settings) -> None:
         url = settings.database_url.get_secret_value()
         tokens = auth.ServiceTokens("storage", settings.service_token_secret.get_secret_value())
         pool = await process.enter(postgres.pool(url, "storage", settings.database_pool_size))
+        nats = await process.enter(bus.connect(settings.nats_url, "storage"))
         bytes_ = await process.enter(blobs.Blobs(settings))
         place = await process.enter(scratch.Scratch(settings.scratch_dir))
         workers = await process.enter(sandbox.MediaWorkers(place.path, _sandbox(settings)))
@@ -36,8 +41,18 @@ async def main(settings: config.Settings) -> None:
         database = store.Store(pool)
         keeper = puts.Keeper(settings, database, bytes_, place)
         taking = puts.Puts(settings, keeper, workers)
-        sweeping = sweeper.Sweeper(settings, database, bytes_)
+        relay = outbox.Relay(pool, nats, subjects.EVENTS_STREAM)
+        swept = loops.Wake()
+        sweeping = sweeper.Sweeper(settings, database, bytes_, swept)
+        ending = retention.Retention(database, settings.retention_seconds, relay.ring, swept)
         process.loop(sweeping)
+        process.loop(ending)
+        process.loop(scrub.Scrub(settings, database, bytes_, place, workers))
+        process.loop(scrub.Orphans(settings, database, bytes_))
+        process.loop(relay)
+        process.loop(outbox.Retention(pool))
+        process.loop(measures.Measures(database.measures))
+        process.loop(measures.Usage(database))
         process.serve(
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             api.StorageApi(
@@ -45,9 +60,11 @@ async def main(settings: config.Settings) -> None:
                 bytes_,
                 taking,
                 fits.Fits(database, bytes_, keeper, workers),
+                fits.Renditions(database, bytes_, keeper, workers),
                 sweeping,
                 uploads.Uploads(settings, database, bytes_, taking),
                 imports.Imports(settings, database, taking),
+                settings.max_keep_seconds,
             ),
         )
         await process.run(api.authenticate(tokens))
@@ -59,6 +76,10 @@ def _sandbox(settings: config.Settings) -> sandbox.Settings:
         timeout_seconds=settings.media_timeout_seconds,
         # A marked video is a little larger than it was on arrival.
         limits=confine.Limits(file_bytes=settings.max_video_bytes + MARK_BYTES),
+        input_video_limits=facts.VideoLimits(
+            max_pixels=settings.max_input_video_pixels,
+            max_duration_seconds=settings.max_input_video_seconds,
+        ),
     )
 
 

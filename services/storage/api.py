@@ -11,7 +11,18 @@ from google.protobuf import timestamp_pb2
 
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import auth, errors, pages, rpc
-from services.storage import assets, blobs, fits, imports, puts, store, sweeper, uploads
+from services.storage import (
+    api_keeping,
+    assets,
+    blobs,
+    fits,
+    imports,
+    puts,
+    store,
+    sweeper,
+    uploads,
+)
+from services.storage.media import facts
 
 SIGNED_SECONDS = 900
 DELETE_BATCH = 1000
@@ -19,6 +30,10 @@ PINS_OF_OWNERS = 10_000
 
 _BOTH = frozenset({"gateway", "generator"})
 _GATEWAY = frozenset({"gateway"})
+_MODES: Mapping[int, facts.FitMode] = {
+    storage_pb2.FIT_MODE_CONTAIN: facts.FitMode.CONTAIN,
+    storage_pb2.FIT_MODE_CONTAIN_BLURRED: facts.FitMode.CONTAIN_BLURRED,
+}
 _CALLERS: Mapping[str, frozenset[str]] = {
     "Put": _BOTH,
     "CreateUpload": _GATEWAY,
@@ -27,6 +42,7 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "Get": _BOTH,
     "Stat": _BOTH,
     "Fit": _BOTH,
+    "MakeRendition": frozenset({"generator"}),
     "Pin": _BOTH,
     "Unpin": _BOTH,
     "SignUrl": _GATEWAY,
@@ -34,6 +50,10 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "Delete": _GATEWAY,
     "SurveyAssets": _GATEWAY,
     "SurveyPins": _GATEWAY,
+    "SetRetention": _GATEWAY,
+    "ExtendRetention": _GATEWAY,
+    "GetUsage": _GATEWAY,
+    "EraseAccount": _GATEWAY,
 }
 
 
@@ -47,7 +67,7 @@ def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
     return check
 
 
-class StorageApi(storage_pb2_grpc.StorageServiceServicer):
+class StorageApi(api_keeping.KeepingApi, storage_pb2_grpc.StorageServiceServicer):
     """The gRPC face. Callers are services of ours, which say whose asset they mean."""
 
     def __init__(
@@ -56,14 +76,18 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         blobs_: blobs.Blobs,
         puts_: puts.Puts,
         fits_: fits.Fits,
+        renditions: fits.Renditions,
         sweeper_: sweeper.Sweeper,
         uploads_: uploads.Uploads,
         imports_: imports.Imports,
+        max_keep_seconds: int,
     ) -> None:
+        super().__init__(store_, max_keep_seconds)
         self._store = store_
         self._blobs = blobs_
         self._puts = puts_
         self._fits = fits_
+        self._renditions = renditions
         self._sweeper = sweeper_
         self._uploads = uploads_
         self._imports = imports_
@@ -81,16 +105,25 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
             header.variant,
         )
         wanted = puts.Header(
-            identity, header.size_bytes, header.sha256, header.mark.model, header.mark.video_id
+            identity=identity,
+            size_bytes=header.size_bytes,
+            sha256=header.sha256,
+            model=header.mark.model,
+            video_id=header.mark.video_id,
+            refused_sha256=header.refused_sha256,
         )
-        return _asset(await self._puts.put(wanted, _chunks(request_iterator)))
+        asset = await self._puts.put(wanted, _chunks(request_iterator))
+        if wanted.video_id:
+            await self._store.keeping.of_video(asset.asset_id, wanted.video_id)
+        return _asset(asset)
 
     async def CreateUpload(
         self, request: storage_pb2.CreateUploadRequest, context: Any
     ) -> storage_pb2.CreateUploadResponse:
         """A URL to PUT to."""
-        identity = assets.Identity(request.account_id, request.owner, assets.Kind.INPUT_IMAGE)
-        signed = await self._uploads.create(identity, request.size_bytes, request.media_type)
+        signed = await self._uploads.create(
+            request.account_id, request.owner, request.size_bytes, request.media_type
+        )
         return storage_pb2.CreateUploadResponse(
             upload_id=signed.upload_id,
             url=signed.url,
@@ -126,7 +159,7 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         return _asset(await self._store.library.find(request.account_id, request.asset_id))
 
     async def Fit(self, request: storage_pb2.FitRequest, context: Any) -> storage_pb2.Asset:
-        """An image of exactly that size."""
+        """An image or video of exactly that size."""
         crop = request.crop
         area = assets.Area(
             crop.left_fraction, crop.top_fraction, crop.right_fraction, crop.bottom_fraction
@@ -134,11 +167,19 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         fit = assets.Fit(
             request.width,
             request.height,
-            contain=request.mode == storage_pb2.FIT_MODE_CONTAIN,
+            mode=_MODES.get(request.mode, facts.FitMode.COVER),
             area=area if request.HasField("crop") else None,
         )
         return _asset(
             await self._fits.fit(request.account_id, request.asset_id, fit, request.pin_owner)
+        )
+
+    async def MakeRendition(
+        self, request: storage_pb2.MakeRenditionRequest, context: Any
+    ) -> storage_pb2.Asset:
+        """A smaller version of an output."""
+        return _asset(
+            await self._renditions.make(request.account_id, request.asset_id, request.height)
         )
 
     async def Pin(self, request: storage_pb2.PinRequest, context: Any) -> storage_pb2.PinResponse:
@@ -157,7 +198,9 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         self, request: storage_pb2.SignUrlRequest, context: Any
     ) -> storage_pb2.SignUrlResponse:
         """A URL for clients."""
-        asset = await self._store.library.find(request.account_id, request.asset_id)
+        asset = await self._store.library.find(
+            request.account_id, request.asset_id, _state(request.state)
+        )
         assert asset.facts is not None
         assert asset.object_key is not None
         name = request.file_name or assets.file_name(asset.asset_id, asset.facts.media_type)
@@ -173,7 +216,9 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         name = storage_pb2.AssetKind.Name(request.kind).removeprefix("ASSET_KIND_")
         kind = assets.Kind(name) if request.kind else None
         before = pages.decode(request.page_token)
-        found = await self._store.library.list_assets(request.account_id, kind, before, size + 1)
+        found = await self._store.library.list_assets(
+            request.account_id, kind, before, size + 1, _state(request.state)
+        )
         last = found[size - 1] if len(found) > size else None
         token = pages.encode(last.created_at, last.asset_id) if last else ""
         return storage_pb2.ListResponse(
@@ -185,6 +230,12 @@ class StorageApi(storage_pb2_grpc.StorageServiceServicer):
         asset = await self._store.library.delete(request.account_id, request.asset_id)
         await self._sweeper.remove(await self._store.library.deleting(asset.asset_id, DELETE_BATCH))
         return _asset(await self._store.library.in_any_state(asset.asset_id))
+
+    async def ExtendRetention(
+        self, request: storage_pb2.ExtendRetentionRequest, context: Any
+    ) -> storage_pb2.Asset:
+        """Keeps an asset longer."""
+        return _asset(await self.extend(request))
 
     async def SurveyAssets(
         self, request: storage_pb2.SurveyAssetsRequest, context: Any
@@ -247,6 +298,12 @@ def _out_of_order(sentence: str) -> errors.InvalidArgument:
     return errors.InvalidArgument("INVALID_FIELD", sentence, violations=[("header", sentence)])
 
 
+def _state(number: storage_pb2.AssetState.ValueType) -> assets.State:
+    """READY where it is not set."""
+    name = storage_pb2.AssetState.Name(number or storage_pb2.ASSET_STATE_READY)
+    return assets.State(name.removeprefix("ASSET_STATE_"))
+
+
 def _timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(moment)
@@ -263,16 +320,16 @@ def _asset(asset: assets.Asset) -> storage_pb2.Asset:
         created_at=_timestamp(asset.created_at),
         expires_at=_timestamp(asset.expires_at) if asset.expires_at else None,
     )
-    facts = asset.facts
-    if facts is not None:
-        answer.sha256 = facts.sha256
-        answer.size_bytes = facts.size_bytes
-        answer.media_type = facts.media_type
-        answer.width = facts.width
-        answer.height = facts.height
-        answer.duration_ms = facts.duration_ms
-        answer.fps = facts.fps
-        answer.codec = facts.codec
-        answer.has_audio = facts.has_audio
-        answer.source_sha256 = facts.source_sha256
+    measured = asset.facts
+    if measured is not None:
+        answer.sha256 = measured.sha256
+        answer.size_bytes = measured.size_bytes
+        answer.media_type = measured.media_type
+        answer.width = measured.width
+        answer.height = measured.height
+        answer.duration_ms = measured.duration_ms
+        answer.fps = measured.fps
+        answer.codec = measured.codec
+        answer.has_audio = measured.has_audio
+        answer.source_sha256 = measured.source_sha256
     return answer

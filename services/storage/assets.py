@@ -57,6 +57,8 @@ EXTENSIONS: Mapping[str, str] = {
     "video/webm": "webm",
 }
 
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
 # The reasons of the contract are fewer than those of the media package.
 _REFUSALS: Mapping[facts.Reason, str] = {
     facts.Reason.NOT_AN_IMAGE: "NOT_AN_IMAGE",
@@ -136,11 +138,11 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How an image is brought to a size."""
+    """How an image or video is brought to a size."""
 
     width: int
     height: int
-    contain: bool = False
+    mode: facts.FitMode = facts.FitMode.COVER
     area: Area | None = None
 
 
@@ -161,12 +163,36 @@ def file_name(asset_id: str, media_type: str) -> str:
 
 
 def fitted(account_id: str, asset_id: str, fit: Fit) -> Identity:
-    """The asset that this fit of that image is."""
+    """The asset that this fit of that image or video is."""
     area = fit.area
     part = f"{area.left!r},{area.top!r},{area.right!r},{area.bottom!r}" if area else "whole"
-    mode = "contain" if fit.contain else "cover"
-    digest = ids.derived_id(fit.width, fit.height, mode, part)
+    digest = ids.derived_id(fit.width, fit.height, fit.mode, part)
     return Identity(account_id, f"fit:{asset_id}:{digest}", Kind.RENDITION)
+
+
+def rendition(account_id: str, asset_id: str, height: int) -> Identity:
+    """The asset that this smaller version of that output is."""
+    return Identity(account_id, f"rendition:{asset_id}:{height}", Kind.RENDITION)
+
+
+def uploaded_kind(media_type: str) -> Kind:
+    """What is to come of an upload that is announced as this."""
+    return Kind.INPUT_VIDEO if media_type.startswith("video/") else Kind.INPUT_IMAGE
+
+
+def is_video(asset: Asset) -> bool:
+    """Whether its bytes move."""
+    return asset.facts is not None and asset.facts.media_type.startswith("video/")
+
+
+def check_even(**sides: int) -> None:
+    """Raises InvalidArgument for a side that no H.264 video of ours has."""
+    for name, pixels in sides.items():
+        if pixels % 2:
+            sentence = "of a video must be even"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"{name}: {sentence}", violations=[(name, sentence)]
+            )
 
 
 def check_area(area: Area) -> None:
@@ -232,6 +258,13 @@ def pinned() -> errors.FailedPrecondition:
     """It cannot be deleted now."""
     return errors.FailedPrecondition(
         "CONFLICT", "the asset is needed by a video that is still being made; delete it afterwards"
+    )
+
+
+def kept_aside(sha256: str, why: str) -> errors.InvalidArgument:
+    """These bytes came before, and are no video this time either."""
+    return errors.InvalidArgument(
+        "NOT_A_VIDEO", f"these bytes came before, and are kept aside: {why}", sha256=sha256
     )
 
 

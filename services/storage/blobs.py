@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,6 +31,14 @@ CHUNK_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 5.0
 _ABSENT = frozenset({"NoSuchKey", "NoSuchBucket"})
 READ_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object that is there."""
+
+    key: str
+    modified_at: datetime
 
 
 class Blobs:
@@ -97,7 +107,7 @@ class Blobs:
                     if not self._client.bucket_exists(name):  # else another was first
                         raise
 
-        await self._run(self._writers, ensure)
+        await self._run(self._writers, ensure, "make_buckets")
 
     async def put_file(self, bucket: assets.Bucket, key: str, path: Path, media_type: str) -> None:
         """Stores a file of known size, and makes sure that all of it arrived."""
@@ -117,7 +127,7 @@ class Blobs:
             if stored_bytes != size_bytes:
                 raise OSError(f"{stored_bytes} of {size_bytes} bytes were stored")
 
-        await self._run(self._writers, put)
+        await self._run(self._writers, put, "put")
 
     async def get_file(self, bucket: assets.Bucket, key: str, path: Path) -> None:
         """Brings an object into a file."""
@@ -128,7 +138,7 @@ class Blobs:
                 while chunk := response.read(READ_BYTES):
                     file.write(chunk)
 
-        await self._run(self._readers, get)
+        await self._run(self._readers, get, "get")
 
     async def read(
         self, bucket: assets.Bucket, key: str, offset: int, length: int
@@ -136,11 +146,13 @@ class Blobs:
         """Streams exactly `length` bytes, holding 1 MiB of them at a time."""
         async with self._gets:
             opened = _object(self._client, self._names[bucket], key, offset, length)
-            response = await self._run(self._readers, opened.__enter__)
+            response = await self._run(self._readers, opened.__enter__, "open")
             try:
                 left = length
                 while left:
-                    piece = await self._run(self._readers, lambda: response.read(READ_BYTES))
+                    piece = await self._run(
+                        self._readers, lambda: response.read(READ_BYTES), "read"
+                    )
                     left -= len(piece)
                     if not piece or left < 0:
                         raise _unavailable(OSError("S3 sent another number of bytes"))
@@ -161,7 +173,7 @@ class Blobs:
                         raise
 
         if keys:
-            await self._run(self._writers, remove)
+            await self._run(self._writers, remove, "remove")
 
     def _exists(self, bucket: assets.Bucket, key: str) -> bool:
         try:
@@ -183,7 +195,22 @@ class Blobs:
                     return None
                 raise
 
-        return await self._run(self._readers, size)
+        return await self._run(self._readers, size, "stat")
+
+    async def list_after(self, bucket: assets.Bucket, after: str, limit: int) -> list[Listed]:
+        """The next objects by key."""
+
+        def listed() -> list[Listed]:
+            found = self._client.list_objects(
+                self._names[bucket], recursive=True, start_after=after or None
+            )
+            return [
+                Listed(item.object_name, item.last_modified)
+                for item in itertools.islice(found, limit)
+                if item.object_name is not None and item.last_modified is not None
+            ]
+
+        return await self._run(self._readers, listed, "list")
 
     def sign_put(
         self, bucket: assets.Bucket, key: str, headers: Mapping[str, str], seconds: int
@@ -208,9 +235,10 @@ class Blobs:
         )
         return url, now.replace(microsecond=0) + timedelta(seconds=seconds)
 
-    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T], operation: str) -> T:
         try:
-            return await threads.run(pool, call)
+            with telemetry.dependency("s3", operation):
+                return await threads.run(pool, call)
         except (minio_error.MinioException, urllib3.exceptions.HTTPError, OSError) as error:
             raise _unavailable(error) from error
 

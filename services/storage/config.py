@@ -41,7 +41,7 @@ class Settings(config.ServiceSettings):
     media_timeout_seconds: float = Field(default=120, gt=0)
     """Longest that one piece of media work may take; its CPU time is bounded too."""
     concurrent_puts: int = Field(default=16, ge=1)
-    """Puts at a time, of uploads and of what is made each; the rest wait, and their senders with them."""
+    """Uploads at a time, and of what is made at most 6; the rest wait, and their senders with them."""
     concurrent_gets: int = Field(default=64, ge=1)
     """Downloads at a time; the rest wait."""
     stall_seconds: float = Field(default=30, gt=0)
@@ -49,7 +49,13 @@ class Settings(config.ServiceSettings):
     max_image_bytes: int = Field(default=10_000_000, gt=0)
     """Largest image on arrival."""
     max_video_bytes: int = Field(default=2_000_000_000, gt=0)
-    """Largest video on arrival."""
+    """Largest video on arrival, of those that were made."""
+    max_input_video_bytes: int = Field(default=104_857_600, gt=0)
+    """Largest video on arrival, of those that clients send; as the two that follow."""
+    max_input_video_seconds: int = Field(default=30, ge=1)
+    """Its length; fitting it must be done within a worker's CPU time."""
+    max_input_video_pixels: int = Field(default=1920 * 1088, gt=0)
+    """Its pixels per frame."""
     upload_url_seconds: int = Field(default=900, ge=1, le=3600)
     """How long a URL to PUT to is good for."""
     upload_keep_seconds: float = Field(default=3600, gt=0)
@@ -72,3 +78,17 @@ class Settings(config.ServiceSettings):
     """How long outputs and posters are kept; 0: for ever."""
     rendition_keep_seconds: int = Field(default=0, ge=0)
     """How long renditions are kept; 0: for ever."""
+    quarantine_keep_seconds: int = Field(default=30 * 86_400, ge=1)
+    """How long bytes that are no video are kept aside."""
+    max_keep_seconds: int = Field(default=365 * 86_400, gt=0)
+    """How long from now ExtendRetention may keep an asset at most."""
+    retention_seconds: float = Field(default=30, gt=0)
+    """Pause of the loop that ends what was kept for long enough."""
+    scrub_seconds: float = Field(default=60, gt=0)
+    """Pause of the scrub, which reads 8 assets again at a time."""
+    scrub_every_seconds: float = Field(default=30 * 86_400, gt=0)
+    """How long after its last reading an asset is read again."""
+    orphan_seconds: float = Field(default=3600, gt=0)
+    """Pause between two walks through the buckets for objects that nobody knows."""
+    orphan_age_seconds: float = Field(default=86_400, ge=0)
+    """Such an object is removed when it is older; must be well above `put_leftover_seconds`."""

@@ -1,4 +1,4 @@
-"""Images brought to a size: each made once, kept as an asset of its own."""
+"""Images and videos brought to a size: each made once, kept as an asset of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kit import errors
 from services.storage import assets, blobs, puts, store
-from services.storage.media import facts, sandbox
+from services.storage.media import sandbox
 
 
 class Fits:
-    """Makes renditions of images."""
+    """Makes what is sent to providers."""
 
     def __init__(
         self,
@@ -28,13 +28,12 @@ class Fits:
     async def fit(
         self, account_id: str, asset_id: str, fit: assets.Fit, pin_owner: str
     ) -> assets.Asset:
-        """The rendition; idempotent, the same bytes each time. `pin_owner` keeps it and the image for that owner."""
+        """The fitted one; idempotent, the same bytes each time. `pin_owner` keeps it and its source for that owner."""
         if fit.area is not None:
             assets.check_area(fit.area)
         source = await self._source(account_id, asset_id, pin_owner)
-        assert source.facts is not None
-        if not source.facts.media_type.startswith("image/"):
-            raise errors.InvalidArgument("NOT_AN_IMAGE", "only images can be fitted to a size")
+        if assets.is_video(source):
+            assets.check_even(width=fit.width, height=fit.height)
 
         async def make(place: Path, _: datetime) -> puts.Work:
             return await self._make(source, fit, place)
@@ -55,23 +54,54 @@ class Fits:
         assert source.object_key is not None
         path, out = place / "source", place / "fitted"
         await self._blobs.get_file(assets.BUCKETS[source.kind], source.object_key, path)
+        crop = None
+        if fit.area is not None:
+            crop = assets.crop(fit.area, source.facts.width, source.facts.height)
+        wanted = (fit.width, fit.height, fit.mode, crop)
         with puts.refusing():
-            mode = facts.FitMode.CONTAIN if fit.contain else facts.FitMode.COVER
-            crop = None
-            if fit.area is not None:
-                crop = assets.crop(fit.area, source.facts.width, source.facts.height)
-                mode = facts.FitMode.CROP
-            if crop is not None and fit.contain:
-                path, crop, mode = await self._cut(path, crop), None, facts.FitMode.CONTAIN
-            measured = await self._workers.fit_image(path, out, fit.width, fit.height, mode, crop)
-        return puts.Work(puts.Made(out, puts.image_facts(measured, source.facts.sha256)))
+            if assets.is_video(source):
+                video = await self._workers.fit_video(path, out, *wanted)
+                return puts.Work(puts.Made(out, puts.video_facts(video, source.facts.sha256)))
+            image = await self._workers.fit_image(path, out, *wanted)
+        return puts.Work(puts.Made(out, puts.image_facts(image, source.facts.sha256)))
 
-    async def _cut(self, path: Path, crop: facts.Crop) -> Path:
-        """The part alone, without loss, as large as the sandbox makes images."""
-        out = path.with_name("part")
-        scale = min(1.0, facts.MAX_FIT_SIDE_PIXELS / max(crop.width, crop.height))
-        width, height = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
-        await self._workers.fit_image(
-            path, out, width, height, facts.FitMode.CROP, crop, facts.FitFormat.PNG
+
+class Renditions:
+    """Makes smaller versions of what was made."""
+
+    def __init__(
+        self,
+        store_: store.Store,
+        blobs_: blobs.Blobs,
+        keeper: puts.Keeper,
+        workers: sandbox.MediaWorkers,
+    ) -> None:
+        self._store = store_
+        self._blobs = blobs_
+        self._keeper = keeper
+        self._workers = workers
+
+    async def make(self, account_id: str, asset_id: str, height: int) -> assets.Asset:
+        """The output at that height; idempotent. InvalidArgument unless it is an output that is taller."""
+        source = await self._store.library.find(account_id, asset_id)
+        assert source.facts is not None
+        assets.check_even(height=height)
+        if source.kind is not assets.Kind.OUTPUT_VIDEO or height >= source.facts.height:
+            sentence = f"must be below that of an output; this is {source.kind} of {source.facts.height} pixels"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"height: {sentence}", violations=[("height", sentence)]
+            )
+
+        async def work(place: Path, _: datetime) -> puts.Work:
+            assert source.facts is not None
+            assert source.object_key is not None
+            path, out = place / "source", place / "smaller"
+            await self._blobs.get_file(assets.BUCKETS[source.kind], source.object_key, path)
+            with puts.refusing():
+                video = await self._workers.make_rendition(path, out, height)
+            made = puts.Made(out, puts.video_facts(video, source.facts.sha256))
+            return puts.Work(made, kept_as=assets.Kind.OUTPUT_VIDEO)
+
+        return await self._keeper.keep(
+            assets.rendition(account_id, asset_id, height), work, asset_id
         )
-        return out

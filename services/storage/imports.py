@@ -56,7 +56,7 @@ class Imports:
                 return ready
         try:
             async with asyncio.timeout(self._settings.import_seconds), self._open(url) as fetch:
-                header = puts.Header(identity, 0, "", "", "")
+                header = puts.Header(identity)
                 asset = await self._puts.take(header, _pieces(fetch))
         except errors.DeadlineExceeded:
             raise _failed("its server stalls") from None

@@ -30,10 +30,12 @@ class Header:
     """What a put is about; a size of 0 and an empty sha256 are not known."""
 
     identity: assets.Identity
-    size_bytes: int
-    sha256: str
-    model: str
-    video_id: str
+    size_bytes: int = 0
+    sha256: str = ""
+    model: str = ""
+    video_id: str = ""
+    refused_sha256: str = ""
+    """Of bytes that were no video before: the same again are kept aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,20 @@ class Work:
 
     main: Made
     poster: Made | None = None
+    kept_as: assets.Kind | None = None
+    """For as long as this kind is kept, where not as its own."""
 
 
-Make = Callable[[Path, datetime], Awaitable[Work]]
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Bytes to be kept aside, and why."""
+
+    path: Path
+    sha256: str
+    why: errors.ServiceError
+
+
+Make = Callable[[Path, datetime], Awaitable[Work | Refused]]
 """(directory to work in, time of the asset) -> its files."""
 
 
@@ -71,7 +84,8 @@ class Keeper:
         self._scratch = scratch_
         # Slow uploads must not keep renders from being stored.
         self._slots = {
-            bucket: asyncio.Semaphore(settings.concurrent_puts) for bucket in assets.Bucket
+            assets.Bucket.INPUT: asyncio.Semaphore(settings.concurrent_puts),
+            assets.Bucket.OUTPUT: asyncio.Semaphore(min(settings.concurrent_puts, blobs.WRITERS)),
         }
         self._most_seconds = settings.put_leftover_seconds / 2
         self._cleaning: set[asyncio.Task[None]] = set()
@@ -83,11 +97,15 @@ class Keeper:
             assets.Kind.POSTER: outputs,
             assets.Kind.RENDITION: settings.rendition_keep_seconds,
         }
+        self._quarantine = timedelta(seconds=settings.quarantine_keep_seconds)
 
     async def keep(
         self, identity: assets.Identity, make: Make, source_asset_id: str | None = None
     ) -> assets.Asset:
-        """The READY asset: the one that is there, or the one that is made now."""
+        """The READY asset: the one that is there, or the one that is made now.
+
+        Raises why, where its bytes are to be kept aside, once they are.
+        """
         nonce = ids.new_id()
         try:
             # Who hangs up while this commits would leave a row that nobody makes READY.
@@ -98,6 +116,8 @@ class Keeper:
             async with asyncio.timeout(self._most_seconds), self._slots[identity.bucket]:
                 with self._scratch.work() as place:
                     work = await make(place, begun.created_at)
+                    if isinstance(work, Refused):
+                        raise await self._keep_aside(identity, nonce, work)
                     stored, poster = await self._upload(identity, nonce, work)
                 await failpoint("storage.put.before_ready")
                 ready = await self._store.making.ready(identity, nonce, stored, poster)
@@ -112,14 +132,31 @@ class Keeper:
             # Nothing to do for the put that made the asset READY; the rest of them leave nothing behind.
             await self._leave_nothing(nonce)
 
+    async def _keep_aside(
+        self, identity: assets.Identity, nonce: str, refused: Refused
+    ) -> errors.InvalidArgument:
+        size_bytes = refused.path.stat().st_size
+        what = assets.Facts(
+            refused.sha256, size_bytes, refused.sha256, assets.UNKNOWN_MEDIA_TYPE, 0, 0
+        )
+        made = Made(refused.path, what)
+        stored = self._named(identity, nonce, Work(made), made)
+        await self._store.making.note_keys(nonce, [stored.object_key])
+        await self._put(identity, stored, made)
+        await failpoint("storage.quarantine.after_object")
+        await self._store.making.quarantine(identity, nonce, stored, self._quarantine)
+        log.error("put_quarantined", asset_id=identity.asset_id, why=refused.why.message)
+        return assets.kept_aside(refused.sha256, refused.why.message)
+
     async def _upload(
         self, identity: assets.Identity, nonce: str, work: Work
     ) -> tuple[rows.Stored, rows.Poster | None]:
-        stored = self._named(identity, nonce, work.main)
+        stored = self._named(identity, nonce, work, work.main)
         poster = None
         if work.poster is not None:
             poster_identity = identity.poster()
-            poster = rows.Poster(poster_identity, self._named(poster_identity, nonce, work.poster))
+            named = self._named(poster_identity, nonce, work, work.poster)
+            poster = rows.Poster(poster_identity, named)
         keys = [stored.object_key, *([poster.stored.object_key] if poster else [])]
         await self._store.making.note_keys(nonce, keys)
         await self._put(identity, stored, work.main)
@@ -131,10 +168,10 @@ class Keeper:
             await failpoint("storage.put.after_object")
         return stored, poster
 
-    def _named(self, identity: assets.Identity, nonce: str, made: Made) -> rows.Stored:
+    def _named(self, identity: assets.Identity, nonce: str, work: Work, made: Made) -> rows.Stored:
         media_type = made.facts.media_type
         key = assets.object_key(identity.account_id, identity.asset_id, nonce, media_type)
-        seconds = self._keep_seconds[identity.kind]
+        seconds = self._keep_seconds[work.kept_as or identity.kind]
         return rows.Stored(key, made.facts, timedelta(seconds=seconds) if seconds else None)
 
     async def _put(self, identity: assets.Identity, stored: rows.Stored, made: Made) -> None:
@@ -184,18 +221,20 @@ class Puts:
 
     async def take(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
         """Stores what we read ourselves, from where clients put it; `chunks` is left alone when nothing is wanted."""
-        limit_bytes = self._limit_bytes(header.identity.kind)
+        limit_bytes = self.limit_bytes(header.identity.kind)
         assets.check_limit(header.size_bytes, limit_bytes)
 
-        async def make(place: Path, created_at: datetime) -> Work:
+        async def make(place: Path, created_at: datetime) -> Work | Refused:
             await failpoint("storage.put.after_row")
             arrived = place / "arrived"
             sha256 = await self._receive(header, chunks, arrived, limit_bytes)
-            with refusing():
-                if header.identity.kind is assets.Kind.INPUT_IMAGE:
-                    return await self._image(arrived, sha256)
-                mark = facts.Mark(header.model, header.video_id, sha256, created_at)
-                return await self._video(arrived, sha256, mark)
+            try:
+                with refusing():
+                    return await self._look_into(header, arrived, sha256, created_at)
+            except errors.InvalidArgument as why:
+                if sha256 != header.refused_sha256:
+                    raise
+                return Refused(arrived, sha256, why)
 
         return await self._keeper.keep(header.identity, make)
 
@@ -212,12 +251,15 @@ class Puts:
                     return
                 left_bytes -= len(chunk)
 
-    def _limit_bytes(self, kind: assets.Kind) -> int:
+    def limit_bytes(self, kind: assets.Kind) -> int:
+        """Most bytes on arrival. Raises InvalidArgument for what is made here only."""
         if kind is assets.Kind.INPUT_IMAGE:
             return self._settings.max_image_bytes
+        if kind is assets.Kind.INPUT_VIDEO:
+            return self._settings.max_input_video_bytes
         if kind is assets.Kind.OUTPUT_VIDEO:
             return self._settings.max_video_bytes
-        sentence = "must be INPUT_IMAGE or OUTPUT_VIDEO"
+        sentence = "must be INPUT_IMAGE, INPUT_VIDEO or OUTPUT_VIDEO"
         raise errors.InvalidArgument(
             "INVALID_FIELD", f"kind: {sentence}", violations=[("kind", sentence)]
         )
@@ -262,6 +304,18 @@ class Puts:
                 f"nothing came for {self._settings.stall_seconds:g} s; send the whole file again",
             ) from None
 
+    async def _look_into(
+        self, header: Header, arrived: Path, sha256: str, created_at: datetime
+    ) -> Work:
+        if header.identity.kind is assets.Kind.INPUT_IMAGE:
+            return await self._image(arrived, sha256)
+        if header.identity.kind is assets.Kind.INPUT_VIDEO:
+            clean = arrived.with_name("clean")
+            video = await self._workers.clean_video(arrived, clean)
+            return Work(Made(clean, video_facts(video, sha256)))
+        mark = facts.Mark(header.model, header.video_id, sha256, created_at)
+        return await self._video(arrived, sha256, mark)
+
     async def _image(self, arrived: Path, sha256: str) -> Work:
         clean = arrived.with_name("clean")
         measured = await self._workers.sanitise_image(arrived, clean)
@@ -301,6 +355,22 @@ def image_facts(measured: facts.ImageFacts, source_sha256: str) -> assets.Facts:
         media_type=measured.media_type,
         width=measured.width,
         height=measured.height,
+    )
+
+
+def video_facts(made: facts.MadeVideo, source_sha256: str) -> assets.Facts:
+    """What is kept of a video that was made here."""
+    return assets.Facts(
+        sha256=made.sha256,
+        size_bytes=made.size_bytes,
+        source_sha256=source_sha256,
+        media_type=made.media_type,
+        width=made.width,
+        height=made.height,
+        duration_ms=made.duration_ms,
+        fps=made.fps,
+        codec=made.codec,
+        has_audio=made.has_audio,
     )
 
 

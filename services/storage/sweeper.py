@@ -17,15 +17,22 @@ BATCH = 100
 class Sweeper:
     """The loop over leftovers."""
 
-    def __init__(self, settings: config.Settings, store_: store.Store, blobs_: blobs.Blobs) -> None:
+    def __init__(
+        self,
+        settings: config.Settings,
+        store_: store.Store,
+        blobs_: blobs.Blobs,
+        wake: loops.Wake | None = None,
+    ) -> None:
         self._seconds = settings.sweep_seconds
         self._leftover = timedelta(seconds=settings.put_leftover_seconds)
         self._store = store_
         self._blobs = blobs_
+        self._wake = wake
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Sweeps until told to stop."""
-        await loops.every("sweeper", self._seconds, self.run_once, stopping)
+        await loops.every("sweeper", self._seconds, self.run_once, stopping, self._wake)
 
     async def run_once(self) -> bool:
         """One pass; True when there is more to do."""

@@ -1,4 +1,4 @@
-"""Images that clients PUT into S3 themselves: announced, signed for, and taken from there as any other upload is."""
+"""What clients PUT into S3 themselves: announced, signed for, and taken from there as any other upload is."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Uploads:
         self._blobs = blobs_
         self._puts = puts_
 
-    async def create(self, identity: assets.Identity, size_bytes: int, media_type: str) -> Signed:
-        """Announces an upload and signs a URL for exactly that size and type. Idempotent by the identity."""
-        assets.check_limit(size_bytes, self._settings.max_image_bytes)
+    async def create(self, account_id: str, owner: str, size_bytes: int, media_type: str) -> Signed:
+        """Announces an upload and signs a URL for exactly that size and type. Idempotent by (account, owner)."""
+        identity = assets.Identity(account_id, owner, assets.uploaded_kind(media_type))
+        assets.check_limit(size_bytes, self._puts.limit_bytes(identity.kind))
         text = f"{size_bytes} {media_type}"
         upload = await self._store.announced.add(
             announced.Upload(
@@ -65,7 +66,9 @@ class Uploads:
                 "UPLOAD_NOT_FOUND",
                 "there is no such upload in this account, or its time is over; create a new one",
             )
-        identity = assets.Identity(account_id, upload.owner, assets.Kind.INPUT_IMAGE)
+        assert upload.media_type is not None
+        kind = assets.uploaded_kind(upload.media_type)
+        identity = assets.Identity(account_id, upload.owner, kind)
         ready = await self._store.library.ready(upload_id)
         if ready is not None:
             return ready
@@ -78,7 +81,7 @@ class Uploads:
         try:
             assets.check_arrived(upload.size_bytes, "", size_bytes, "")
             chunks = self._blobs.read(identity.bucket, upload.object_key, 0, size_bytes)
-            taken = await self._puts.take(puts.Header(identity, size_bytes, "", "", ""), chunks)
+            taken = await self._puts.take(puts.Header(identity, size_bytes), chunks)
         except errors.InvalidArgument:
             # The URL is good for another try with the right bytes.
             await self._blobs.remove(identity.bucket, [upload.object_key])

@@ -225,7 +225,7 @@ def test_nats_users_may_do_what_the_code_does() -> None:
 
     pattern = r"user: (\w+), password: \$\1_password(.*?)(?=\n    \{|\n  \])"
     may: dict[str, str] = dict(re.findall(pattern, NATS, re.DOTALL))
-    assert may.keys() == {"operator", *SERVICES, "subscriber"} - {"storage"}
+    assert may.keys() == {"operator", *SERVICES, "subscriber"}
     consumers = {
         "gateway": f"EVENTS.{projector.DURABLE}",
         "credits": f"EVENTS.{settlement.DURABLE}",
@@ -242,6 +242,7 @@ def test_nats_users_may_do_what_the_code_does() -> None:
     assert may["gateway"].count(f'"{watch.NUDGE_SUBJECT}"') == 2
     assert f'"{subjects.EVENTS_SUBJECTS}"' in may["generator"]
     assert f'"{subjects.event_subject("*", "settled")}"' in may["credits"]
+    assert f'"{subjects.event_subject("*", "expired")}"' in may["storage"]
     assert f'"{subjects.progress_subject("*")}"' in may["generator"]
     assert subjects.JOBS_SUBJECT not in may["subscriber"]
 

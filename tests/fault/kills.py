@@ -68,6 +68,7 @@ ELSEWHERE = {
     "generator.late.before_commit",
     "generator.late.after_commit",
     "credits.release.before_commit",
+    "storage.quarantine.after_object",
 }
 LEDGER = (
     "credits.grant.before_commit",

@@ -34,8 +34,8 @@ LEFT: Mapping[str, Mapping[str, str]] = {
         "pinned": "SELECT count(*) FROM pins WHERE account_id = ANY($1)",
         "uploading": "SELECT count(*) FROM assets WHERE account_id = ANY($1) AND state = 'UPLOADING'",
         "puts": "SELECT count(*) FROM puts JOIN assets USING (asset_id) WHERE account_id = ANY($1)",
-        "images": """SELECT count(*) FROM assets
-            WHERE account_id = ANY($1) AND kind = 'INPUT_IMAGE'""",
+        "inputs": """SELECT count(*) FROM assets
+            WHERE account_id = ANY($1) AND kind IN ('INPUT_IMAGE', 'INPUT_VIDEO')""",
     },
     "generator": {"jobs": "SELECT count(*) FROM videos WHERE account_id = ANY($1)"},
 }

@@ -184,11 +184,15 @@ async def test_every_planted_disagreement_is_found_and_nothing_else(world: World
     assert found == wanted
 
 
+def disagreeing(row: str) -> float | None:
+    return REGISTRY.get_sample_value("framewire_credits_books_findings", {"row": row})
+
+
 async def test_the_loop_tells_what_disagrees_and_one_replica_at_a_time_looks(world: World) -> None:
     victim = await live(world)
     check = checking.BooksCheck(world.books, 60)
     await check.run_once()
-    assert REGISTRY.get_sample_value("framewire_credits_books_findings") == 0
+    assert disagreeing("hold") == 0
     # The hold that an operator captured has no verdict; its price is computed again all the same.
     assert REGISTRY.get_sample_value("framewire_credits_books_recomputed_holds") == 4
     await world.pool.execute("CREATE TABLE planted ()")
@@ -199,9 +203,9 @@ async def test_the_loop_tells_what_disagrees_and_one_replica_at_a_time_looks(wor
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", 0x70726F6F)
         await check.run_once()
-        assert REGISTRY.get_sample_value("framewire_credits_books_findings") == 0
+        assert disagreeing("hold") == 0
     await check.run_once()
-    assert REGISTRY.get_sample_value("framewire_credits_books_findings") == 1
+    assert disagreeing("hold") == 1
     async with served(world) as client:
         proof_ = await client("gateway").CheckBooks(ledger_pb2.CheckBooksRequest())
     assert (proof_.balanced, proof_.transfers, proof_.open_holds) == (False, 9, 1)

@@ -125,10 +125,10 @@ async def test_what_becomes_of_a_video_under_each_fault(generator: Generator) ->
     log = generator.program.log_path.read_text()
     for fault, made in asked.items():
         jobs, cause = FAULTS[fault]
+        failed = generator.told[made.video_id][-1].failed
+        told = vocabulary_pb2.Cause.Name(failed.cause).removeprefix("CAUSE_")
+        assert told == (cause or "UNSPECIFIED"), f"{fault}: {failed.message}"
         assert generator.kinds(made) == (FAILED if cause else WHOLE), fault
-        if cause:
-            told = generator.told[made.video_id][-1].failed.cause
-            assert vocabulary_pb2.Cause.Name(told) == f"CAUSE_{cause}", fault
         assert len(await generator.simulator.accepted(made.spec.prompt)) == jobs, fault
         (row,) = await generator.fetch(
             "SELECT count(*) AS jobs FROM provider_jobs JOIN attempts USING (attempt_id)"

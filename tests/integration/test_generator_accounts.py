@@ -230,8 +230,13 @@ async def test_those_that_wait_are_told_their_place_and_when_they_may_be_done(tw
     asked = await two.ask(4, model="sora-narrow")
 
     async def told() -> bool:
+        # By its event, and by progress where what that said has changed since.
+        queued = {made.video_id: two.generator.told.get(made.video_id) for made in asked}
+        assert all(queued.values()), "not all are queued"
         places = [
-            two.progress[made.video_id][-1] for made in asked if made.video_id in two.progress
+            (two.progress.get(video_id) or [events[0].queued])[-1]
+            for video_id, events in queued.items()
+            if events
         ]
         assert sorted(item.queue_position for item in places) == [0, 1, 2, 3], places
         # Nobody serves them: when they may be done is not known.

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
+from prometheus_client import REGISTRY
 
 from framewire import errors as public_errors
 from framewire import subjects
@@ -99,6 +100,21 @@ async def _told(connected: bus.Bus, count: int) -> list[Msg]:
         return [await subscription.next_msg(timeout=5) for _ in range(count)]
     finally:
         await subscription.unsubscribe()
+
+
+async def test_the_outbox_shows_what_waits_also_while_the_bus_is_away(database: str) -> None:
+    nowhere = "nats://127.0.0.1:1"
+    async with postgres.pool(database, "test", 2) as pool, bus.connect(nowhere, "test") as away:
+        await pool.execute(OUTBOX)
+        async with pool.acquire() as connection, connection.transaction():
+            await outbox.add_all(connection, [outbox.headed(_row("a", seq)) for seq in (1, 2)])
+        await pool.execute("UPDATE outbox SET created_at = created_at - interval '1 hour'")
+        assert not await outbox.Relay(pool, away, subjects.EVENTS_STREAM).run_once()
+        assert REGISTRY.get_sample_value("framewire_outbox_waiting") == 2
+        oldest = REGISTRY.get_sample_value("framewire_outbox_oldest_seconds")
+        assert oldest is not None
+        assert oldest >= 3600
+        assert REGISTRY.get_sample_value("framewire_bus_connected") == 0
 
 
 async def test_the_outbox_tells_in_order_and_once(database: str, broker: Broker) -> None:

@@ -65,14 +65,21 @@ async def test_every_operation_answers(workers: tuple[sandbox.MediaWorkers, Path
     assert clean.size_bytes == out.stat().st_size
     fitted = await pool.fit_image(image, out, 128, 72, facts.FitMode.CONTAIN)
     assert (fitted.width, fitted.height, opened(out)) == (128, 72, ("JPEG", (128, 72)))
-    crop = facts.Crop(0, 0, 10, 10)
-    cropped = await pool.fit_image(image, out, 5, 5, facts.FitMode.CROP, crop, facts.FitFormat.PNG)
-    assert (cropped.media_type, cropped.width) == ("image/png", 5)
+    cropped = await pool.fit_image(image, out, 5, 5, crop=facts.Crop(0, 0, 10, 10))
+    assert (cropped.media_type, cropped.width) == ("image/jpeg", 5)
     assert (await pool.inspect_video(video)).frame_count == 12
     assert (await pool.poster(video, out)).width == 64
     assert opened(out) == ("JPEG", (64, 64))
     marked = await pool.mark_video(video, out, MARK)
     assert marked.size_bytes == out.stat().st_size
+    assert marks.read_mark(out) == MARK
+    clean = await pool.clean_video(video, scratch / "clean")
+    assert (clean.media_type, clean.width, clean.codec) == ("video/mp4", 64, "h264")
+    fitted_video = await pool.fit_video(video, out, 32, 48, facts.FitMode.CONTAIN_BLURRED)
+    assert (fitted_video.width, fitted_video.height, fitted_video.duration_ms) == (32, 48, 500)
+    await pool.mark_video(video, marked_video := scratch / "marked", MARK)
+    smaller = await pool.make_rendition(marked_video, out, 32)
+    assert (smaller.width, smaller.height, smaller.codec) == (32, 32, "h264")
     assert marks.read_mark(out) == MARK
     assert not facts.partial_path(out).exists()
 
@@ -254,7 +261,7 @@ async def test_cpu_time_is_bounded_for_each_request(tmp_path: Path) -> None:
     limits = confine.Limits(cpu_seconds=0)
     async with sandbox.MediaWorkers(tmp_path, sandbox.Settings(size=1, limits=limits)) as pool:
         with pytest.raises(facts.MediaRefused) as refused:
-            await pool.fit_image(light, tmp_path / "out", 8192, 8192, encode=facts.FitFormat.PNG)
+            await pool.fit_image(light, tmp_path / "out", 8192, 8192)
         assert refused.value.reason is Reason.MEDIA_TOO_EXPENSIVE
         assert (await pool.inspect_image(light)).width == 500
 

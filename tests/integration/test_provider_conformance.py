@@ -14,7 +14,7 @@ import pytest
 from services.generator import attempts, pools
 from services.generator.providers import contract, http
 from tests import provider_worlds, simulated
-from tests.provider_worlds import DIALECTS, DOCUMENT, IMAGE, LISTING, WORLDS, Client, World
+from tests.provider_worlds import DIALECTS, DOCUMENT, FIRST, LISTING, WORLDS, Client, World
 from tests.waiting import eventually
 
 PRICED = (
@@ -68,13 +68,13 @@ async def test_a_job_from_its_beginning_to_its_film(
     client: Client, simulator: simulated.Simulator, with_image: bool
 ) -> None:
     world, provider = client.world, client.provider
-    image = IMAGE if with_image or world.needs_image else None
+    inputs = FIRST if with_image or world.needs_image else ()
     wanted = world.spec(
         f'Zoë says "hi" & 日本\r\n--framewire-x\n {uuid.uuid4()}',
-        input_image_id="a" * 26 if image else "",
+        input_image_id="a" * 26 if inputs else "",
     )
-    body = provider.build(wanted, image, "attempt")
-    assert body == provider.build(wanted, image, "attempt")
+    body = provider.build(wanted, inputs, "attempt")
+    assert body == provider.build(wanted, inputs, "attempt")
     began = datetime.now(UTC) - timedelta(seconds=1)
     outcome = await provider.create(body, None)
     assert isinstance(outcome, contract.Accepted), outcome
@@ -83,7 +83,7 @@ async def test_a_job_from_its_beginning_to_its_film(
     assert wanted.prompt.split()[-1] in entry["prompt"]
     assert (entry["size"], entry["seconds"], entry["n_variants"]) == ("320x180", "1", 1)
     assert entry["model"] == world.account.models[world.model].upstream
-    assert bool(entry["reference_sha256"]) == (image is not None)
+    assert bool(entry["reference_sha256"]) == bool(inputs)
 
     job = await client.ended(outcome.provider_job_id)
     assert (job.status, job.progress_percent) == (contract.Status.DONE, 100)
@@ -104,15 +104,15 @@ async def test_a_job_from_its_beginning_to_its_film(
 async def test_options_override_nothing(client: Client) -> None:
     world, provider = client.world, client.provider
     wanted = world.spec("a cat")
-    bare = provider.build(wanted, IMAGE, "a").data
+    bare = provider.build(wanted, FIRST, "a").data
     for name in PRICED:
         if f'"{name}"'.encode() in bare:
             wanted.options[name].string_value = "stolen"
     assert len(wanted.options) >= 4
-    assert provider.build(wanted, IMAGE, "a").data == bare
+    assert provider.build(wanted, FIRST, "a").data == bare
     wanted.options["seed"].number_value = 7
     wanted.options["enhance"].bool_value = True
-    seeded = provider.build(wanted, IMAGE, "a").data
+    seeded = provider.build(wanted, FIRST, "a").data
     assert b'"seed": 7' in seeded or b'name="seed"\r\n\r\n7\r\n' in seeded
     assert b'"enhance": true' in seeded or b'name="enhance"\r\n\r\ntrue\r\n' in seeded
 
@@ -396,9 +396,9 @@ async def test_a_gigabyte_of_json_fills_no_memory(client: Client) -> None:
 async def test_a_marker_is_the_attempts_and_nobody_elses(client: Client) -> None:
     spec = client.world.spec(input_image_id="a" * 26)
     marker = client.provider.shown_marker(spec, "attempt-7")
-    one, other = (client.provider.build(spec, IMAGE, f"attempt-{n}").data for n in (7, 8))
+    one, other = (client.provider.build(spec, FIRST, f"attempt-{n}").data for n in (7, 8))
     if marker:
         assert marker == attempts.marker("attempt-7")
         assert marker.encode() in one
         assert one != other
-    assert client.provider.build(spec, IMAGE, "attempt-7").data == one
+    assert client.provider.build(spec, FIRST, "attempt-7").data == one

@@ -14,7 +14,7 @@ import pytest
 from services.generator import attempts, variants
 from services.generator.providers import contract
 from tests import provider_worlds, simulated
-from tests.provider_worlds import BY_NAME, IMAGE, answer, serving
+from tests.provider_worlds import BY_NAME, FIRST, IMAGE, answer, serving
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ async def test_an_image_job_shows_its_name_again_and_a_text_job_has_none(
     async with BY_NAME["azure_jobs"].open(simulator.url) as client:
         provider = client.provider
         wanted = client.world.spec(input_image_id="a" * 26)
-        outcome = await provider.create(provider.build(wanted, IMAGE, "attempt-7"), None)
+        outcome = await provider.create(provider.build(wanted, FIRST, "attempt-7"), None)
         assert isinstance(outcome, contract.Accepted)
         job = await client.listed(outcome.provider_job_id)
         assert (
@@ -96,17 +96,17 @@ async def test_a_third_job_at_once_is_not_accepted_flat_as_it_is_said(
 
 
 async def test_the_bodies_of_the_variants() -> None:
-    async def body(name: str, image: bytes | None = None) -> contract.Body:
+    async def body(name: str, *inputs: contract.Input) -> contract.Body:
         async with BY_NAME[name].open("http://x/v1") as client:
-            return client.provider.build(client.world.spec("a cat"), image, "a")
+            return client.provider.build(client.world.spec("a cat"), inputs, "a")
 
-    plain = form(await body("openai", IMAGE))
+    plain = form(await body("openai", *FIRST))
     assert plain["input_reference"].get_payload(decode=True) == IMAGE
     assert (plain["size"].get_payload(), plain["seconds"].get_payload()) == ("320x180", "1")
     sglang = json.loads((await body("sglang")).data)
     assert sglang == {"model": "sora-2", "prompt": "a cat", "size": "320x180", "seconds": 1}
-    assert "input_reference" in form(await body("sglang", IMAGE))
-    reseller = json.loads((await body("reseller", IMAGE)).data)
+    assert "input_reference" in form(await body("sglang", *FIRST))
+    reseller = json.loads((await body("reseller", *FIRST)).data)
     assert (reseller["width"], reseller["height"], reseller["seconds"]) == (320, 180, "1")
     assert reseller["input_reference"]["image_url"].startswith("data:image/jpeg;base64,")
     assert "size" not in reseller
@@ -118,7 +118,7 @@ async def test_an_object_in_a_form() -> None:
     variant = variants.parse({"image": "object", "api_version": "preview"})
     created = answer("200 OK", '{"id": "v"}')
     async with serving(created) as server, world.open(server.url, variant=variant) as client:
-        parts = form(client.provider.build(world.spec(), IMAGE, "a"))
+        parts = form(client.provider.build(world.spec(), FIRST, "a"))
         assert isinstance(await client.create(), contract.Accepted)
     assert str(parts["input_reference[image_url]"].get_payload()).startswith("data:image/jpeg")
     assert server.requests[0].startswith("POST /v1/videos?api-version=preview ")
@@ -199,8 +199,8 @@ async def test_every_failure_of_a_task(
 async def test_text_has_a_place_of_its_own() -> None:
     async with BY_NAME["runway"].open("http://x/v1") as client:
         spec = client.world.spec("a cat")
-        body = client.provider.build(spec, None, "a")
-        with_image = client.provider.build(spec, IMAGE, "a")
+        body = client.provider.build(spec, (), "a")
+        with_image = client.provider.build(spec, FIRST, "a")
     assert (body.path, with_image.path) == ("/text_to_video", "/image_to_video")
     assert json.loads(body.data) == {
         "model": "gen4_turbo",

@@ -43,7 +43,7 @@ async def test_a_create_uses_a_connection_once_and_retries_nothing(world: World)
 @each
 async def test_an_idempotency_key_is_sent_where_there_is_one(world: World) -> None:
     async with serving(CREATED) as server, world.open(server.url) as client:
-        body = client.provider.build(world.spec(), None, "a")
+        body = client.provider.build(world.spec(), (), "a")
         assert await client.provider.create(body, "the-key") == contract.Accepted("job_1")
     assert "idempotency-key: the-key" in server.requests[0].lower()
 

@@ -213,6 +213,7 @@ async def test_another_accounts_asset_is_not_found_on_every_call(world: World) -
             world.fit(one, 10, 10, pin_owner="v"),
             world.stub.Pin(pb.PinRequest(**who, owner="v"), timeout=10),
             world.stub.SignUrl(pb.SignUrlRequest(**who), timeout=10),
+            world.rendition(one, 10),
             world.delete(one),
         ):
             with refused(errors.NotFound, "ASSET_NOT_FOUND"):
@@ -231,6 +232,8 @@ async def test_who_may_call_what(world: World) -> None:
         assert await stub.Stat(pb.StatRequest(**who), timeout=10) == asset
         with refused(errors.PermissionDenied, "ROLE_NOT_ALLOWED"):
             await stub.Delete(pb.DeleteRequest(**who), timeout=10)
+    with refused(errors.PermissionDenied, "ROLE_NOT_ALLOWED"):
+        await world.stub.MakeRendition(pb.MakeRenditionRequest(**who, height=10), timeout=10)
     async with rpc.channel(address, tokens(world.stack, "credits")) as channel:
         with refused(errors.PermissionDenied, "ROLE_NOT_ALLOWED"):
             stub = storage_pb2_grpc.StorageServiceStub(channel)
@@ -303,14 +306,6 @@ def halves() -> bytes:
     image.paste((0, 0, 255), (200, 0, 400, 200))
     image.save(out, "PNG")
     return out.getvalue()
-
-
-async def test_only_images_can_be_fitted(world: World, tmp_path: Path) -> None:
-    account = ids.new_id()
-    asset = await world.put(account, film(tmp_path / "film.mp4"), VIDEO)
-    with refused(errors.InvalidArgument, "NOT_AN_IMAGE"):
-        await world.fit(asset, 10, 10)
-    await world.clean(account)
 
 
 async def test_what_is_pinned_stays(world: World) -> None:

@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from framewire import client as clients
-from framewire import errors, types
+from framewire import errors, types, uploads
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.events import types as event_types
@@ -238,7 +238,7 @@ async def test_local_trouble_is_told_before_anything_is_sent(
     with pytest.raises(FileNotFoundError):
         await client.upload_image(tmp_path / "none.png")
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(clients.MAX_IMAGE_BYTES + 1)
+        file.truncate(uploads.MAX_IMAGE_BYTES + 1)
     with pytest.raises(errors.FramewireError) as raised:
         await client.upload_image(tmp_path / "huge.png")
     assert raised.value.reason == "TOO_LARGE"

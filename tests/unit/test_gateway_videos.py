@@ -13,17 +13,20 @@ from google.protobuf import struct_pb2
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import video_pb2
 from kit import errors
-from services.gateway import catalogue, messages, videos
+from services.gateway import catalogue, inputs, messages, videos
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MODELS = catalogue.parse("""
 models:
   - {name: one, sizes: [1280x720, 320x180], seconds: [6, 4], max_variants: 2, text_to_video: true,
-     image_to_video: false, options: {seed: {type: integer, min: 0, max: 10},
-     strength: {type: number, min: 0, max: 1}, style: {type: string, min: 1, max: 3}, loop: {type: boolean}}}
-  - {name: gone, sizes: [320x180], seconds: [4], text_to_video: true, image_to_video: true,
+     max_input_images: 0, options: {seed: {type: integer, min: 0, max: 10},
+     strength: {type: number, min: 0, max: 1}, style: {type: string, min: 1, max: 3}, loop: {type: boolean},
+     mood: {type: string, choices: [calm, wild]}}}
+  - {name: gone, sizes: [320x180], seconds: [4], text_to_video: true, max_input_images: 1,
      retires_at: 2026-09-24}
-  - {name: picture, sizes: [320x180], seconds: [4], text_to_video: false, image_to_video: true}
+  - {name: picture, sizes: [320x180], seconds: [4], text_to_video: false, max_input_images: 1}
+  - {name: many, sizes: [320x180], seconds: [4], text_to_video: true, max_input_images: 2,
+     input_images_at_any_frame: true, max_input_video_seconds: 5, frames_per_second: 24}
 """)
 PENDING = videos.Video(
     video_id="v" * 26,
@@ -157,16 +160,105 @@ def test_every_default_is_filled_in() -> None:
     assert normal(options=options).options == options
 
 
+IMAGE, CLIP = inputs.Input("i" * 26), inputs.Input("c" * 26, is_video=True)
+
+
+def later(each: inputs.Input, frame: int = 24) -> inputs.Input:
+    return replace(each, frame_index=frame)
+
+
+def given(*each: inputs.Input, **fields: object) -> dict[str, object]:
+    return {"inputs": each, **fields}
+
+
+def test_inputs_are_said_in_one_way_only() -> None:
+    """A first frame as input_image_id, everything else as inputs, by frame."""
+    alone = normal(model="many", inputs=(IMAGE,))
+    assert (alone.input_image_id, alone.inputs) == (IMAGE.asset_id, ())
+    last, cut = later(IMAGE, 95), replace(IMAGE, crop=(0, 0, 0.5, 1))
+    assert normal(model="many", inputs=(last, IMAGE)).inputs == (IMAGE, last)
+    assert normal(model="many", inputs=(cut,)).inputs == (cut,)
+    assert normal(model="many", inputs=(CLIP,)).inputs == (CLIP,)
+    assert normal(rendition_heights=(360, 480)).rendition_heights == (480, 360)
+
+
+def test_a_spec_is_the_same_after_it_was_stored() -> None:
+    first = replace(IMAGE, fit="CONTAIN_BLURRED", crop=(0.25, 0, 1, 0.5))
+    for one in (
+        normal(model="many", inputs=(first, later(IMAGE)), rendition_heights=(90,)),
+        normal(model="many", inputs=(later(CLIP),)),
+        normal(model="picture", input_image_id="i" * 26),
+    ):
+        stored = messages.spec_message(one).SerializeToString()
+        again = messages.asked_spec(vocabulary_pb2.VideoSpec.FromString(stored))
+        assert again == one
+        assert videos.normalise(again, MODELS, NOW) == one
+
+
+def test_an_asset_must_be_what_the_input_says() -> None:
+    many = MODELS.models["many"]
+    for each, media_type, seconds, reason in (
+        (IMAGE, "image/png", 0.0, ""),
+        (CLIP, "video/mp4", 5.04, ""),
+        (IMAGE, "video/mp4", 1.0, "NOT_AN_IMAGE"),
+        (CLIP, "image/png", 0.0, "NOT_A_VIDEO"),
+        (CLIP, "video/mp4", 5.2, "INPUT_NOT_SUPPORTED"),
+    ):
+        if not reason:
+            inputs.check_asset(each, many, media_type, seconds)
+            continue
+        with pytest.raises(errors.InvalidArgument) as caught:
+            inputs.check_asset(each, many, media_type, seconds)
+        assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "{type: integer}",
+        "{type: string, max: 3}",
+        "{type: number, min: 2, max: 1}",
+        "{type: integer, choices: [a]}",
+        "{type: list, min: 0, max: 1}",
+    ],
+)
+def test_an_option_without_bounds_is_no_catalogue(option: str) -> None:
+    text = """
+models:
+  - {name: a, sizes: [2x2], seconds: [1], text_to_video: true, max_input_images: 0, options: {o: OPTION}}
+"""
+    assert catalogue.parse(text.replace("OPTION", "{type: string, choices: [a]}")).default.options
+    with pytest.raises(catalogue.CatalogueError, match="option o"):
+        catalogue.parse(text.replace("OPTION", option))
+
+
 @pytest.mark.parametrize(
     ("asked", "reason", "says"),
     [
-        ({"model": "two"}, "MODEL_UNKNOWN", "one, gone, picture"),
+        ({"model": "two"}, "MODEL_UNKNOWN", "one, gone, picture, many"),
         ({"width": 100, "height": 100}, "SIZE_NOT_SUPPORTED", "1280x720, 320x180"),
         ({"width": 1280}, "SIZE_NOT_SUPPORTED", "1280x720"),
         ({"seconds": 5}, "SECONDS_NOT_SUPPORTED", "4, 6"),
         ({"variants": 3}, "VARIANTS_NOT_SUPPORTED", "at most 2"),
-        ({"input_image_id": "i" * 26}, "OPTION_NOT_SUPPORTED", "from text only"),
-        ({"model": "picture"}, "OPTION_NOT_SUPPORTED", "needs an image"),
+        ({"input_image_id": "i" * 26}, "INPUT_NOT_SUPPORTED", "starts from: text alone"),
+        ({"model": "picture"}, "INPUT_NOT_SUPPORTED", "1 image as the first frame"),
+        (given(IMAGE, IMAGE, model="picture"), "INPUT_NOT_SUPPORTED", "from 2 images"),
+        (given(CLIP, model="picture"), "INPUT_NOT_SUPPORTED", "1 image as the first frame"),
+        (given(later(IMAGE), model="picture"), "INPUT_NOT_SUPPORTED", "at frame 24"),
+        (given(IMAGE, CLIP, model="many"), "INPUT_NOT_SUPPORTED", "not from both"),
+        (given(CLIP, later(CLIP), model="many"), "INPUT_NOT_SUPPORTED", "a video of at most 5 s"),
+        (given(IMAGE, IMAGE, IMAGE, model="many"), "INPUT_NOT_SUPPORTED", "2 images at any frame"),
+        (given(IMAGE, IMAGE, model="many"), "INVALID_FIELD", "two are for one frame"),
+        (given(later(IMAGE, 96), model="many"), "INVALID_FIELD", "has 96 frames"),
+        (
+            given(replace(IMAGE, crop=(0.5, 0, 0.5, 1)), model="many"),
+            "INVALID_FIELD",
+            "left_fraction",
+        ),
+        (given(IMAGE, input_image_id="i" * 26), "INVALID_FIELD", "is short for one"),
+        ({"rendition_heights": (720,)}, "INVALID_FIELD", "below the video's height, 720"),
+        ({"rendition_heights": (361,)}, "INVALID_FIELD", "even"),
+        ({"options": {"mood": "angry"}}, "OPTION_NOT_SUPPORTED", "mood (one of calm, wild)"),
         ({"options": {"fps": 24}}, "OPTION_NOT_SUPPORTED", "seed (integer, 0 to 10)"),
         ({"options": {"seed": 11}}, "OPTION_NOT_SUPPORTED", "seed"),
         ({"options": {"seed": 1.5}}, "OPTION_NOT_SUPPORTED", "seed"),

@@ -40,10 +40,10 @@ def test_every_fit_is_an_asset_of_its_own() -> None:
     fits = [
         assets.Fit(640, 360),
         assets.Fit(360, 640),
-        assets.Fit(640, 360, contain=True),
+        assets.Fit(640, 360, facts.FitMode.CONTAIN),
         assets.Fit(640, 360, area=area),
         assets.Fit(640, 360, area=assets.Area(0, 0, 0.5, 1)),
-        assets.Fit(640, 360, contain=True, area=area),
+        assets.Fit(640, 360, facts.FitMode.CONTAIN, area=area),
     ]
     made = {assets.fitted(ACCOUNT, IMAGE.asset_id, fit).asset_id for fit in fits}
     assert len(made) == len(fits)

@@ -493,6 +493,7 @@ class Output(_message.Message):
     HAS_AUDIO_FIELD_NUMBER: _builtins.int
     POSTER_ASSET_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    RENDITIONS_FIELD_NUMBER: _builtins.int
     asset_id: _builtins.str
     """Asset id, for GetDownloadUrl."""
     variant: _builtins.int
@@ -521,6 +522,10 @@ class Output(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When retention removes it; not set: kept."""
 
+    @_builtins.property
+    def renditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rendition]:
+        """Smaller versions, the tallest first: those that were asked for, as far as they could be made."""
+
     def __init__(
         self,
         *,
@@ -537,14 +542,59 @@ class Output(_message.Message):
         has_audio: _builtins.bool = ...,
         poster_asset_id: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        renditions: _abc.Iterable[Global___Rendition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_id", b"asset_id", "codec", b"codec", "duration_ms", b"duration_ms", "expires_at", b"expires_at", "fps", b"fps", "has_audio", b"has_audio", "height", b"height", "media_type", b"media_type", "poster_asset_id", b"poster_asset_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "variant", b"variant", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_id", b"asset_id", "codec", b"codec", "duration_ms", b"duration_ms", "expires_at", b"expires_at", "fps", b"fps", "has_audio", b"has_audio", "height", b"height", "media_type", b"media_type", "poster_asset_id", b"poster_asset_id", "renditions", b"renditions", "sha256", b"sha256", "size_bytes", b"size_bytes", "variant", b"variant", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class Rendition(_message.Message):
+    """A smaller version of an output, H.264 in MP4."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSET_ID_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    asset_id: _builtins.str
+    """Asset id; for GetDownloadUrl its height names it."""
+    width: _builtins.int
+    """Width in pixels."""
+    height: _builtins.int
+    """Height in pixels."""
+    sha256: _builtins.str
+    """SHA-256 of the stored bytes, lower-case hex."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When retention removes it; not set: with the output."""
+
+    def __init__(
+        self,
+        *,
+        asset_id: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_id", b"asset_id", "expires_at", b"expires_at", "height", b"height", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rendition: _TypeAlias = Rendition  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):

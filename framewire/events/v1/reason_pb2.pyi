@@ -162,6 +162,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: only a FAILED or CANCELLED video is made anew."""
     ERROR_REASON_VIDEO_DELETED: _ErrorReason.ValueType  # 102
     """FAILED_PRECONDITION: the video was deleted, and what it was to be with it."""
+    ERROR_REASON_INPUT_NOT_SUPPORTED: _ErrorReason.ValueType  # 110
+    """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -308,4 +310,6 @@ ERROR_REASON_VIDEO_NOT_FAILED: ErrorReason.ValueType  # 101
 """FAILED_PRECONDITION: only a FAILED or CANCELLED video is made anew."""
 ERROR_REASON_VIDEO_DELETED: ErrorReason.ValueType  # 102
 """FAILED_PRECONDITION: the video was deleted, and what it was to be with it."""
+ERROR_REASON_INPUT_NOT_SUPPORTED: ErrorReason.ValueType  # 110
+"""INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

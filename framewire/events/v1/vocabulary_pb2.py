@@ -26,7 +26,7 @@ from framewire.buf.validate import validate_pb2 as buf_dot_validate_dot_validate
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$framewire/events/v1/vocabulary.proto\x12\x13\x66ramewire.events.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xb1\x03\n\tVideoSpec\x12\x1a\n\x06prompt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12\x39\n\x05model\x18\x02 \x01(\tB*\xbaH\'r%\x18@2!^[A-Za-z0-9][A-Za-z0-9._:/-]*$|^$\x12\x30\n\x0einput_image_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x19\n\x05width\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12\x1a\n\x06height\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12\x1b\n\x07seconds\x18\x06 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xd8\x04(\x00\x12\x1b\n\x08variants\x18\x07 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x08(\x00\x12\x62\n\x07options\x18\x08 \x03(\x0b\x32+.framewire.events.v1.VideoSpec.OptionsEntryB$\xbaH!\x9a\x01\x1e\x10\x10\"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,31}$\x1a\x46\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value:\x02\x38\x01*\xac\x01\n\nVideoState\x12\x1b\n\x17VIDEO_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VIDEO_STATE_PENDING\x10\x01\x12\x1a\n\x16VIDEO_STATE_PROCESSING\x10\x02\x12\x19\n\x15VIDEO_STATE_COMPLETED\x10\x03\x12\x16\n\x12VIDEO_STATE_FAILED\x10\x04\x12\x19\n\x15VIDEO_STATE_CANCELLED\x10\x05*\x94\x02\n\nVideoStage\x12\x1b\n\x17VIDEO_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12VIDEO_STAGE_QUEUED\x10\x01\x12\x19\n\x15VIDEO_STAGE_PREPARING\x10\x02\x12\x1a\n\x16VIDEO_STAGE_SUBMITTING\x10\x03\x12\x19\n\x15VIDEO_STAGE_RENDERING\x10\x04\x12\x18\n\x14VIDEO_STAGE_FETCHING\x10\x05\x12\x17\n\x13VIDEO_STAGE_STORING\x10\x06\x12\x1a\n\x16VIDEO_STAGE_UNRESOLVED\x10\x07\x12\x1a\n\x16VIDEO_STAGE_CANCELLING\x10\x08\x12\x14\n\x10VIDEO_STAGE_DONE\x10\t*\x94\x03\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x0e\n\nCAUSE_NONE\x10\x01\x12\x17\n\x13\x43\x41USE_INPUT_REFUSED\x10\x02\x12\x18\n\x14\x43\x41USE_OUTPUT_REFUSED\x10\x03\x12\x19\n\x15\x43\x41USE_REQUEST_INVALID\x10\x04\x12\x18\n\x14\x43\x41USE_PROVIDER_ERROR\x10\x05\x12\x17\n\x13\x43\x41USE_PROVIDER_LOST\x10\x06\x12\x11\n\rCAUSE_TIMEOUT\x10\x07\x12\x17\n\x13\x43\x41USE_QUEUE_TIMEOUT\x10\x08\x12\x14\n\x10\x43\x41USE_UNRESOLVED\x10\t\x12\x19\n\x15\x43\x41USE_OUTPUT_UNUSABLE\x10\n\x12\x17\n\x13\x43\x41USE_MODEL_RETIRED\x10\x0b\x12!\n\x1d\x43\x41USE_CANCELLED_BEFORE_SUBMIT\x10\x0c\x12 \n\x1c\x43\x41USE_CANCELLED_AFTER_SUBMIT\x10\r\x12\x14\n\x10\x43\x41USE_POISON_JOB\x10\x0e\x12\x12\n\x0e\x43\x41USE_INTERNAL\x10\x0f*M\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x0c\n\x08LANE_VIP\x10\x01\x12\x11\n\rLANE_STANDARD\x10\x02\x12\x0e\n\nLANE_BATCH\x10\x03*U\n\nSettlement\x12\x1a\n\x16SETTLEMENT_UNSPECIFIED\x10\x00\x12\x16\n\x12SETTLEMENT_PENDING\x10\x01\x12\x13\n\x0fSETTLEMENT_DONE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$framewire/events/v1/vocabulary.proto\x12\x13\x66ramewire.events.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x9c\x04\n\tVideoSpec\x12\x1a\n\x06prompt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12\x39\n\x05model\x18\x02 \x01(\tB*\xbaH\'r%\x18@2!^[A-Za-z0-9][A-Za-z0-9._:/-]*$|^$\x12\x30\n\x0einput_image_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x19\n\x05width\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12\x1a\n\x06height\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12\x1b\n\x07seconds\x18\x06 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xd8\x04(\x00\x12\x1b\n\x08variants\x18\x07 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x08(\x00\x12\x62\n\x07options\x18\x08 \x03(\x0b\x32+.framewire.events.v1.VideoSpec.OptionsEntryB$\xbaH!\x9a\x01\x1e\x10\x10\"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,31}$\x12\x39\n\x06inputs\x18\t \x03(\x0b\x32\x1f.framewire.events.v1.VideoInputB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12.\n\x11rendition_heights\x18\n \x03(\x05\x42\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07\x1a\x05\x18\xf0\x10(@\x1a\x46\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value:\x02\x38\x01\"\xfe\x01\n\nVideoInput\x12)\n\x08image_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$H\x00\x12/\n\x0einput_video_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$H\x00\x12 \n\x0b\x66rame_index\x18\x03 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00\x12\x33\n\x03\x66it\x18\x04 \x01(\x0e\x32\x1c.framewire.events.v1.FitModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\x04\x63rop\x18\x05 \x01(\x0b\x32\x1f.framewire.events.v1.CropBoundsB\x0e\n\x05\x61sset\x12\x05\xbaH\x02\x08\x01\"\xce\x01\n\nCropBounds\x12.\n\rleft_fraction\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\x12-\n\x0ctop_fraction\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\x12/\n\x0eright_fraction\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x30\n\x0f\x62ottom_fraction\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00*k\n\x07\x46itMode\x12\x18\n\x14\x46IT_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46IT_MODE_COVER\x10\x01\x12\x14\n\x10\x46IT_MODE_CONTAIN\x10\x02\x12\x1c\n\x18\x46IT_MODE_CONTAIN_BLURRED\x10\x03*\xac\x01\n\nVideoState\x12\x1b\n\x17VIDEO_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VIDEO_STATE_PENDING\x10\x01\x12\x1a\n\x16VIDEO_STATE_PROCESSING\x10\x02\x12\x19\n\x15VIDEO_STATE_COMPLETED\x10\x03\x12\x16\n\x12VIDEO_STATE_FAILED\x10\x04\x12\x19\n\x15VIDEO_STATE_CANCELLED\x10\x05*\x94\x02\n\nVideoStage\x12\x1b\n\x17VIDEO_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12VIDEO_STAGE_QUEUED\x10\x01\x12\x19\n\x15VIDEO_STAGE_PREPARING\x10\x02\x12\x1a\n\x16VIDEO_STAGE_SUBMITTING\x10\x03\x12\x19\n\x15VIDEO_STAGE_RENDERING\x10\x04\x12\x18\n\x14VIDEO_STAGE_FETCHING\x10\x05\x12\x17\n\x13VIDEO_STAGE_STORING\x10\x06\x12\x1a\n\x16VIDEO_STAGE_UNRESOLVED\x10\x07\x12\x1a\n\x16VIDEO_STAGE_CANCELLING\x10\x08\x12\x14\n\x10VIDEO_STAGE_DONE\x10\t*\x94\x03\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x0e\n\nCAUSE_NONE\x10\x01\x12\x17\n\x13\x43\x41USE_INPUT_REFUSED\x10\x02\x12\x18\n\x14\x43\x41USE_OUTPUT_REFUSED\x10\x03\x12\x19\n\x15\x43\x41USE_REQUEST_INVALID\x10\x04\x12\x18\n\x14\x43\x41USE_PROVIDER_ERROR\x10\x05\x12\x17\n\x13\x43\x41USE_PROVIDER_LOST\x10\x06\x12\x11\n\rCAUSE_TIMEOUT\x10\x07\x12\x17\n\x13\x43\x41USE_QUEUE_TIMEOUT\x10\x08\x12\x14\n\x10\x43\x41USE_UNRESOLVED\x10\t\x12\x19\n\x15\x43\x41USE_OUTPUT_UNUSABLE\x10\n\x12\x17\n\x13\x43\x41USE_MODEL_RETIRED\x10\x0b\x12!\n\x1d\x43\x41USE_CANCELLED_BEFORE_SUBMIT\x10\x0c\x12 \n\x1c\x43\x41USE_CANCELLED_AFTER_SUBMIT\x10\r\x12\x14\n\x10\x43\x41USE_POISON_JOB\x10\x0e\x12\x12\n\x0e\x43\x41USE_INTERNAL\x10\x0f*M\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x0c\n\x08LANE_VIP\x10\x01\x12\x11\n\rLANE_STANDARD\x10\x02\x12\x0e\n\nLANE_BATCH\x10\x03*U\n\nSettlement\x12\x1a\n\x16SETTLEMENT_UNSPECIFIED\x10\x00\x12\x16\n\x12SETTLEMENT_PENDING\x10\x01\x12\x13\n\x0fSETTLEMENT_DONE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,18 +51,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VIDEOSPEC'].fields_by_name['variants']._serialized_options = b'\272H\006\032\004\030\010(\000'
   _globals['_VIDEOSPEC'].fields_by_name['options']._loaded_options = None
   _globals['_VIDEOSPEC'].fields_by_name['options']._serialized_options = b'\272H!\232\001\036\020\020\"\032r\0302\026^[a-z][a-z0-9_]{0,31}$'
-  _globals['_VIDEOSTATE']._serialized_start=557
-  _globals['_VIDEOSTATE']._serialized_end=729
-  _globals['_VIDEOSTAGE']._serialized_start=732
-  _globals['_VIDEOSTAGE']._serialized_end=1008
-  _globals['_CAUSE']._serialized_start=1011
-  _globals['_CAUSE']._serialized_end=1415
-  _globals['_LANE']._serialized_start=1417
-  _globals['_LANE']._serialized_end=1494
-  _globals['_SETTLEMENT']._serialized_start=1496
-  _globals['_SETTLEMENT']._serialized_end=1581
+  _globals['_VIDEOSPEC'].fields_by_name['inputs']._loaded_options = None
+  _globals['_VIDEOSPEC'].fields_by_name['inputs']._serialized_options = b'\272H\005\222\001\002\020\010'
+  _globals['_VIDEOSPEC'].fields_by_name['rendition_heights']._loaded_options = None
+  _globals['_VIDEOSPEC'].fields_by_name['rendition_heights']._serialized_options = b'\272H\020\222\001\r\020\004\030\001\"\007\032\005\030\360\020(@'
+  _globals['_VIDEOINPUT'].oneofs_by_name['asset']._loaded_options = None
+  _globals['_VIDEOINPUT'].oneofs_by_name['asset']._serialized_options = b'\272H\002\010\001'
+  _globals['_VIDEOINPUT'].fields_by_name['image_id']._loaded_options = None
+  _globals['_VIDEOINPUT'].fields_by_name['image_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
+  _globals['_VIDEOINPUT'].fields_by_name['input_video_id']._loaded_options = None
+  _globals['_VIDEOINPUT'].fields_by_name['input_video_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
+  _globals['_VIDEOINPUT'].fields_by_name['frame_index']._loaded_options = None
+  _globals['_VIDEOINPUT'].fields_by_name['frame_index']._serialized_options = b'\272H\010\032\006\030\240\215\006(\000'
+  _globals['_VIDEOINPUT'].fields_by_name['fit']._loaded_options = None
+  _globals['_VIDEOINPUT'].fields_by_name['fit']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_CROPBOUNDS'].fields_by_name['left_fraction']._loaded_options = None
+  _globals['_CROPBOUNDS'].fields_by_name['left_fraction']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000'
+  _globals['_CROPBOUNDS'].fields_by_name['top_fraction']._loaded_options = None
+  _globals['_CROPBOUNDS'].fields_by_name['top_fraction']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000'
+  _globals['_CROPBOUNDS'].fields_by_name['right_fraction']._loaded_options = None
+  _globals['_CROPBOUNDS'].fields_by_name['right_fraction']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000'
+  _globals['_CROPBOUNDS'].fields_by_name['bottom_fraction']._loaded_options = None
+  _globals['_CROPBOUNDS'].fields_by_name['bottom_fraction']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000'
+  _globals['_FITMODE']._serialized_start=1129
+  _globals['_FITMODE']._serialized_end=1236
+  _globals['_VIDEOSTATE']._serialized_start=1239
+  _globals['_VIDEOSTATE']._serialized_end=1411
+  _globals['_VIDEOSTAGE']._serialized_start=1414
+  _globals['_VIDEOSTAGE']._serialized_end=1690
+  _globals['_CAUSE']._serialized_start=1693
+  _globals['_CAUSE']._serialized_end=2097
+  _globals['_LANE']._serialized_start=2099
+  _globals['_LANE']._serialized_end=2176
+  _globals['_SETTLEMENT']._serialized_start=2178
+  _globals['_SETTLEMENT']._serialized_end=2263
   _globals['_VIDEOSPEC']._serialized_start=121
-  _globals['_VIDEOSPEC']._serialized_end=554
-  _globals['_VIDEOSPEC_OPTIONSENTRY']._serialized_start=484
-  _globals['_VIDEOSPEC_OPTIONSENTRY']._serialized_end=554
+  _globals['_VIDEOSPEC']._serialized_end=661
+  _globals['_VIDEOSPEC_OPTIONSENTRY']._serialized_start=591
+  _globals['_VIDEOSPEC_OPTIONSENTRY']._serialized_end=661
+  _globals['_VIDEOINPUT']._serialized_start=664
+  _globals['_VIDEOINPUT']._serialized_end=918
+  _globals['_CROPBOUNDS']._serialized_start=921
+  _globals['_CROPBOUNDS']._serialized_end=1127
 # @@protoc_insertion_point(module_scope)

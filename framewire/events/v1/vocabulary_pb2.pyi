@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FitMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FitModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FitMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIT_MODE_UNSPECIFIED: _FitMode.ValueType  # 0
+    """Not set: COVER."""
+    FIT_MODE_COVER: _FitMode.ValueType  # 1
+    """Fills the size; what is over at the sides is cut."""
+    FIT_MODE_CONTAIN: _FitMode.ValueType  # 2
+    """All of it is shown; black bars fill the rest."""
+    FIT_MODE_CONTAIN_BLURRED: _FitMode.ValueType  # 3
+    """All of it is shown; itself, enlarged and blurred, fills the rest."""
+
+class FitMode(_FitMode, metaclass=_FitModeEnumTypeWrapper):
+    """How an image or video is brought to a size."""
+
+FIT_MODE_UNSPECIFIED: FitMode.ValueType  # 0
+"""Not set: COVER."""
+FIT_MODE_COVER: FitMode.ValueType  # 1
+"""Fills the size; what is over at the sides is cut."""
+FIT_MODE_CONTAIN: FitMode.ValueType  # 2
+"""All of it is shown; black bars fill the rest."""
+FIT_MODE_CONTAIN_BLURRED: FitMode.ValueType  # 3
+"""All of it is shown; itself, enlarged and blurred, fills the rest."""
+Global___FitMode: _TypeAlias = FitMode  # noqa: Y015
+
 class _VideoState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -273,12 +301,14 @@ class VideoSpec(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    RENDITION_HEIGHTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What is to be seen. 1 to 500 characters. Never written to logs or events."""
     model: _builtins.str
     """Name in the catalogue, as ListModels gives it, for instance "sora-2". Empty: the catalogue's default model."""
     input_image_id: _builtins.str
-    """Asset id of the image that becomes the first frame, from UploadService. Empty: text-to-video."""
+    """Image that becomes the first frame, from UploadService: short for one of `inputs`, and what such a one is answered as."""
     width: _builtins.int
     """Output width in pixels. 0 with height 0: the model's default size."""
     height: _builtins.int
@@ -291,6 +321,16 @@ class VideoSpec(_message.Message):
     def options(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Value]:
         """Parameters of the model beyond the above (seed, negative_prompt, fps, ...), typed and bounded by the catalogue."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___VideoInput]:
+        """What it starts from: images at frames, or a video. Which of them a model takes, and how many, ListModels says. Empty, and
+        input_image_id too: text-to-video.
+        """
+
+    @_builtins.property
+    def rendition_heights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Smaller H.264 versions that are wanted of each output, by height in pixels: even, and below the video's own. Free of charge."""
+
     def __init__(
         self,
         *,
@@ -302,11 +342,89 @@ class VideoSpec(_message.Message):
         seconds: _builtins.int = ...,
         variants: _builtins.int = ...,
         options: _abc.Mapping[_builtins.str, _struct_pb2.Value] | None = ...,
+        inputs: _abc.Iterable[Global___VideoInput] | None = ...,
+        rendition_heights: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "input_image_id", b"input_image_id", "model", b"model", "options", b"options", "prompt", b"prompt", "seconds", b"seconds", "variants", b"variants", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "input_image_id", b"input_image_id", "inputs", b"inputs", "model", b"model", "options", b"options", "prompt", b"prompt", "rendition_heights", b"rendition_heights", "seconds", b"seconds", "variants", b"variants", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VideoSpec: _TypeAlias = VideoSpec  # noqa: Y015
+
+@_typing.final
+class VideoInput(_message.Message):
+    """An image or a video that a video starts from. It is brought to the video's size before it is sent; PreviewInputs shows how."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    INPUT_VIDEO_ID_FIELD_NUMBER: _builtins.int
+    FRAME_INDEX_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    CROP_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """An image: from UploadService, or a poster."""
+    input_video_id: _builtins.str
+    """A video: from UploadService, or an output."""
+    frame_index: _builtins.int
+    """Frame of the output, from 0, that it is for; of a video: that it begins at."""
+    fit: Global___FitMode.ValueType
+    """How it is brought to the size; not set: COVER."""
+    @_builtins.property
+    def crop(self) -> Global___CropBounds:
+        """The part of it that is taken; not set: all of it."""
+
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.str = ...,
+        input_video_id: _builtins.str = ...,
+        frame_index: _builtins.int = ...,
+        fit: Global___FitMode.ValueType = ...,
+        crop: Global___CropBounds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asset", b"asset", "crop", b"crop", "image_id", b"image_id", "input_video_id", b"input_video_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset", b"asset", "crop", b"crop", "fit", b"fit", "frame_index", b"frame_index", "image_id", b"image_id", "input_video_id", b"input_video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_asset: _TypeAlias = _typing.Literal["image_id", "input_video_id"]  # noqa: Y015
+    _WhichOneofArgType_asset: _TypeAlias = _typing.Literal["asset", b"asset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_asset) -> _WhichOneofReturnType_asset | None: ...
+
+Global___VideoInput: _TypeAlias = VideoInput  # noqa: Y015
+
+@_typing.final
+class CropBounds(_message.Message):
+    """Part of an image or video, as fractions of its width and height."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_FRACTION_FIELD_NUMBER: _builtins.int
+    TOP_FRACTION_FIELD_NUMBER: _builtins.int
+    RIGHT_FRACTION_FIELD_NUMBER: _builtins.int
+    BOTTOM_FRACTION_FIELD_NUMBER: _builtins.int
+    left_fraction: _builtins.float
+    """0 to 1, left of right."""
+    top_fraction: _builtins.float
+    """0 to 1, above bottom."""
+    right_fraction: _builtins.float
+    """0 to 1."""
+    bottom_fraction: _builtins.float
+    """0 to 1."""
+    def __init__(
+        self,
+        *,
+        left_fraction: _builtins.float = ...,
+        top_fraction: _builtins.float = ...,
+        right_fraction: _builtins.float = ...,
+        bottom_fraction: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bottom_fraction", b"bottom_fraction", "left_fraction", b"left_fraction", "right_fraction", b"right_fraction", "top_fraction", b"top_fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CropBounds: _TypeAlias = CropBounds  # noqa: Y015

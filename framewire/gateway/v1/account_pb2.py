@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from framewire.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from framewire.credits.v1 import ledger_pb2 as framewire_dot_credits_dot_v1_dot_ledger__pb2
 from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_dot_vocabulary__pb2
+from framewire.storage.v1 import storage_pb2 as framewire_dot_storage_dot_v1_dot_storage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"framewire/gateway/v1/account.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!framewire/credits/v1/ledger.proto\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x11GetBalanceRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"\xc5\x02\n\x12ListEntriesRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12(\n\x04\x66rom\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x08video_id\x18\x06 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x46\n\x05kinds\x18\x07 \x03(\x0e\x32\".framewire.credits.v1.TransferKindB\x13\xbaH\x10\x92\x01\r\x10\x06\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\"C\n\x0bModelOption\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0b\n\x03min\x18\x03 \x01(\x01\x12\x0b\n\x03max\x18\x04 \x01(\x01\"\xdb\x02\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .framewire.gateway.v1.ModelState\x12)\n\x05sizes\x18\x04 \x03(\x0b\x32\x1a.framewire.gateway.v1.Size\x12\x0f\n\x07seconds\x18\x05 \x03(\x05\x12\x14\n\x0cmax_variants\x18\x06 \x01(\x05\x12\x15\n\rtext_to_video\x18\x07 \x01(\x08\x12\x16\n\x0eimage_to_video\x18\x08 \x01(\x08\x12\x32\n\x07options\x18\t \x03(\x0b\x32!.framewire.gateway.v1.ModelOption\x12\x17\n\x0f\x64\x65\x66\x61ult_credits\x18\n \x01(\x03\x12.\n\nretires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.framewire.gateway.v1.Model\"\x8c\x02\n\x0fGetUsageRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12G\n\x08group_by\x18\x04 \x03(\x0e\x32 .framewire.credits.v1.UsageGroupB\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x30\n\x05label\x18\x05 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z][a-z0-9_-]{0,62})?$\"\xb2\x01\n\tUsageLine\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x04lane\x18\x02 \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06videos\x18\x03 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x04 \x01(\x03\x12\r\n\x05month\x18\x05 \x01(\t\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x13\n\x0blabel_value\x18\x07 \x01(\t\x12\x18\n\x10refunded_credits\x18\x08 \x01(\x03\"\x94\x01\n\x10GetUsageResponse\x12.\n\x05lines\x18\x01 \x03(\x0b\x32\x1f.framewire.gateway.v1.UsageLine\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdc\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12(\n\x04role\x18\x04 \x01(\x0e\x32\x1a.framewire.gateway.v1.Role\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\x13\x43reateApiKeyRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x32\n\x04role\x18\x03 \x01(\x0e\x32\x1a.framewire.gateway.v1.RoleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\"Q\n\x14\x43reateApiKeyResponse\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.framewire.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"B\n\x12ListApiKeysRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"A\n\x13ListApiKeysResponse\x12*\n\x04keys\x18\x01 \x03(\x0b\x32\x1c.framewire.gateway.v1.ApiKey\"<\n\x13RevokeApiKeyRequest\x12%\n\x06key_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$*o\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMODEL_STATE_OK\x10\x01\x12\x16\n\x12MODEL_STATE_PAUSED\x10\x02\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x03*R\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_MEMBER\x10\x01\x12\x10\n\x0cROLE_SERVICE\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x32\xaa\x05\n\x0e\x41\x63\x63ountService\x12T\n\nGetBalance\x12\'.framewire.gateway.v1.GetBalanceRequest\x1a\x1d.framewire.credits.v1.Balance\x12\x62\n\x0bListEntries\x12(.framewire.gateway.v1.ListEntriesRequest\x1a).framewire.credits.v1.ListEntriesResponse\x12_\n\nListModels\x12\'.framewire.gateway.v1.ListModelsRequest\x1a(.framewire.gateway.v1.ListModelsResponse\x12Y\n\x08GetUsage\x12%.framewire.gateway.v1.GetUsageRequest\x1a&.framewire.gateway.v1.GetUsageResponse\x12\x65\n\x0c\x43reateApiKey\x12).framewire.gateway.v1.CreateApiKeyRequest\x1a*.framewire.gateway.v1.CreateApiKeyResponse\x12\x62\n\x0bListApiKeys\x12(.framewire.gateway.v1.ListApiKeysRequest\x1a).framewire.gateway.v1.ListApiKeysResponse\x12W\n\x0cRevokeApiKey\x12).framewire.gateway.v1.RevokeApiKeyRequest\x1a\x1c.framewire.gateway.v1.ApiKeyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"framewire/gateway/v1/account.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!framewire/credits/v1/ledger.proto\x1a$framewire/events/v1/vocabulary.proto\x1a\"framewire/storage/v1/storage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x11GetBalanceRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"\xc5\x02\n\x12ListEntriesRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12(\n\x04\x66rom\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x08video_id\x18\x06 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x46\n\x05kinds\x18\x07 \x03(\x0e\x32\".framewire.credits.v1.TransferKindB\x13\xbaH\x10\x92\x01\r\x10\x06\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\"T\n\x0bModelOption\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0b\n\x03min\x18\x03 \x01(\x01\x12\x0b\n\x03max\x18\x04 \x01(\x01\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\"\xd4\x03\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .framewire.gateway.v1.ModelState\x12)\n\x05sizes\x18\x04 \x03(\x0b\x32\x1a.framewire.gateway.v1.Size\x12\x0f\n\x07seconds\x18\x05 \x03(\x05\x12\x14\n\x0cmax_variants\x18\x06 \x01(\x05\x12\x15\n\rtext_to_video\x18\x07 \x01(\x08\x12\x16\n\x0eimage_to_video\x18\x08 \x01(\x08\x12\x32\n\x07options\x18\t \x03(\x0b\x32!.framewire.gateway.v1.ModelOption\x12\x17\n\x0f\x64\x65\x66\x61ult_credits\x18\n \x01(\x03\x12.\n\nretires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10max_input_images\x18\x0c \x01(\x05\x12!\n\x19input_images_at_any_frame\x18\r \x01(\x08\x12\x1f\n\x17max_input_video_seconds\x18\x0e \x01(\x01\x12\x19\n\x11\x66rames_per_second\x18\x0f \x01(\x05\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.framewire.gateway.v1.Model\"\x8c\x02\n\x0fGetUsageRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12G\n\x08group_by\x18\x04 \x03(\x0e\x32 .framewire.credits.v1.UsageGroupB\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x30\n\x05label\x18\x05 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z][a-z0-9_-]{0,62})?$\"\xb2\x01\n\tUsageLine\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x04lane\x18\x02 \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06videos\x18\x03 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x04 \x01(\x03\x12\r\n\x05month\x18\x05 \x01(\t\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x13\n\x0blabel_value\x18\x07 \x01(\t\x12\x18\n\x10refunded_credits\x18\x08 \x01(\x03\"\x94\x01\n\x10GetUsageResponse\x12.\n\x05lines\x18\x01 \x03(\x0b\x32\x1f.framewire.gateway.v1.UsageLine\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdc\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12(\n\x04role\x18\x04 \x01(\x0e\x32\x1a.framewire.gateway.v1.Role\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\x13\x43reateApiKeyRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x32\n\x04role\x18\x03 \x01(\x0e\x32\x1a.framewire.gateway.v1.RoleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\"Q\n\x14\x43reateApiKeyResponse\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.framewire.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"B\n\x12ListApiKeysRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"A\n\x13ListApiKeysResponse\x12*\n\x04keys\x18\x01 \x03(\x0b\x32\x1c.framewire.gateway.v1.ApiKey\"<\n\x13RevokeApiKeyRequest\x12%\n\x06key_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"F\n\x16GetStorageUsageRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"\x8e\x01\n\x16\x45xtendRetentionRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\'\n\x08\x61sset_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1d\n\x0ckeep_seconds\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"I\n\x17\x45xtendRetentionResponse\x12.\n\nexpires_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*o\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMODEL_STATE_OK\x10\x01\x12\x16\n\x12MODEL_STATE_PAUSED\x10\x02\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x03*R\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_MEMBER\x10\x01\x12\x10\n\x0cROLE_SERVICE\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x32\x83\x07\n\x0e\x41\x63\x63ountService\x12T\n\nGetBalance\x12\'.framewire.gateway.v1.GetBalanceRequest\x1a\x1d.framewire.credits.v1.Balance\x12\x62\n\x0bListEntries\x12(.framewire.gateway.v1.ListEntriesRequest\x1a).framewire.credits.v1.ListEntriesResponse\x12_\n\nListModels\x12\'.framewire.gateway.v1.ListModelsRequest\x1a(.framewire.gateway.v1.ListModelsResponse\x12Y\n\x08GetUsage\x12%.framewire.gateway.v1.GetUsageRequest\x1a&.framewire.gateway.v1.GetUsageResponse\x12\x65\n\x0c\x43reateApiKey\x12).framewire.gateway.v1.CreateApiKeyRequest\x1a*.framewire.gateway.v1.CreateApiKeyResponse\x12\x62\n\x0bListApiKeys\x12(.framewire.gateway.v1.ListApiKeysRequest\x1a).framewire.gateway.v1.ListApiKeysResponse\x12W\n\x0cRevokeApiKey\x12).framewire.gateway.v1.RevokeApiKeyRequest\x1a\x1c.framewire.gateway.v1.ApiKey\x12g\n\x0fGetStorageUsage\x12,.framewire.gateway.v1.GetStorageUsageRequest\x1a&.framewire.storage.v1.GetUsageResponse\x12n\n\x0f\x45xtendRetention\x12,.framewire.gateway.v1.ExtendRetentionRequest\x1a-.framewire.gateway.v1.ExtendRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,42 +66,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['key_id']._loaded_options = None
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['key_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
-  _globals['_MODELSTATE']._serialized_start=2425
-  _globals['_MODELSTATE']._serialized_end=2536
-  _globals['_ROLE']._serialized_start=2538
-  _globals['_ROLE']._serialized_end=2620
-  _globals['_GETBALANCEREQUEST']._serialized_start=195
-  _globals['_GETBALANCEREQUEST']._serialized_end=260
-  _globals['_LISTENTRIESREQUEST']._serialized_start=263
-  _globals['_LISTENTRIESREQUEST']._serialized_end=588
-  _globals['_SIZE']._serialized_start=590
-  _globals['_SIZE']._serialized_end=627
-  _globals['_MODELOPTION']._serialized_start=629
-  _globals['_MODELOPTION']._serialized_end=696
-  _globals['_MODEL']._serialized_start=699
-  _globals['_MODEL']._serialized_end=1046
-  _globals['_LISTMODELSREQUEST']._serialized_start=1048
-  _globals['_LISTMODELSREQUEST']._serialized_end=1067
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1069
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1134
-  _globals['_GETUSAGEREQUEST']._serialized_start=1137
-  _globals['_GETUSAGEREQUEST']._serialized_end=1405
-  _globals['_USAGELINE']._serialized_start=1408
-  _globals['_USAGELINE']._serialized_end=1586
-  _globals['_GETUSAGERESPONSE']._serialized_start=1589
-  _globals['_GETUSAGERESPONSE']._serialized_end=1737
-  _globals['_APIKEY']._serialized_start=1740
-  _globals['_APIKEY']._serialized_end=1960
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1963
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=2143
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=2145
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=2226
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=2228
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=2294
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=2296
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=2361
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=2363
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=2423
-  _globals['_ACCOUNTSERVICE']._serialized_start=2623
-  _globals['_ACCOUNTSERVICE']._serialized_end=3305
+  _globals['_GETSTORAGEUSAGEREQUEST'].fields_by_name['account_id']._loaded_options = None
+  _globals['_GETSTORAGEUSAGEREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
+  _globals['_EXTENDRETENTIONREQUEST'].fields_by_name['account_id']._loaded_options = None
+  _globals['_EXTENDRETENTIONREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
+  _globals['_EXTENDRETENTIONREQUEST'].fields_by_name['asset_id']._loaded_options = None
+  _globals['_EXTENDRETENTIONREQUEST'].fields_by_name['asset_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
+  _globals['_EXTENDRETENTIONREQUEST'].fields_by_name['keep_seconds']._loaded_options = None
+  _globals['_EXTENDRETENTIONREQUEST'].fields_by_name['keep_seconds']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_MODELSTATE']._serialized_start=2891
+  _globals['_MODELSTATE']._serialized_end=3002
+  _globals['_ROLE']._serialized_start=3004
+  _globals['_ROLE']._serialized_end=3086
+  _globals['_GETBALANCEREQUEST']._serialized_start=231
+  _globals['_GETBALANCEREQUEST']._serialized_end=296
+  _globals['_LISTENTRIESREQUEST']._serialized_start=299
+  _globals['_LISTENTRIESREQUEST']._serialized_end=624
+  _globals['_SIZE']._serialized_start=626
+  _globals['_SIZE']._serialized_end=663
+  _globals['_MODELOPTION']._serialized_start=665
+  _globals['_MODELOPTION']._serialized_end=749
+  _globals['_MODEL']._serialized_start=752
+  _globals['_MODEL']._serialized_end=1220
+  _globals['_LISTMODELSREQUEST']._serialized_start=1222
+  _globals['_LISTMODELSREQUEST']._serialized_end=1241
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1243
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1308
+  _globals['_GETUSAGEREQUEST']._serialized_start=1311
+  _globals['_GETUSAGEREQUEST']._serialized_end=1579
+  _globals['_USAGELINE']._serialized_start=1582
+  _globals['_USAGELINE']._serialized_end=1760
+  _globals['_GETUSAGERESPONSE']._serialized_start=1763
+  _globals['_GETUSAGERESPONSE']._serialized_end=1911
+  _globals['_APIKEY']._serialized_start=1914
+  _globals['_APIKEY']._serialized_end=2134
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=2137
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=2317
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=2319
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=2400
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=2402
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=2468
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=2470
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=2535
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=2537
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=2597
+  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_start=2599
+  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_end=2669
+  _globals['_EXTENDRETENTIONREQUEST']._serialized_start=2672
+  _globals['_EXTENDRETENTIONREQUEST']._serialized_end=2814
+  _globals['_EXTENDRETENTIONRESPONSE']._serialized_start=2816
+  _globals['_EXTENDRETENTIONRESPONSE']._serialized_end=2889
+  _globals['_ACCOUNTSERVICE']._serialized_start=3089
+  _globals['_ACCOUNTSERVICE']._serialized_end=3988
 # @@protoc_insertion_point(module_scope)

@@ -183,6 +183,7 @@ class ModelOption(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     MIN_FIELD_NUMBER: _builtins.int
     MAX_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     type: _builtins.str
@@ -191,6 +192,10 @@ class ModelOption(_message.Message):
     """Lowest value of a number, or shortest string."""
     max: _builtins.float
     """Highest value of a number, or longest string."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The strings that it takes, where there are only these."""
+
     def __init__(
         self,
         *,
@@ -198,10 +203,11 @@ class ModelOption(_message.Message):
         type: _builtins.str = ...,
         min: _builtins.float = ...,
         max: _builtins.float = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min", "name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "max", b"max", "min", b"min", "name", b"name", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +230,10 @@ class Model(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     DEFAULT_CREDITS_FIELD_NUMBER: _builtins.int
     RETIRES_AT_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_IMAGES_FIELD_NUMBER: _builtins.int
+    INPUT_IMAGES_AT_ANY_FRAME_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_VIDEO_SECONDS_FIELD_NUMBER: _builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """For VideoSpec.model."""
     display_name: _builtins.str
@@ -235,9 +245,17 @@ class Model(_message.Message):
     text_to_video: _builtins.bool
     """Whether it makes videos from text alone."""
     image_to_video: _builtins.bool
-    """Whether it makes videos from an image."""
+    """Whether it makes videos from images."""
     default_credits: _builtins.int
     """Price of its default video in the standard lane."""
+    max_input_images: _builtins.int
+    """Most images of one request; 0: none."""
+    input_images_at_any_frame: _builtins.bool
+    """Whether images go to other frames than the first."""
+    max_input_video_seconds: _builtins.float
+    """Longest video that it starts from, in seconds; 0: it starts from none."""
+    frames_per_second: _builtins.int
+    """Frames per second, by which VideoInput.frame_index counts; 0: not known, so that only frame 0 can be named."""
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Sizes, the default first."""
@@ -268,10 +286,14 @@ class Model(_message.Message):
         options: _abc.Iterable[Global___ModelOption] | None = ...,
         default_credits: _builtins.int = ...,
         retires_at: _timestamp_pb2.Timestamp | None = ...,
+        max_input_images: _builtins.int = ...,
+        input_images_at_any_frame: _builtins.bool = ...,
+        max_input_video_seconds: _builtins.float = ...,
+        frames_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retires_at", b"retires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_credits", b"default_credits", "display_name", b"display_name", "image_to_video", b"image_to_video", "max_variants", b"max_variants", "model", b"model", "options", b"options", "retires_at", b"retires_at", "seconds", b"seconds", "sizes", b"sizes", "state", b"state", "text_to_video", b"text_to_video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_credits", b"default_credits", "display_name", b"display_name", "frames_per_second", b"frames_per_second", "image_to_video", b"image_to_video", "input_images_at_any_frame", b"input_images_at_any_frame", "max_input_images", b"max_input_images", "max_input_video_seconds", b"max_input_video_seconds", "max_variants", b"max_variants", "model", b"model", "options", b"options", "retires_at", b"retires_at", "seconds", b"seconds", "sizes", b"sizes", "state", b"state", "text_to_video", b"text_to_video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,3 +639,79 @@ class RevokeApiKeyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeApiKeyRequest: _TypeAlias = RevokeApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetStorageUsageRequest(_message.Message):
+    """Asks what is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose; may be empty when the caller is a member of one account."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStorageUsageRequest: _TypeAlias = GetStorageUsageRequest  # noqa: Y015
+
+@_typing.final
+class ExtendRetentionRequest(_message.Message):
+    """Asks to keep an image or output."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ASSET_ID_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose; may be empty when the caller is a member of one account."""
+    asset_id: _builtins.str
+    """The image, or the asset of an output."""
+    keep_seconds: _builtins.int
+    """Seconds from now."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        asset_id: _builtins.str = ...,
+        keep_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset_id", b"asset_id", "keep_seconds", b"keep_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRetentionRequest: _TypeAlias = ExtendRetentionRequest  # noqa: Y015
+
+@_typing.final
+class ExtendRetentionResponse(_message.Message):
+    """Kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Until when; not set: for ever."""
+
+    def __init__(
+        self,
+        *,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRetentionResponse: _TypeAlias = ExtendRetentionResponse  # noqa: Y015

@@ -5,6 +5,7 @@ import warnings
 
 from framewire.credits.v1 import ledger_pb2 as framewire_dot_credits_dot_v1_dot_ledger__pb2
 from framewire.gateway.v1 import account_pb2 as framewire_dot_gateway_dot_v1_dot_account__pb2
+from framewire.storage.v1 import storage_pb2 as framewire_dot_storage_dot_v1_dot_storage__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -71,6 +72,16 @@ class AccountServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ApiKey.FromString,
                 _registered_method=True)
+        self.GetStorageUsage = channel.unary_unary(
+                '/framewire.gateway.v1.AccountService/GetStorageUsage',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.GetStorageUsageRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.ExtendRetention = channel.unary_unary(
+                '/framewire.gateway.v1.AccountService/ExtendRetention',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ExtendRetentionRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ExtendRetentionResponse.FromString,
+                _registered_method=True)
 
 
 class AccountServiceServicer:
@@ -126,6 +137,21 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStorageUsage(self, request, context):
+        """What the account has stored, by kind.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendRetention(self, request, context):
+        """Keeps a stored image or output at least so long from now, and answers until when. Never shortens. Idempotent.
+        NOT_FOUND/ASSET_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD above the longest time allowed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccountServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +189,16 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ApiKey.SerializeToString,
+            ),
+            'GetStorageUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStorageUsage,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.GetStorageUsageRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'ExtendRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendRetention,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ExtendRetentionRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_account__pb2.ExtendRetentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +391,60 @@ class AccountService:
             '/framewire.gateway.v1.AccountService/RevokeApiKey',
             framewire_dot_gateway_dot_v1_dot_account__pb2.RevokeApiKeyRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_account__pb2.ApiKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStorageUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.AccountService/GetStorageUsage',
+            framewire_dot_gateway_dot_v1_dot_account__pb2.GetStorageUsageRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.AccountService/ExtendRetention',
+            framewire_dot_gateway_dot_v1_dot_account__pb2.ExtendRetentionRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_account__pb2.ExtendRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

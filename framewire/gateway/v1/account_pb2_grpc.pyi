@@ -6,6 +6,7 @@ Accounts: what callers have, what the models cost, and keys."""
 from collections import abc as _abc
 from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
 from framewire.gateway.v1 import account_pb2 as _account_pb2
+from framewire.storage.v1 import storage_pb2 as _storage_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -48,6 +49,12 @@ class AccountServiceStub:
     """API keys, without their secrets."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_account_pb2.RevokeApiKeyRequest, _account_pb2.ApiKey]
     """Ends an API key. Idempotent."""
+    GetStorageUsage: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetStorageUsageRequest, _storage_pb2.GetUsageResponse]
+    """What the account has stored, by kind."""
+    ExtendRetention: _grpc.UnaryUnaryMultiCallable[_account_pb2.ExtendRetentionRequest, _account_pb2.ExtendRetentionResponse]
+    """Keeps a stored image or output at least so long from now, and answers until when. Never shortens. Idempotent.
+    NOT_FOUND/ASSET_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD above the longest time allowed.
+    """
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
@@ -68,6 +75,12 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """API keys, without their secrets."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_account_pb2.RevokeApiKeyRequest, _account_pb2.ApiKey]  # type: ignore[assignment]
     """Ends an API key. Idempotent."""
+    GetStorageUsage: _aio.UnaryUnaryMultiCallable[_account_pb2.GetStorageUsageRequest, _storage_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What the account has stored, by kind."""
+    ExtendRetention: _aio.UnaryUnaryMultiCallable[_account_pb2.ExtendRetentionRequest, _account_pb2.ExtendRetentionResponse]  # type: ignore[assignment]
+    """Keeps a stored image or output at least so long from now, and answers until when. Never shortens. Idempotent.
+    NOT_FOUND/ASSET_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD above the longest time allowed.
+    """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a member may see and do about an account."""
@@ -127,5 +140,23 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ApiKey, _abc.Awaitable[_account_pb2.ApiKey]]:
         """Ends an API key. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def GetStorageUsage(
+        self,
+        request: _account_pb2.GetStorageUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.GetUsageResponse, _abc.Awaitable[_storage_pb2.GetUsageResponse]]:
+        """What the account has stored, by kind."""
+
+    @_abc_1.abstractmethod
+    def ExtendRetention(
+        self,
+        request: _account_pb2.ExtendRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.ExtendRetentionResponse, _abc.Awaitable[_account_pb2.ExtendRetentionResponse]]:
+        """Keeps a stored image or output at least so long from now, and answers until when. Never shortens. Idempotent.
+        NOT_FOUND/ASSET_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD above the longest time allowed.
+        """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

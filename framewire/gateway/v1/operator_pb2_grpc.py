@@ -6,6 +6,7 @@ import warnings
 from framewire.credits.v1 import ledger_pb2 as framewire_dot_credits_dot_v1_dot_ledger__pb2
 from framewire.gateway.v1 import operator_pb2 as framewire_dot_gateway_dot_v1_dot_operator__pb2
 from framewire.generator.v1 import attempt_pb2 as framewire_dot_generator_dot_v1_dot_attempt__pb2
+from framewire.storage.v1 import storage_pb2 as framewire_dot_storage_dot_v1_dot_storage__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -131,6 +132,16 @@ class OperatorServiceStub:
                 '/framewire.gateway.v1.OperatorService/PauseProviderAccount',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
+                _registered_method=True)
+        self.ListQuarantined = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/ListQuarantined',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedResponse.FromString,
+                _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/SetRetention',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
                 _registered_method=True)
 
 
@@ -274,6 +285,20 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantined(self, request, context):
+        """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRetention(self, request, context):
+        """How long an account's images and outputs are kept from now on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -371,6 +396,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.PauseProviderAccount,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.SerializeToString,
+            ),
+            'ListQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantined,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -887,6 +922,60 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/PauseProviderAccount',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.PauseProviderAccountRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.ProviderAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/ListQuarantined',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.ListQuarantinedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/SetRetention',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
             options,
             channel_credentials,
             insecure,

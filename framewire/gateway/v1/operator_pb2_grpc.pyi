@@ -7,6 +7,7 @@ from collections import abc as _abc
 from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
 from framewire.gateway.v1 import operator_pb2 as _operator_pb2
 from framewire.generator.v1 import attempt_pb2 as _attempt_pb2
+from framewire.storage.v1 import storage_pb2 as _storage_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -78,6 +79,10 @@ class OperatorServiceStub:
     """State of the provider accounts."""
     PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
     """Stops or starts sending to a provider account. Idempotent."""
+    ListQuarantined: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListQuarantinedRequest, _operator_pb2.ListQuarantinedResponse]
+    """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]
+    """How long an account's images and outputs are kept from now on. Idempotent."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -127,6 +132,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """State of the provider accounts."""
     PauseProviderAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]  # type: ignore[assignment]
     """Stops or starts sending to a provider account. Idempotent."""
+    ListQuarantined: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListQuarantinedRequest, _operator_pb2.ListQuarantinedResponse]  # type: ignore[assignment]
+    """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
+    SetRetention: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
+    """How long an account's images and outputs are kept from now on. Idempotent."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -287,5 +296,21 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_pb2.ProviderAccount, _abc.Awaitable[_attempt_pb2.ProviderAccount]]:
         """Stops or starts sending to a provider account. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListQuarantined(
+        self,
+        request: _operator_pb2.ListQuarantinedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListQuarantinedResponse, _abc.Awaitable[_operator_pb2.ListQuarantinedResponse]]:
+        """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _operator_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Retention, _abc.Awaitable[_storage_pb2.Retention]]:
+        """How long an account's images and outputs are kept from now on. Idempotent."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,13 +26,25 @@ from framewire.buf.validate import validate_pb2 as buf_dot_validate_dot_validate
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!framewire/gateway/v1/upload.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x01\n\x05Image\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa6\x01\n\x11UploadImageHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1b\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x06sha256\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[0-9a-f]{64}$|^$\"|\n\x12UploadImageRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.framewire.gateway.v1.UploadImageHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xcd\x01\n\x13\x43reateUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12 \n\nsize_bytes\x18\x03 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80\x05(\x01\x12H\n\nmedia_type\x18\x04 \x01(\tB4\xbaH1r/R\nimage/jpegR\timage/pngR\nimage/webpR\nimage/avif\"\xe0\x01\n\x14\x43reateUploadResponse\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12H\n\x07headers\x18\x03 \x03(\x0b\x32\x37.framewire.gateway.v1.CreateUploadResponse.HeadersEntry\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x15\x43ompleteUploadRequest\x12(\n\tupload_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"z\n\x12ImportImageRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x18\n\x03url\x18\x03 \x01(\tB\x0b\xbaH\x08r\x06\x18\x80\x10\x88\x01\x01\x32\x80\x03\n\rUploadService\x12V\n\x0bUploadImage\x12(.framewire.gateway.v1.UploadImageRequest\x1a\x1b.framewire.gateway.v1.Image(\x01\x12\x65\n\x0c\x43reateUpload\x12).framewire.gateway.v1.CreateUploadRequest\x1a*.framewire.gateway.v1.CreateUploadResponse\x12Z\n\x0e\x43ompleteUpload\x12+.framewire.gateway.v1.CompleteUploadRequest\x1a\x1b.framewire.gateway.v1.Image\x12T\n\x0bImportImage\x12(.framewire.gateway.v1.ImportImageRequest\x1a\x1b.framewire.gateway.v1.Imageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!framewire/gateway/v1/upload.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x01\n\x05Image\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x90\x02\n\nInputVideo\x12\x16\n\x0einput_video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x13\n\x0b\x64uration_ms\x18\x06 \x01(\x03\x12\x0b\n\x03\x66ps\x18\x07 \x01(\x01\x12\r\n\x05\x63odec\x18\x08 \x01(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x03\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa6\x01\n\x11UploadVideoHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1b\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x06sha256\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[0-9a-f]{64}$|^$\"|\n\x12UploadVideoRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.framewire.gateway.v1.UploadVideoHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xa6\x01\n\x11UploadImageHeader\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1b\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x06sha256\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[0-9a-f]{64}$|^$\"|\n\x12UploadImageRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.framewire.gateway.v1.UploadImageHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xf5\x01\n\x13\x43reateUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12 \n\nsize_bytes\x18\x03 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80\x32(\x01\x12p\n\nmedia_type\x18\x04 \x01(\tB\\\xbaHYrWR\nimage/jpegR\timage/pngR\nimage/webpR\nimage/avifR\tvideo/mp4R\x0fvideo/quicktimeR\nvideo/webm\"\xe0\x01\n\x14\x43reateUploadResponse\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12H\n\x07headers\x18\x03 \x03(\x0b\x32\x37.framewire.gateway.v1.CreateUploadResponse.HeadersEntry\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x15\x43ompleteUploadRequest\x12(\n\tupload_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"t\n\x1a\x43ompleteVideoUploadRequest\x12(\n\tupload_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\"z\n\x12ImportImageRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x18\n\x03url\x18\x03 \x01(\tB\x0b\xbaH\x08r\x06\x18\x80\x10\x88\x01\x01\x32\xc8\x04\n\rUploadService\x12V\n\x0bUploadImage\x12(.framewire.gateway.v1.UploadImageRequest\x1a\x1b.framewire.gateway.v1.Image(\x01\x12[\n\x0bUploadVideo\x12(.framewire.gateway.v1.UploadVideoRequest\x1a .framewire.gateway.v1.InputVideo(\x01\x12\x65\n\x0c\x43reateUpload\x12).framewire.gateway.v1.CreateUploadRequest\x1a*.framewire.gateway.v1.CreateUploadResponse\x12Z\n\x0e\x43ompleteUpload\x12+.framewire.gateway.v1.CompleteUploadRequest\x1a\x1b.framewire.gateway.v1.Image\x12i\n\x13\x43ompleteVideoUpload\x12\x30.framewire.gateway.v1.CompleteVideoUploadRequest\x1a .framewire.gateway.v1.InputVideo\x12T\n\x0bImportImage\x12(.framewire.gateway.v1.ImportImageRequest\x1a\x1b.framewire.gateway.v1.Imageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'framewire.gateway.v1.upload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['account_id']._loaded_options = None
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['size_bytes']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['sha256']._loaded_options = None
+  _globals['_UPLOADVIDEOHEADER'].fields_by_name['sha256']._serialized_options = b'\272H\025r\0232\021^[0-9a-f]{64}$|^$'
+  _globals['_UPLOADVIDEOREQUEST'].oneofs_by_name['part']._loaded_options = None
+  _globals['_UPLOADVIDEOREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
+  _globals['_UPLOADVIDEOREQUEST'].fields_by_name['chunk']._loaded_options = None
+  _globals['_UPLOADVIDEOREQUEST'].fields_by_name['chunk']._serialized_options = b'\272H\010z\006\020\001\030\200\200@'
   _globals['_UPLOADIMAGEHEADER'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPLOADIMAGEHEADER'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_UPLOADIMAGEHEADER'].fields_by_name['account_id']._loaded_options = None
@@ -50,15 +62,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['account_id']._loaded_options = None
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._loaded_options = None
-  _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._serialized_options = b'\272H\t\"\007\030\200\200\200\005(\001'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._serialized_options = b'\272H\t\"\007\030\200\200\2002(\001'
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['media_type']._loaded_options = None
-  _globals['_CREATEUPLOADREQUEST'].fields_by_name['media_type']._serialized_options = b'\272H1r/R\nimage/jpegR\timage/pngR\nimage/webpR\nimage/avif'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['media_type']._serialized_options = b'\272HYrWR\nimage/jpegR\timage/pngR\nimage/webpR\nimage/avifR\tvideo/mp4R\017video/quicktimeR\nvideo/webm'
   _globals['_CREATEUPLOADRESPONSE_HEADERSENTRY']._loaded_options = None
   _globals['_CREATEUPLOADRESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_COMPLETEUPLOADREQUEST'].fields_by_name['upload_id']._loaded_options = None
   _globals['_COMPLETEUPLOADREQUEST'].fields_by_name['upload_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
   _globals['_COMPLETEUPLOADREQUEST'].fields_by_name['account_id']._loaded_options = None
   _globals['_COMPLETEUPLOADREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
+  _globals['_COMPLETEVIDEOUPLOADREQUEST'].fields_by_name['upload_id']._loaded_options = None
+  _globals['_COMPLETEVIDEOUPLOADREQUEST'].fields_by_name['upload_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
+  _globals['_COMPLETEVIDEOUPLOADREQUEST'].fields_by_name['account_id']._loaded_options = None
+  _globals['_COMPLETEVIDEOUPLOADREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
   _globals['_IMPORTIMAGEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_IMPORTIMAGEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_IMPORTIMAGEREQUEST'].fields_by_name['account_id']._loaded_options = None
@@ -67,20 +83,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTIMAGEREQUEST'].fields_by_name['url']._serialized_options = b'\272H\010r\006\030\200\020\210\001\001'
   _globals['_IMAGE']._serialized_start=122
   _globals['_IMAGE']._serialized_end=334
-  _globals['_UPLOADIMAGEHEADER']._serialized_start=337
-  _globals['_UPLOADIMAGEHEADER']._serialized_end=503
-  _globals['_UPLOADIMAGEREQUEST']._serialized_start=505
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=629
-  _globals['_CREATEUPLOADREQUEST']._serialized_start=632
-  _globals['_CREATEUPLOADREQUEST']._serialized_end=837
-  _globals['_CREATEUPLOADRESPONSE']._serialized_start=840
-  _globals['_CREATEUPLOADRESPONSE']._serialized_end=1064
-  _globals['_CREATEUPLOADRESPONSE_HEADERSENTRY']._serialized_start=1018
-  _globals['_CREATEUPLOADRESPONSE_HEADERSENTRY']._serialized_end=1064
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1066
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1177
-  _globals['_IMPORTIMAGEREQUEST']._serialized_start=1179
-  _globals['_IMPORTIMAGEREQUEST']._serialized_end=1301
-  _globals['_UPLOADSERVICE']._serialized_start=1304
-  _globals['_UPLOADSERVICE']._serialized_end=1688
+  _globals['_INPUTVIDEO']._serialized_start=337
+  _globals['_INPUTVIDEO']._serialized_end=609
+  _globals['_UPLOADVIDEOHEADER']._serialized_start=612
+  _globals['_UPLOADVIDEOHEADER']._serialized_end=778
+  _globals['_UPLOADVIDEOREQUEST']._serialized_start=780
+  _globals['_UPLOADVIDEOREQUEST']._serialized_end=904
+  _globals['_UPLOADIMAGEHEADER']._serialized_start=907
+  _globals['_UPLOADIMAGEHEADER']._serialized_end=1073
+  _globals['_UPLOADIMAGEREQUEST']._serialized_start=1075
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=1199
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=1202
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=1447
+  _globals['_CREATEUPLOADRESPONSE']._serialized_start=1450
+  _globals['_CREATEUPLOADRESPONSE']._serialized_end=1674
+  _globals['_CREATEUPLOADRESPONSE_HEADERSENTRY']._serialized_start=1628
+  _globals['_CREATEUPLOADRESPONSE_HEADERSENTRY']._serialized_end=1674
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1676
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1787
+  _globals['_COMPLETEVIDEOUPLOADREQUEST']._serialized_start=1789
+  _globals['_COMPLETEVIDEOUPLOADREQUEST']._serialized_end=1905
+  _globals['_IMPORTIMAGEREQUEST']._serialized_start=1907
+  _globals['_IMPORTIMAGEREQUEST']._serialized_end=2029
+  _globals['_UPLOADSERVICE']._serialized_start=2032
+  _globals['_UPLOADSERVICE']._serialized_end=2616
 # @@protoc_insertion_point(module_scope)

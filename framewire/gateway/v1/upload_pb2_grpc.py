@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class UploadServiceStub:
-    """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame. Metadata is removed.
+    """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame; and videos: MP4, MOV or WebM by
+    content, at most 100 MB, 30 s and 1920 x 1088 pixels. Metadata, and the sound of videos, are removed.
     """
 
     def __init__(self, channel):
@@ -40,6 +41,11 @@ class UploadServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.Image.FromString,
                 _registered_method=True)
+        self.UploadVideo = channel.stream_unary(
+                '/framewire.gateway.v1.UploadService/UploadVideo',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.UploadVideoRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.InputVideo.FromString,
+                _registered_method=True)
         self.CreateUpload = channel.unary_unary(
                 '/framewire.gateway.v1.UploadService/CreateUpload',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.CreateUploadRequest.SerializeToString,
@@ -50,6 +56,11 @@ class UploadServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.CompleteUploadRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.Image.FromString,
                 _registered_method=True)
+        self.CompleteVideoUpload = channel.unary_unary(
+                '/framewire.gateway.v1.UploadService/CompleteVideoUpload',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.CompleteVideoUploadRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.InputVideo.FromString,
+                _registered_method=True)
         self.ImportImage = channel.unary_unary(
                 '/framewire.gateway.v1.UploadService/ImportImage',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.ImportImageRequest.SerializeToString,
@@ -58,7 +69,8 @@ class UploadServiceStub:
 
 
 class UploadServiceServicer:
-    """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame. Metadata is removed.
+    """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame; and videos: MP4, MOV or WebM by
+    content, at most 100 MB, 30 s and 1920 x 1088 pixels. Metadata, and the sound of videos, are removed.
     """
 
     def UploadImage(self, request_iterator, context):
@@ -69,9 +81,16 @@ class UploadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadVideo(self, request_iterator, context):
+        """Sends a video through the gateway, as UploadImage. INVALID_ARGUMENT: NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateUpload(self, request, context):
         """A URL to which the caller sends the bytes itself, by PUT, with the headers that are answered. Idempotent by request_id: asked
-        again, the same upload with a new signature.
+        again, the same upload with a new signature. For a video say its media type, and complete it with CompleteVideoUpload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +99,13 @@ class UploadServiceServicer:
     def CompleteUpload(self, request, context):
         """Checks what was sent to that URL and makes it an image. Idempotent, up to an hour after CreateUpload. NOT_FOUND/UPLOAD_NOT_FOUND;
         FAILED_PRECONDITION/UPLOAD_INCOMPLETE before the bytes are there; INVALID_ARGUMENT as for UploadImage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteVideoUpload(self, request, context):
+        """The same for a video.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +127,11 @@ def add_UploadServiceServicer_to_server(servicer, server):
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.UploadImageRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.Image.SerializeToString,
             ),
+            'UploadVideo': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadVideo,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.UploadVideoRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.InputVideo.SerializeToString,
+            ),
             'CreateUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateUpload,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.CreateUploadRequest.FromString,
@@ -110,6 +141,11 @@ def add_UploadServiceServicer_to_server(servicer, server):
                     servicer.CompleteUpload,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.CompleteUploadRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.Image.SerializeToString,
+            ),
+            'CompleteVideoUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteVideoUpload,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.CompleteVideoUploadRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_upload__pb2.InputVideo.SerializeToString,
             ),
             'ImportImage': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportImage,
@@ -125,7 +161,8 @@ def add_UploadServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UploadService:
-    """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame. Metadata is removed.
+    """Takes images: JPEG, PNG, WebP or AVIF by content, at most 10 MB and 50 million pixels, one frame; and videos: MP4, MOV or WebM by
+    content, at most 100 MB, 30 s and 1920 x 1088 pixels. Metadata, and the sound of videos, are removed.
     """
 
     @staticmethod
@@ -145,6 +182,33 @@ class UploadService:
             '/framewire.gateway.v1.UploadService/UploadImage',
             framewire_dot_gateway_dot_v1_dot_upload__pb2.UploadImageRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_upload__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadVideo(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/framewire.gateway.v1.UploadService/UploadVideo',
+            framewire_dot_gateway_dot_v1_dot_upload__pb2.UploadVideoRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_upload__pb2.InputVideo.FromString,
             options,
             channel_credentials,
             insecure,
@@ -199,6 +263,33 @@ class UploadService:
             '/framewire.gateway.v1.UploadService/CompleteUpload',
             framewire_dot_gateway_dot_v1_dot_upload__pb2.CompleteUploadRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_upload__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteVideoUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.UploadService/CompleteVideoUpload',
+            framewire_dot_gateway_dot_v1_dot_upload__pb2.CompleteVideoUploadRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_upload__pb2.InputVideo.FromString,
             options,
             channel_credentials,
             insecure,

@@ -542,7 +542,6 @@ class ListVideosRequest(_message.Message):
     CREATED_FROM_FIELD_NUMBER: _builtins.int
     CREATED_TO_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
-    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CLIENT_REFERENCE_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
@@ -556,8 +555,6 @@ class ListVideosRequest(_message.Message):
     """Only in this state; UNSPECIFIED: any."""
     model: _builtins.str
     """Only of this model."""
-    template_id: _builtins.str
-    """Only from this template, of any version."""
     client_reference: _builtins.str
     """Only with this reference."""
     order: Global___VideoOrder.ValueType
@@ -584,14 +581,13 @@ class ListVideosRequest(_message.Message):
         created_from: _timestamp_pb2.Timestamp | None = ...,
         created_to: _timestamp_pb2.Timestamp | None = ...,
         model: _builtins.str = ...,
-        template_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         client_reference: _builtins.str = ...,
         order: Global___VideoOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_from", b"created_from", "created_to", b"created_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "client_reference", b"client_reference", "created_from", b"created_from", "created_to", b"created_to", "labels", b"labels", "model", b"model", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "client_reference", b"client_reference", "created_from", b"created_from", "created_to", b"created_to", "labels", b"labels", "model", b"model", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -762,94 +758,6 @@ class WatchVideoResponse(_message.Message):
 Global___WatchVideoResponse: _TypeAlias = WatchVideoResponse  # noqa: Y015
 
 @_typing.final
-class WatchedVideo(_message.Message):
-    """A video to be watched."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    VIDEO_ID_FIELD_NUMBER: _builtins.int
-    AFTER_REVISION_FIELD_NUMBER: _builtins.int
-    video_id: _builtins.str
-    """The video."""
-    after_revision: _builtins.int
-    """The last revision seen; 0: none."""
-    def __init__(
-        self,
-        *,
-        video_id: _builtins.str = ...,
-        after_revision: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "video_id", b"video_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchedVideo: _TypeAlias = WatchedVideo  # noqa: Y015
-
-@_typing.final
-class WatchVideosRequest(_message.Message):
-    """Asks to be told of many videos."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    VIDEOS_FIELD_NUMBER: _builtins.int
-    CURSOR_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
-    """Whose; may be empty when the caller is a member of one account."""
-    cursor: _builtins.str
-    """Of all of the account: the last cursor seen, after a break; empty: from now."""
-    @_builtins.property
-    def videos(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedVideo]:
-        """Which; empty: all of the account."""
-
-    def __init__(
-        self,
-        *,
-        account_id: _builtins.str = ...,
-        videos: _abc.Iterable[Global___WatchedVideo] | None = ...,
-        cursor: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cursor", b"cursor", "videos", b"videos"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchVideosRequest: _TypeAlias = WatchVideosRequest  # noqa: Y015
-
-@_typing.final
-class WatchVideosResponse(_message.Message):
-    """A video changed; or, every ten seconds or so, where the stream is: a sign of life."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    VIDEO_FIELD_NUMBER: _builtins.int
-    CURSOR_FIELD_NUMBER: _builtins.int
-    cursor: _builtins.str
-    """Of all of the account: everything up to here was told. For WatchVideosRequest.cursor; what is told again then has a revision that
-    was seen. Opaque.
-    """
-    @_builtins.property
-    def video(self) -> Global___Video:
-        """As it is now."""
-
-    def __init__(
-        self,
-        *,
-        video: Global___Video | None = ...,
-        cursor: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["video", b"video"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "video", b"video"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchVideosResponse: _TypeAlias = WatchVideosResponse  # noqa: Y015
-
-@_typing.final
 class QuoteVideoRequest(_message.Message):
     """Asks for a price."""
 
@@ -928,22 +836,26 @@ class GetDownloadUrlRequest(_message.Message):
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     POSTER_FIELD_NUMBER: _builtins.int
+    RENDITION_HEIGHT_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """The video."""
     variant: _builtins.int
     """Which variant, from 0."""
     poster: _builtins.bool
     """True: the poster instead of the video."""
+    rendition_height: _builtins.int
+    """Height of a smaller version that was asked for; 0: the video itself."""
     def __init__(
         self,
         *,
         video_id: _builtins.str = ...,
         variant: _builtins.int = ...,
         poster: _builtins.bool = ...,
+        rendition_height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["poster", b"poster", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["poster", b"poster", "rendition_height", b"rendition_height", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -982,3 +894,119 @@ class GetDownloadUrlResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDownloadUrlResponse: _TypeAlias = GetDownloadUrlResponse  # noqa: Y015
+
+@_typing.final
+class PreviewInputsRequest(_message.Message):
+    """Asks how inputs will be brought to a size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose they are; may be empty when the caller is a member of one account."""
+    model: _builtins.str
+    """As in VideoSpec."""
+    width: _builtins.int
+    """As in VideoSpec: 0 with height 0 is the model's default size."""
+    height: _builtins.int
+    """As in VideoSpec."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_vocabulary_pb2.VideoInput]:
+        """As in VideoSpec; at least one."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        inputs: _abc.Iterable[_vocabulary_pb2.VideoInput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "height", b"height", "inputs", b"inputs", "model", b"model", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewInputsRequest: _TypeAlias = PreviewInputsRequest  # noqa: Y015
+
+@_typing.final
+class InputPreview(_message.Message):
+    """One input as it will be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSET_ID_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    URL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    asset_id: _builtins.str
+    """The asset that was made."""
+    media_type: _builtins.str
+    """"image/jpeg" or "video/mp4"."""
+    width: _builtins.int
+    """Width in pixels: the video's."""
+    height: _builtins.int
+    """Height in pixels: the video's."""
+    sha256: _builtins.str
+    """SHA-256 of the bytes, lower-case hex."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    url: _builtins.str
+    """Good for GET only."""
+    @_builtins.property
+    def url_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Until when."""
+
+    def __init__(
+        self,
+        *,
+        asset_id: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        url: _builtins.str = ...,
+        url_expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["url_expires_at", b"url_expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_id", b"asset_id", "height", b"height", "media_type", b"media_type", "sha256", b"sha256", "size_bytes", b"size_bytes", "url", b"url", "url_expires_at", b"url_expires_at", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputPreview: _TypeAlias = InputPreview  # noqa: Y015
+
+@_typing.final
+class PreviewInputsResponse(_message.Message):
+    """The inputs as they will be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIEWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def previews(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputPreview]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        previews: _abc.Iterable[Global___InputPreview] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previews", b"previews"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewInputsResponse: _TypeAlias = PreviewInputsResponse  # noqa: Y015

@@ -76,15 +76,15 @@ class VideoServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoResponse.FromString,
                 _registered_method=True)
-        self.WatchVideos = channel.unary_stream(
-                '/framewire.gateway.v1.VideoService/WatchVideos',
-                request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosRequest.SerializeToString,
-                response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosResponse.FromString,
-                _registered_method=True)
         self.QuoteVideo = channel.unary_unary(
                 '/framewire.gateway.v1.VideoService/QuoteVideo',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoResponse.FromString,
+                _registered_method=True)
+        self.PreviewInputs = channel.unary_unary(
+                '/framewire.gateway.v1.VideoService/PreviewInputs',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsResponse.FromString,
                 _registered_method=True)
         self.GetDownloadUrl = channel.unary_unary(
                 '/framewire.gateway.v1.VideoService/GetDownloadUrl',
@@ -163,15 +163,6 @@ class VideoServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchVideos(self, request, context):
-        """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
-        the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
-        gets UNAVAILABLE: watch again from the last cursor.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def QuoteVideo(self, request, context):
         """The price of a video, without making it; a quote to give to CreateVideo.
         """
@@ -179,8 +170,16 @@ class VideoServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewInputs(self, request, context):
+        """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+        Nothing is charged. Errors: those of CreateVideo that are about inputs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDownloadUrl(self, request, context):
-        """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+        """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
         the video is COMPLETED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -230,15 +229,15 @@ def add_VideoServiceServicer_to_server(servicer, server):
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoResponse.SerializeToString,
             ),
-            'WatchVideos': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchVideos,
-                    request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosRequest.FromString,
-                    response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosResponse.SerializeToString,
-            ),
             'QuoteVideo': grpc.unary_unary_rpc_method_handler(
                     servicer.QuoteVideo,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoResponse.SerializeToString,
+            ),
+            'PreviewInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewInputs,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsResponse.SerializeToString,
             ),
             'GetDownloadUrl': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDownloadUrl,
@@ -475,33 +474,6 @@ class VideoService:
             _registered_method=True)
 
     @staticmethod
-    def WatchVideos(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/framewire.gateway.v1.VideoService/WatchVideos',
-            framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosRequest.SerializeToString,
-            framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def QuoteVideo(request,
             target,
             options=(),
@@ -518,6 +490,33 @@ class VideoService:
             '/framewire.gateway.v1.VideoService/QuoteVideo',
             framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.VideoService/PreviewInputs',
+            framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_video__pb2.PreviewInputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,15 +66,14 @@ class VideoServiceStub:
     """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
     be skipped, the terminal one never. After a break, call again with the last revision seen.
     """
-    WatchVideos: _grpc.UnaryStreamMultiCallable[_video_pb2.WatchVideosRequest, _video_pb2.WatchVideosResponse]
-    """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
-    the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
-    gets UNAVAILABLE: watch again from the last cursor.
-    """
     QuoteVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.QuoteVideoRequest, _video_pb2.QuoteVideoResponse]
     """The price of a video, without making it; a quote to give to CreateVideo."""
+    PreviewInputs: _grpc.UnaryUnaryMultiCallable[_video_pb2.PreviewInputsRequest, _video_pb2.PreviewInputsResponse]
+    """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+    Nothing is charged. Errors: those of CreateVideo that are about inputs.
+    """
     GetDownloadUrl: _grpc.UnaryUnaryMultiCallable[_video_pb2.GetDownloadUrlRequest, _video_pb2.GetDownloadUrlResponse]
-    """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+    """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
     the video is COMPLETED.
     """
 
@@ -116,15 +115,14 @@ class VideoServiceAsyncStub(VideoServiceStub):
     """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
     be skipped, the terminal one never. After a break, call again with the last revision seen.
     """
-    WatchVideos: _aio.UnaryStreamMultiCallable[_video_pb2.WatchVideosRequest, _video_pb2.WatchVideosResponse]  # type: ignore[assignment]
-    """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
-    the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
-    gets UNAVAILABLE: watch again from the last cursor.
-    """
     QuoteVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.QuoteVideoRequest, _video_pb2.QuoteVideoResponse]  # type: ignore[assignment]
     """The price of a video, without making it; a quote to give to CreateVideo."""
+    PreviewInputs: _aio.UnaryUnaryMultiCallable[_video_pb2.PreviewInputsRequest, _video_pb2.PreviewInputsResponse]  # type: ignore[assignment]
+    """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+    Nothing is charged. Errors: those of CreateVideo that are about inputs.
+    """
     GetDownloadUrl: _aio.UnaryUnaryMultiCallable[_video_pb2.GetDownloadUrlRequest, _video_pb2.GetDownloadUrlResponse]  # type: ignore[assignment]
-    """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+    """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
     the video is COMPLETED.
     """
 
@@ -213,17 +211,6 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def WatchVideos(
-        self,
-        request: _video_pb2.WatchVideosRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_video_pb2.WatchVideosResponse], _abc.AsyncIterator[_video_pb2.WatchVideosResponse]]:
-        """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
-        the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
-        gets UNAVAILABLE: watch again from the last cursor.
-        """
-
-    @_abc_1.abstractmethod
     def QuoteVideo(
         self,
         request: _video_pb2.QuoteVideoRequest,
@@ -232,12 +219,22 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         """The price of a video, without making it; a quote to give to CreateVideo."""
 
     @_abc_1.abstractmethod
+    def PreviewInputs(
+        self,
+        request: _video_pb2.PreviewInputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_pb2.PreviewInputsResponse, _abc.Awaitable[_video_pb2.PreviewInputsResponse]]:
+        """Exactly what would be sent to the provider for these inputs, at this size: made as CreateVideo would have it made, and kept for it.
+        Nothing is charged. Errors: those of CreateVideo that are about inputs.
+        """
+
+    @_abc_1.abstractmethod
     def GetDownloadUrl(
         self,
         request: _video_pb2.GetDownloadUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_pb2.GetDownloadUrlResponse, _abc.Awaitable[_video_pb2.GetDownloadUrlResponse]]:
-        """A URL of an output or poster, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
+        """A URL of an output, its poster or a smaller version, good for a short time without other credentials. FAILED_PRECONDITION/OUTPUT_NOT_READY before
         the video is COMPLETED.
         """
 

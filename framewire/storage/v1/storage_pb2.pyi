@@ -31,13 +31,13 @@ class _AssetKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AssetKind.V
     ASSET_KIND_INPUT_IMAGE: _AssetKind.ValueType  # 1
     """An image to start a video from; cleaned of metadata."""
     ASSET_KIND_INPUT_VIDEO: _AssetKind.ValueType  # 2
-    """A video to start a video from."""
+    """A video to start a video from; cleaned of metadata and sound."""
     ASSET_KIND_OUTPUT_VIDEO: _AssetKind.ValueType  # 3
     """A video that was made."""
     ASSET_KIND_POSTER: _AssetKind.ValueType  # 4
     """JPEG of a video's first frame."""
     ASSET_KIND_RENDITION: _AssetKind.ValueType  # 5
-    """A smaller video, or an image fitted to a size."""
+    """A smaller video, or an image or video fitted to a size."""
 
 class AssetKind(_AssetKind, metaclass=_AssetKindEnumTypeWrapper):
     """Kinds of assets."""
@@ -47,13 +47,13 @@ ASSET_KIND_UNSPECIFIED: AssetKind.ValueType  # 0
 ASSET_KIND_INPUT_IMAGE: AssetKind.ValueType  # 1
 """An image to start a video from; cleaned of metadata."""
 ASSET_KIND_INPUT_VIDEO: AssetKind.ValueType  # 2
-"""A video to start a video from."""
+"""A video to start a video from; cleaned of metadata and sound."""
 ASSET_KIND_OUTPUT_VIDEO: AssetKind.ValueType  # 3
 """A video that was made."""
 ASSET_KIND_POSTER: AssetKind.ValueType  # 4
 """JPEG of a video's first frame."""
 ASSET_KIND_RENDITION: AssetKind.ValueType  # 5
-"""A smaller video, or an image fitted to a size."""
+"""A smaller video, or an image or video fitted to a size."""
 Global___AssetKind: _TypeAlias = AssetKind  # noqa: Y015
 
 class _AssetState:
@@ -103,17 +103,21 @@ class _FitModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FitMode.Value
     FIT_MODE_COVER: _FitMode.ValueType  # 1
     """Fills the size; what is over at the sides is cut."""
     FIT_MODE_CONTAIN: _FitMode.ValueType  # 2
-    """Whole image; bars fill the rest."""
+    """All of it is shown; black bars fill the rest."""
+    FIT_MODE_CONTAIN_BLURRED: _FitMode.ValueType  # 3
+    """All of it is shown; itself, enlarged and blurred, fills the rest."""
 
 class FitMode(_FitMode, metaclass=_FitModeEnumTypeWrapper):
-    """How an image is brought to a size."""
+    """How an image or video is brought to a size."""
 
 FIT_MODE_UNSPECIFIED: FitMode.ValueType  # 0
 """Not set: COVER."""
 FIT_MODE_COVER: FitMode.ValueType  # 1
 """Fills the size; what is over at the sides is cut."""
 FIT_MODE_CONTAIN: FitMode.ValueType  # 2
-"""Whole image; bars fill the rest."""
+"""All of it is shown; black bars fill the rest."""
+FIT_MODE_CONTAIN_BLURRED: FitMode.ValueType  # 3
+"""All of it is shown; itself, enlarged and blurred, fills the rest."""
 Global___FitMode: _TypeAlias = FitMode  # noqa: Y015
 
 @_typing.final
@@ -219,18 +223,23 @@ class PutHeader(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     MARK_FIELD_NUMBER: _builtins.int
+    REFUSED_SHA256_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose it will be."""
     owner: _builtins.str
     """The thing it belongs to: a request id for inputs, an attempt for outputs."""
     kind: Global___AssetKind.ValueType
-    """What it is: INPUT_IMAGE or OUTPUT_VIDEO."""
+    """What it is: INPUT_IMAGE, INPUT_VIDEO or OUTPUT_VIDEO."""
     variant: _builtins.int
     """Which variant, from 0."""
     size_bytes: _builtins.int
     """Size in bytes when known, else 0. More or fewer bytes than said are refused."""
     sha256: _builtins.str
     """SHA-256 of the bytes when known, lower-case hex, else empty."""
+    refused_sha256: _builtins.str
+    """For outputs: SHA-256 of bytes that came before and were no video. The same bytes again are kept aside, QUARANTINED, before they
+    are refused with NOT_A_VIDEO.
+    """
     @_builtins.property
     def mark(self) -> Global___Mark:
         """For outputs: what the synthetic-media mark says."""
@@ -245,10 +254,11 @@ class PutHeader(_message.Message):
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
         mark: Global___Mark | None = ...,
+        refused_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kind", b"kind", "mark", b"mark", "owner", b"owner", "sha256", b"sha256", "size_bytes", b"size_bytes", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kind", b"kind", "mark", b"mark", "owner", b"owner", "refused_sha256", b"refused_sha256", "sha256", b"sha256", "size_bytes", b"size_bytes", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,7 +337,9 @@ class CreateUploadRequest(_message.Message):
     size_bytes: _builtins.int
     """Exact size in bytes; part of the signature."""
     media_type: _builtins.str
-    """Media type that is announced, part of the signature; what the bytes are is seen on completion."""
+    """Media type that is announced, part of the signature. It says whether an image or a video is to come; what the bytes are is seen
+    on completion.
+    """
     def __init__(
         self,
         *,
@@ -542,7 +554,7 @@ Global___StatRequest: _TypeAlias = StatRequest  # noqa: Y015
 
 @_typing.final
 class CropBounds(_message.Message):
-    """Part of an image, as fractions of its width and height."""
+    """Part of an image or video, as fractions of its width and height."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -576,7 +588,7 @@ Global___CropBounds: _TypeAlias = CropBounds  # noqa: Y015
 
 @_typing.final
 class FitRequest(_message.Message):
-    """Asks for an image of a size."""
+    """Asks for an image or video of a size."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -590,9 +602,9 @@ class FitRequest(_message.Message):
     account_id: _builtins.str
     """Whose it must be."""
     asset_id: _builtins.str
-    """The image."""
+    """The image or video."""
     width: _builtins.int
-    """Width in pixels."""
+    """Width in pixels; of a video even, as its height."""
     height: _builtins.int
     """Height in pixels."""
     mode: Global___FitMode.ValueType
@@ -621,6 +633,36 @@ class FitRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FitRequest: _TypeAlias = FitRequest  # noqa: Y015
+
+@_typing.final
+class MakeRenditionRequest(_message.Message):
+    """Asks for a smaller version of an output."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ASSET_ID_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose it must be."""
+    asset_id: _builtins.str
+    """The output."""
+    height: _builtins.int
+    """Height in pixels, even; the width follows."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        asset_id: _builtins.str = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset_id", b"asset_id", "height", b"height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeRenditionRequest: _TypeAlias = MakeRenditionRequest  # noqa: Y015
 
 @_typing.final
 class PinRequest(_message.Message):
@@ -734,6 +776,7 @@ class SignUrlRequest(_message.Message):
     ASSET_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_SECONDS_FIELD_NUMBER: _builtins.int
     FILE_NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose it must be."""
     asset_id: _builtins.str
@@ -742,6 +785,8 @@ class SignUrlRequest(_message.Message):
     """How long it is good for, in seconds; 0: 900."""
     file_name: _builtins.str
     """Name that a browser saves it under; empty: the asset id and its extension."""
+    state: Global___AssetState.ValueType
+    """READY, which it is when not set, or QUARANTINED: the bytes of one that is kept aside, for operators."""
     def __init__(
         self,
         *,
@@ -749,10 +794,11 @@ class SignUrlRequest(_message.Message):
         asset_id: _builtins.str = ...,
         expires_in_seconds: _builtins.int = ...,
         file_name: _builtins.str = ...,
+        state: Global___AssetState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset_id", b"asset_id", "expires_in_seconds", b"expires_in_seconds", "file_name", b"file_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset_id", b"asset_id", "expires_in_seconds", b"expires_in_seconds", "file_name", b"file_name", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -796,6 +842,7 @@ class ListRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose."""
     kind: Global___AssetKind.ValueType
@@ -804,6 +851,8 @@ class ListRequest(_message.Message):
     """At most so many; 0: 50."""
     page_token: _builtins.str
     """From the previous page; empty: the first."""
+    state: Global___AssetState.ValueType
+    """READY, which it is when not set, or QUARANTINED."""
     def __init__(
         self,
         *,
@@ -811,10 +860,11 @@ class ListRequest(_message.Message):
         kind: Global___AssetKind.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        state: Global___AssetState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,7 +882,7 @@ class ListResponse(_message.Message):
     """For the next page; empty: this is the last."""
     @_builtins.property
     def assets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Asset]:
-        """Newest first, READY only."""
+        """Newest first."""
 
     def __init__(
         self,
@@ -1061,3 +1111,235 @@ class SurveyPinsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SurveyPinsResponse: _TypeAlias = SurveyPinsResponse  # noqa: Y015
+
+@_typing.final
+class KindRetention(_message.Message):
+    """How long assets of a kind are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    kind: Global___AssetKind.ValueType
+    """The kind."""
+    keep_seconds: _builtins.int
+    """Seconds from the moment that one is stored; 0: for ever."""
+    def __init__(
+        self,
+        *,
+        kind: Global___AssetKind.ValueType = ...,
+        keep_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_seconds", b"keep_seconds", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KindRetention: _TypeAlias = KindRetention  # noqa: Y015
+
+@_typing.final
+class SetRetentionRequest(_message.Message):
+    """Sets an account's own times; kinds that are not named have those of the settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___KindRetention]:
+        """At most one a kind."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___KindRetention] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kinds", b"kinds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRetentionRequest: _TypeAlias = SetRetentionRequest  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """An account's own times."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___KindRetention]:
+        """By kind."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___KindRetention] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kinds", b"kinds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
+
+@_typing.final
+class ExtendRetentionRequest(_message.Message):
+    """Asks to keep an asset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ASSET_ID_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose it must be."""
+    asset_id: _builtins.str
+    """The asset."""
+    keep_seconds: _builtins.int
+    """Seconds from now."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        asset_id: _builtins.str = ...,
+        keep_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset_id", b"asset_id", "keep_seconds", b"keep_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRetentionRequest: _TypeAlias = ExtendRetentionRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """Asks what there is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class KindUsage(_message.Message):
+    """What there is of a kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    kind: Global___AssetKind.ValueType
+    """The kind."""
+    count: _builtins.int
+    """Assets."""
+    size_bytes: _builtins.int
+    """Bytes of all of them."""
+    def __init__(
+        self,
+        *,
+        kind: Global___AssetKind.ValueType = ...,
+        count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KindUsage: _TypeAlias = KindUsage  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """What there is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___KindUsage]:
+        """By kind; kinds of which there is nothing are left out."""
+
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[Global___KindUsage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class EraseAccountRequest(_message.Message):
+    """Asks for the end of everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseAccountRequest: _TypeAlias = EraseAccountRequest  # noqa: Y015
+
+@_typing.final
+class EraseAccountResponse(_message.Message):
+    """Erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STILL_NEEDED_FIELD_NUMBER: _builtins.int
+    still_needed: _builtins.int
+    """Assets that live videos still need."""
+    def __init__(
+        self,
+        *,
+        still_needed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["still_needed", b"still_needed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseAccountResponse: _TypeAlias = EraseAccountResponse  # noqa: Y015

@@ -71,6 +71,11 @@ class StorageServiceStub:
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.FitRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
                 _registered_method=True)
+        self.MakeRendition = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/MakeRendition',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.MakeRenditionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+                _registered_method=True)
         self.Pin = channel.unary_unary(
                 '/framewire.storage.v1.StorageService/Pin',
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.PinRequest.SerializeToString,
@@ -106,6 +111,26 @@ class StorageServiceStub:
                 request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.FromString,
                 _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/SetRetention',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+                _registered_method=True)
+        self.ExtendRetention = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/ExtendRetention',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.ExtendRetentionRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/GetUsage',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.EraseAccount = channel.unary_unary(
+                '/framewire.storage.v1.StorageService/EraseAccount',
+                request_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountRequest.SerializeToString,
+                response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServiceServicer:
@@ -124,7 +149,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateUpload(self, request, context):
-        """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+        """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
         object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -163,8 +188,16 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fit(self, request, context):
-        """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-        each time.
+        """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+        size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeRendition(self, request, context):
+        """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+        INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,7 +225,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Assets of an account, newest first.
+        """Assets of an account, newest first: those that are READY, or those that are QUARANTINED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +248,35 @@ class StorageServiceServicer:
 
     def SurveyPins(self, request, context):
         """Pins at a watermark, of any account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRetention(self, request, context):
+        """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendRetention(self, request, context):
+        """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+        INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """What lies in the object store for an account, by kind.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseAccount(self, request, context):
+        """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -258,6 +320,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.FitRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
             ),
+            'MakeRendition': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeRendition,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.MakeRenditionRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
             'Pin': grpc.unary_unary_rpc_method_handler(
                     servicer.Pin,
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.PinRequest.FromString,
@@ -292,6 +359,26 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.SurveyPins,
                     request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.SerializeToString,
+            ),
+            'ExtendRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendRetention,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.ExtendRetentionRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'EraseAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseAccount,
+                    request_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountRequest.FromString,
+                    response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -496,6 +583,33 @@ class StorageService:
             _registered_method=True)
 
     @staticmethod
+    def MakeRendition(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/MakeRendition',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.MakeRenditionRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Pin(request,
             target,
             options=(),
@@ -674,6 +788,114 @@ class StorageService:
             '/framewire.storage.v1.StorageService/SurveyPins',
             framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.SurveyPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/SetRetention',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/ExtendRetention',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.ExtendRetentionRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.Asset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/GetUsage',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.storage.v1.StorageService/EraseAccount',
+            framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountRequest.SerializeToString,
+            framewire_dot_storage_dot_v1_dot_storage__pb2.EraseAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

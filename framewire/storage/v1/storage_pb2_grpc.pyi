@@ -42,7 +42,7 @@ class StorageServiceStub:
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CreateUploadRequest, _storage_pb2.CreateUploadResponse]
-    """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+    """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
     object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
     """
     CompleteUpload: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CompleteUploadRequest, _storage_pb2.Asset]
@@ -59,8 +59,12 @@ class StorageServiceStub:
     Stat: _grpc.UnaryUnaryMultiCallable[_storage_pb2.StatRequest, _storage_pb2.Asset]
     """What is known of an asset."""
     Fit: _grpc.UnaryUnaryMultiCallable[_storage_pb2.FitRequest, _storage_pb2.Asset]
-    """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-    each time.
+    """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+    size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+    """
+    MakeRendition: _grpc.UnaryUnaryMultiCallable[_storage_pb2.MakeRenditionRequest, _storage_pb2.Asset]
+    """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+    INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
     """
     Pin: _grpc.UnaryUnaryMultiCallable[_storage_pb2.PinRequest, _storage_pb2.PinResponse]
     """Keeps an asset while its owner lives; retention skips it. Idempotent by (asset, owner). NOT_FOUND unless READY."""
@@ -69,7 +73,7 @@ class StorageServiceStub:
     SignUrl: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SignUrlRequest, _storage_pb2.SignUrlResponse]
     """A URL from which the bytes can be read until it expires, without other credentials."""
     List: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]
-    """Assets of an account, newest first."""
+    """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
     Delete: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]
     """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
     SurveyAssets: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SurveyAssetsRequest, _storage_pb2.SurveyAssetsResponse]
@@ -78,6 +82,16 @@ class StorageServiceStub:
     """
     SurveyPins: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SurveyPinsRequest, _storage_pb2.SurveyPinsResponse]
     """Pins at a watermark, of any account."""
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.Retention]
+    """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent."""
+    ExtendRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ExtendRetentionRequest, _storage_pb2.Asset]
+    """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+    INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+    """
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.GetUsageResponse]
+    """What lies in the object store for an account, by kind."""
+    EraseAccount: _grpc.UnaryUnaryMultiCallable[_storage_pb2.EraseAccountRequest, _storage_pb2.EraseAccountResponse]
+    """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent."""
 
 @_typing.type_check_only
 class StorageServiceAsyncStub(StorageServiceStub):
@@ -93,7 +107,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     NOT_A_VIDEO, TOO_LARGE, CHECKSUM_MISMATCH; nothing is left then. DEADLINE_EXCEEDED when the sender stalls.
     """
     CreateUpload: _aio.UnaryUnaryMultiCallable[_storage_pb2.CreateUploadRequest, _storage_pb2.CreateUploadResponse]  # type: ignore[assignment]
-    """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+    """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
     object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
     """
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_storage_pb2.CompleteUploadRequest, _storage_pb2.Asset]  # type: ignore[assignment]
@@ -110,8 +124,12 @@ class StorageServiceAsyncStub(StorageServiceStub):
     Stat: _aio.UnaryUnaryMultiCallable[_storage_pb2.StatRequest, _storage_pb2.Asset]  # type: ignore[assignment]
     """What is known of an asset."""
     Fit: _aio.UnaryUnaryMultiCallable[_storage_pb2.FitRequest, _storage_pb2.Asset]  # type: ignore[assignment]
-    """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-    each time.
+    """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+    size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+    """
+    MakeRendition: _aio.UnaryUnaryMultiCallable[_storage_pb2.MakeRenditionRequest, _storage_pb2.Asset]  # type: ignore[assignment]
+    """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+    INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
     """
     Pin: _aio.UnaryUnaryMultiCallable[_storage_pb2.PinRequest, _storage_pb2.PinResponse]  # type: ignore[assignment]
     """Keeps an asset while its owner lives; retention skips it. Idempotent by (asset, owner). NOT_FOUND unless READY."""
@@ -120,7 +138,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     SignUrl: _aio.UnaryUnaryMultiCallable[_storage_pb2.SignUrlRequest, _storage_pb2.SignUrlResponse]  # type: ignore[assignment]
     """A URL from which the bytes can be read until it expires, without other credentials."""
     List: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]  # type: ignore[assignment]
-    """Assets of an account, newest first."""
+    """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
     Delete: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]  # type: ignore[assignment]
     """Removes an asset. Idempotent. FAILED_PRECONDITION while pinned."""
     SurveyAssets: _aio.UnaryUnaryMultiCallable[_storage_pb2.SurveyAssetsRequest, _storage_pb2.SurveyAssetsResponse]  # type: ignore[assignment]
@@ -129,6 +147,16 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """
     SurveyPins: _aio.UnaryUnaryMultiCallable[_storage_pb2.SurveyPinsRequest, _storage_pb2.SurveyPinsResponse]  # type: ignore[assignment]
     """Pins at a watermark, of any account."""
+    SetRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
+    """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent."""
+    ExtendRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.ExtendRetentionRequest, _storage_pb2.Asset]  # type: ignore[assignment]
+    """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+    INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+    """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What lies in the object store for an account, by kind."""
+    EraseAccount: _aio.UnaryUnaryMultiCallable[_storage_pb2.EraseAccountRequest, _storage_pb2.EraseAccountResponse]  # type: ignore[assignment]
+    """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent."""
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores and serves assets and does all work on media, in a sandbox. Called by services only.
@@ -153,7 +181,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.CreateUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.CreateUploadResponse, _abc.Awaitable[_storage_pb2.CreateUploadResponse]]:
-        """Where a client may PUT an image's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
+        """Where a client may PUT an image's or a video's bytes itself, past us. Idempotent by (account, owner): each call signs anew, for the same
         object. ALREADY_EXISTS/REQUEST_ID_REUSED when the owner had other bytes announced.
         """
 
@@ -200,8 +228,18 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.FitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
-        """Makes an image of exactly width x height from an image asset. Idempotent: made once per (asset, size, mode), the same bytes
-        each time.
+        """Makes an image of exactly width x height from an image, or a silent H.264 video from a video. Idempotent: made once per (asset,
+        size, mode, crop), the same bytes each time. INVALID_ARGUMENT: INVALID_FIELD, for a video TOO_LARGE too.
+        """
+
+    @_abc_1.abstractmethod
+    def MakeRendition(
+        self,
+        request: _storage_pb2.MakeRenditionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
+        """Makes a smaller H.264 version of an output, with its mark. Idempotent: made once per (asset, height); removed with the output.
+        INVALID_ARGUMENT/INVALID_FIELD unless it is a taller OUTPUT_VIDEO; INVALID_ARGUMENT/TOO_LARGE where it takes too much work.
         """
 
     @_abc_1.abstractmethod
@@ -234,7 +272,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.ListResponse, _abc.Awaitable[_storage_pb2.ListResponse]]:
-        """Assets of an account, newest first."""
+        """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
 
     @_abc_1.abstractmethod
     def Delete(
@@ -261,5 +299,39 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.SurveyPinsResponse, _abc.Awaitable[_storage_pb2.SurveyPinsResponse]]:
         """Pins at a watermark, of any account."""
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _storage_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Retention, _abc.Awaitable[_storage_pb2.Retention]]:
+        """How long an account's assets are kept from the moment that they are stored; those that are there keep their time. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ExtendRetention(
+        self,
+        request: _storage_pb2.ExtendRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.Asset, _abc.Awaitable[_storage_pb2.Asset]]:
+        """Keeps an asset, with what was made from it, at least so long from now. Never shortens. Idempotent. NOT_FOUND/ASSET_NOT_FOUND.
+        INVALID_ARGUMENT/INVALID_FIELD above the longest time that the settings allow.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _storage_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.GetUsageResponse, _abc.Awaitable[_storage_pb2.GetUsageResponse]]:
+        """What lies in the object store for an account, by kind."""
+
+    @_abc_1.abstractmethod
+    def EraseAccount(
+        self,
+        request: _storage_pb2.EraseAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.EraseAccountResponse, _abc.Awaitable[_storage_pb2.EraseAccountResponse]]:
+        """Removes every asset of an account but those that a live video needs; call it again when that has ended. Idempotent."""
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ from typing import Any
 from framewire.credits.v1 import ledger_pb2
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import account_pb2, account_pb2_grpc
+from framewire.storage.v1 import storage_pb2
 from kit import errors
 from services.gateway import auth, catalogue, messages, peers, store, videos
 from services.gateway.api import common
@@ -80,10 +81,18 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
             seconds=model.seconds,
             max_variants=max(model.variants_at(size) for size in model.sizes),
             text_to_video=model.text_to_video,
-            image_to_video=model.image_to_video,
+            image_to_video=model.max_input_images > 0,
+            max_input_images=model.max_input_images,
+            input_images_at_any_frame=model.input_images_at_any_frame,
+            max_input_video_seconds=model.max_input_video_seconds,
+            frames_per_second=model.frames_per_second,
             options=[
                 account_pb2.ModelOption(
-                    name=option.name, type=option.type, min=option.min, max=option.max
+                    name=option.name,
+                    type=option.type,
+                    min=option.min,
+                    max=option.max,
+                    choices=option.choices,
                 )
                 for option in model.options.values()
             ],
@@ -175,6 +184,34 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
         if key is None:
             raise errors.NotFound("KEY_NOT_FOUND", "there is no such key, or it is not yours")
         return _key(key)
+
+    async def GetStorageUsage(
+        self, request: account_pb2.GetStorageUsageRequest, context: Any
+    ) -> storage_pb2.GetUsageResponse:
+        """What the account has stored."""
+        asked = storage_pb2.GetUsageRequest(account_id=await self._account(request.account_id))
+        try:
+            return await self._peers.stubs.storage.GetUsage(asked, timeout=peers.TIMEOUT_SECONDS)
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+
+    async def ExtendRetention(
+        self, request: account_pb2.ExtendRetentionRequest, context: Any
+    ) -> account_pb2.ExtendRetentionResponse:
+        """Keeps an image or output longer."""
+        asked = storage_pb2.ExtendRetentionRequest(
+            account_id=await self._account(request.account_id),
+            asset_id=request.asset_id,
+            keep_seconds=request.keep_seconds,
+        )
+        try:
+            kept = await self._peers.stubs.storage.ExtendRetention(
+                asked, timeout=peers.TIMEOUT_SECONDS
+            )
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+        until = kept.expires_at if kept.HasField("expires_at") else None
+        return account_pb2.ExtendRetentionResponse(expires_at=until)
 
 
 def _state(retires_at: datetime | None, paused: bool) -> account_pb2.ModelState.ValueType:

@@ -127,15 +127,13 @@ class Creator:
             lane=lane,
             weight=account.weight,
             start_by=videos.start_by(messages.moment(request, "start_by"), lane, standing.now),
-            input_image_id=spec.input_image_id,
+            input_image_id=spec.input_image_id or (spec.inputs[0].asset_id if spec.inputs else ""),
             quote_id=request.quote_id,
             max_credits=request.max_credits if request.HasField("max_credits") else None,
             labels=dict(request.labels),
             client_reference=request.client_reference,
             model=spec.model,
             retry_of=retried.video_id if retried else "",
-            template_id=retried.template_id if retried else "",
-            template_version=retried.template_version if retried else 0,
             reject_duplicates_seconds=_seconds(request),
         )
 
@@ -148,8 +146,8 @@ class Creator:
         spec = vocabulary_pb2.VideoSpec.FromString(new.spec)
         lane = messages.lane_number(new.lane)
         try:
-            if new.input_image_id:
-                await self._parts.peers.stat_image(new.account_id, new.input_image_id)
+            given = messages.spec_inputs(spec)
+            await self._parts.peers.stat_inputs(new.account_id, spec.model, given)
             price = (await self._parts.peers.price(spec, lane)).credits
             available = (await self._parts.peers.balance(new.account_id)).available_credits
         except errors.ServiceError as error:

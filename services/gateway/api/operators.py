@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from framewire.credits.v1 import ledger_pb2
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
+from framewire.storage.v1 import storage_pb2
 from kit import errors
 from services.gateway import messages, peers, reconciler, store, videos
 from services.gateway.api import common
@@ -213,6 +214,22 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         """Attempts, newest first."""
         return await self._of_attempt("ListAttempts", request.request, "")
 
+    async def SetRetention(
+        self, request: operator_pb2.SetRetentionRequest, context: Any
+    ) -> storage_pb2.Retention:
+        """How long an account's assets are kept."""
+        wanted, stub = request.retention, self._peers.stubs.storage
+        return await self._audited(
+            "SetRetention",
+            wanted.account_id,
+            request.why,
+            {
+                _short(storage_pb2.AssetKind, item.kind, "ASSET_KIND_"): item.keep_seconds
+                for item in wanted.kinds
+            },
+            lambda: stub.SetRetention(wanted, timeout=peers.TIMEOUT_SECONDS),
+        )
+
     async def Reconcile(
         self, request: operator_pb2.ReconcileRequest, context: Any
     ) -> AsyncIterator[operator_pb2.ReconcileResponse]:
@@ -303,6 +320,38 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> attempt_pb2.ProviderAccount:
         """Stops or starts sending to a provider account."""
         return await self._of_attempt("PauseProviderAccount", request.request, request.why)
+
+    async def ListQuarantined(
+        self, request: operator_pb2.ListQuarantinedRequest, context: Any
+    ) -> operator_pb2.ListQuarantinedResponse:
+        """What is kept aside of an account, to be looked at: on record, since it is the customer's."""
+        return await self._audited(
+            "ListQuarantined",
+            request.account_id,
+            request.why,
+            {},
+            lambda: self._quarantined(request),
+        )
+
+    async def _quarantined(
+        self, request: operator_pb2.ListQuarantinedRequest
+    ) -> operator_pb2.ListQuarantinedResponse:
+        storage, state = self._peers.stubs.storage, storage_pb2.ASSET_STATE_QUARANTINED
+        listing = storage_pb2.ListRequest(
+            account_id=request.account_id,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            state=state,
+        )
+        found = await storage.List(listing, timeout=peers.TIMEOUT_SECONDS)
+        answer = operator_pb2.ListQuarantinedResponse(next_page_token=found.next_page_token)
+        for asset in found.assets:
+            sign = storage_pb2.SignUrlRequest(
+                account_id=asset.account_id, asset_id=asset.asset_id, state=state
+            )
+            signed = await storage.SignUrl(sign, timeout=peers.TIMEOUT_SECONDS)
+            answer.quarantined.add(asset=asset, url=signed.url, url_expires_at=signed.expires_at)
+        return answer
 
     async def _of_attempt(self, method: str, asked: Any, why: str) -> Any:
         """One call of the generator's, on record with what was asked."""

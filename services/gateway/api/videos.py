@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
+from framewire.events.v1 import event_pb2
 from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
 from kit import errors, pages, telemetry
-from services.gateway import admission, messages, peers, removal, videos
-from services.gateway.api import batches, common, creating, watching
+from services.gateway import admission, inputs, messages, peers, removal, videos
+from services.gateway.api import batches, common, creating
 
 log = telemetry.logger(__name__)
 
@@ -25,7 +27,6 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         self._creator = creating.Creator(parts)
         self._batches = batches.Batches(self._creator, parts.store)
         self._removal = removal.Removal(parts.store, parts.peers)
-        self._watching = watching.Watching(parts)
 
     async def CreateVideo(
         self, request: video_pb2.CreateVideoRequest, context: Any
@@ -42,7 +43,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
     async def RetryVideo(
         self, request: video_pb2.RetryVideoRequest, context: Any
     ) -> video_pb2.Video:
-        """Makes a video that failed anew. What it asks for is what was stored, so that a changed catalogue may refuse it."""
+        """Makes a video that failed anew, from what was stored of it: a changed catalogue may refuse that."""
         failed = await common.visible(self._store.videos, request.video_id)
         return await self._creator.retry(request, failed, common.caller(), patience(context))
 
@@ -78,7 +79,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
     async def DeleteVideo(
         self, request: video_pb2.DeleteVideoRequest, context: Any
     ) -> video_pb2.Video:
-        """Removes a video, or has it removed when it has ended. What is noted here is done, at the latest by the sweeper."""
+        """Removes a video, or has it removed when it has ended. What is noted is done, at the latest by the sweeper."""
         video = await self._owned(request.video_id)
         if not video.terminal:
             if not request.cancel:
@@ -91,7 +92,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         if video.terminal and video.deleted_at is None:
             await self._store.removals.delete(video.video_id)
             video = await common.visible(self._store.videos, video.video_id)
-            await self._parts.hub.tell(video)
+            await self._parts.hub.tell(video.video_id)
         if video.delete_due:
             try:
                 await self._removal.remove(video)
@@ -113,7 +114,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
             if abandoned is not None:
                 return abandoned
         if await self._store.videos.request_cancel(video.video_id) is not None:
-            await self._parts.hub.tell(video)
+            await self._parts.hub.tell(video.video_id)
         now = await common.visible(self._store.videos, video.video_id)
         return now if now.terminal else await self._cancel(now)
 
@@ -128,28 +129,27 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         )
         if not changed:
             return await common.visible(self._store.videos, video.video_id)
-        await self._parts.hub.tell(changed)
+        await self._parts.hub.tell(changed.video_id)
         return changed
 
     async def WatchVideo(
         self, request: video_pb2.WatchVideoRequest, context: Any
     ) -> AsyncIterator[video_pb2.WatchVideoResponse]:
         """The video now, if newer, then each later state, until it is terminal and settled."""
-        async for response in self._watching.one(request):
-            yield response
-
-    async def WatchVideos(
-        self, request: video_pb2.WatchVideosRequest, context: Any
-    ) -> AsyncIterator[video_pb2.WatchVideosResponse]:
-        """Many videos, as WatchVideo."""
-        if request.videos:
-            stream = self._watching.named(request)
-        else:
-            account_id = common.caller().account(request.account_id)
-            await self._creator.standing(account_id)
-            stream = self._watching.account(account_id, request.cursor)
-        async for response in stream:
-            yield response
+        with self._parts.hub.watch(request.video_id) as watcher:
+            # Read after the watcher is there: what changes from here on is not missed.
+            video = await common.visible(self._store.videos, request.video_id)
+            seen = request.after_revision
+            sent: videos.Video | None = None
+            while True:
+                if video.revision > seen or (sent is not None and _moved(sent, video)):
+                    yield video_pb2.WatchVideoResponse(video=messages.video_message(video))
+                    seen, sent = video.revision, video
+                elif sent is None:
+                    sent = video
+                if video.finished:
+                    return
+                video = await watcher.next()
 
     async def QuoteVideo(
         self, request: video_pb2.QuoteVideoRequest, context: Any
@@ -167,31 +167,76 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
             quote_id=quote.quote_id, credits=quote.credits, expires_at=quote.expires_at, spec=spec
         )
 
+    async def PreviewInputs(
+        self, request: video_pb2.PreviewInputsRequest, context: Any
+    ) -> video_pb2.PreviewInputsResponse:
+        """The inputs as they will be sent."""
+        standing = await self._creator.standing(common.caller().account(request.account_id))
+        account_id = standing.account.account_id
+        model = videos.living(request.model, self._parts.models, standing.now)
+        size = videos.size(request.width, request.height, model)
+        given = messages.asked_inputs(request.inputs)
+        inputs.check(given, model)
+        try:
+            await self._parts.peers.stat_inputs(account_id, model.name, given)
+            previews = [await self._preview(account_id, each, size) for each in given]
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+        return video_pb2.PreviewInputsResponse(previews=previews)
+
+    async def _preview(
+        self, account_id: str, each: inputs.Input, size: tuple[int, int]
+    ) -> video_pb2.InputPreview:
+        made = await self._parts.peers.fit(account_id, each, size)
+        signed = await self._sign(account_id, made.asset_id, "")
+        return video_pb2.InputPreview(
+            asset_id=made.asset_id,
+            media_type=made.media_type,
+            width=made.width,
+            height=made.height,
+            sha256=made.sha256,
+            size_bytes=made.size_bytes,
+            url=signed.url,
+            url_expires_at=signed.expires_at,
+        )
+
+    async def _sign(
+        self, account_id: str, asset_id: str, file_name: str
+    ) -> storage_pb2.SignUrlResponse:
+        request = storage_pb2.SignUrlRequest(
+            account_id=account_id,
+            asset_id=asset_id,
+            expires_in_seconds=SIGNED_SECONDS,
+            file_name=file_name,
+        )
+        return await self._parts.peers.stubs.storage.SignUrl(request, timeout=peers.TIMEOUT_SECONDS)
+
     async def GetDownloadUrl(
         self, request: video_pb2.GetDownloadUrlRequest, context: Any
     ) -> video_pb2.GetDownloadUrlResponse:
-        """A URL of an output or its poster."""
+        """A URL of an output, its poster or a smaller version."""
         video = await common.visible(self._store.videos, request.video_id)
+        if request.poster and request.rendition_height:
+            rule = "a poster has no smaller versions"
+            raise errors.InvalidArgument(
+                "INVALID_FIELD",
+                f"rendition_height: {rule}",
+                violations=[("rendition_height", rule)],
+            )
         # A late render has no place among the outputs: its video has failed, or a later try of it has made them.
         for output in (*messages.outputs(video), *messages.late_outputs(video)):
-            asset_id = output.poster_asset_id if request.poster else output.asset_id
+            asset_id = _asset_id(output, request)
             if output.variant == request.variant and asset_id:
                 break
         else:
             raise errors.FailedPrecondition(
                 "OUTPUT_NOT_READY", f"the video is {video.state} and has no such output"
             )
-        name = f"{video.video_id}-{request.variant}.{'jpg' if request.poster else 'mp4'}"
+        height = f"-{request.rendition_height}p" if request.rendition_height else ""
+        extension = "jpg" if request.poster else "mp4"
+        name = f"{video.video_id}-{request.variant}{height}.{extension}"
         try:
-            signed = await self._parts.peers.stubs.storage.SignUrl(
-                storage_pb2.SignUrlRequest(
-                    account_id=video.account_id,
-                    asset_id=asset_id,
-                    expires_in_seconds=SIGNED_SECONDS,
-                    file_name=name,
-                ),
-                timeout=peers.TIMEOUT_SECONDS,
-            )
+            signed = await self._sign(video.account_id, asset_id, name)
         except errors.ServiceError as error:
             raise peers.for_caller(error) from error
         return video_pb2.GetDownloadUrlResponse(
@@ -199,7 +244,25 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         )
 
 
+def _asset_id(output: event_pb2.Output, request: video_pb2.GetDownloadUrlRequest) -> str:
+    """What is asked for of an output; empty where it has none."""
+    if request.poster:
+        return output.poster_asset_id
+    if not request.rendition_height:
+        return output.asset_id
+    made = {each.height: each.asset_id for each in output.renditions}
+    return made.get(request.rendition_height, "")
+
+
 def patience(context: Any) -> float:
     """How long the caller still waits."""
     left = context.time_remaining()
     return admission.WAIT_SECONDS if left is None else left - 0.1
+
+
+def _moved(before: videos.Video, now: videos.Video) -> bool:
+    return _place(before) != _place(now)
+
+
+def _place(video: videos.Video) -> tuple[str, int, int, datetime | None]:
+    return video.stage, video.progress_percent, video.queue_position, video.expected_at

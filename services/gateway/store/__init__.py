@@ -7,6 +7,7 @@ from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.batches import BatchStore
 from services.gateway.store.findings import FindingStore
+from services.gateway.store.measures import MeasureStore
 from services.gateway.store.removals import RemovalStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
@@ -23,3 +24,4 @@ class Store:
         self.batches = BatchStore(pool)
         self.findings = FindingStore(pool)
         self.removals = RemovalStore(pool)
+        self.measures = MeasureStore(pool)

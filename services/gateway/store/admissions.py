@@ -180,7 +180,7 @@ def _lock(account_id: str) -> int:
 
 
 async def _duplicate(connection: postgres.Connection, new: videos.NewVideo) -> str | None:
-    """The account's newest video by the same request that its caller does not want twice; a failed one may be sent again."""
+    """The newest video by the same request, where its caller does not want it twice; a failed one may be sent again."""
     if not new.reject_duplicates_seconds:
         return None
     return await connection.fetchval(
@@ -204,9 +204,9 @@ async def _insert(
         f"""
         INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
                             weight, start_by, input_image_id, quote_id, max_credits, labels, client_reference,
-                            key_id, model, retry_of, template_id, template_version, similar_to, next_check_at)
+                            key_id, model, retry_of, similar_to, next_check_at)
         VALUES ($1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5), $6, $7,
-                $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20,
+                $8, $9, $10, $11, $12, $13, $14, $16, $17, $18,
                 COALESCE((SELECT resource_id FROM requests
                           WHERE account_id = $2 AND fingerprint = $15 AND method = 'CreateVideo'
                             AND created_at > clock_timestamp() - interval '1 minute'
@@ -232,8 +232,6 @@ async def _insert(
         new.key_id,
         new.model,
         new.retry_of,
-        new.template_id,
-        new.template_version,
     )
     await connection.execute(
         """

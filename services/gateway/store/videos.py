@@ -179,7 +179,6 @@ def _filters(listing: videos.Listing) -> list[tuple[str, object]]:
         ("created_at >= ${0}", listing.created_from),
         ("created_at < ${0}", listing.created_to),
         ("model = ${0}", listing.model),
-        ("template_id = ${0}", listing.template_id),
         ("labels <> '{{}}' AND labels @> ${0}", dict(listing.labels)),
         ("client_reference <> '' AND client_reference = ${0}", listing.client_reference),
     ]

@@ -8,7 +8,7 @@ some did not survive; errors come flat or wrapped. The `file_name` of an inpaint
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
@@ -51,9 +51,9 @@ class AzureJobs:
         await self._server.aclose()
 
     def build(
-        self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, marker: str
+        self, spec: vocabulary_pb2.VideoSpec, inputs: Sequence[contract.Input], marker: str
     ) -> contract.Body:
-        """JSON for text; with an image multipart, in which the file's name carries the marker."""
+        """JSON for text; with inputs multipart, in which the files' names carry the marker."""
         fields: dict[str, object] = {
             "model": self._account.models[spec.model].upstream,
             "prompt": spec.prompt,
@@ -65,13 +65,26 @@ class AzureJobs:
         for name in sorted(set(spec.options) - _OUR_FIELDS):
             # An option never stands in for what was priced and fingerprinted.
             fields.setdefault(name, http.whole(json_format.MessageToDict(spec.options[name])))
-        if image is None:
+        if not inputs:
             return contract.Body("application/json", json.dumps(fields).encode())
-        name = attempts.marker(marker)
-        item = {"frame_index": 0, "type": "image", "file_name": name, "crop_bounds": _WHOLE}
+        items: list[dict[str, object]] = []
+        files: list[http.File] = []
+        for number, each in enumerate(inputs):
+            extension = "mp4" if each.is_video else "jpg"
+            name = attempts.file_name(marker, number, extension)
+            # What of it is taken was cut already, where it was brought to the size.
+            items.append(
+                {
+                    "frame_index": each.frame_index,
+                    "type": "video" if each.is_video else "image",
+                    "file_name": name,
+                    "crop_bounds": _WHOLE,
+                }
+            )
+            files.append(http.File("files", name, each.media_type, each.content))
         texts = {field: http.option(value) for field, value in fields.items()}
-        texts["inpaint_items"] = json.dumps([item])
-        return http.multipart(marker, texts, [("files", name, image)])
+        texts["inpaint_items"] = json.dumps(items)
+        return http.multipart(marker, texts, files)
 
     def shown(self, spec: vocabulary_pb2.VideoSpec) -> str:
         """Prompt, model, size and seconds."""
@@ -81,8 +94,8 @@ class AzureJobs:
         )
 
     def shown_marker(self, spec: vocabulary_pb2.VideoSpec, marker: str, /) -> str:
-        """The file name of the image; a text job has nothing that is shown again."""
-        return attempts.marker(marker) if spec.input_image_id else ""
+        """What the files are called; a text job has nothing that is shown again."""
+        return attempts.marker(marker) if spec.input_image_id or spec.inputs else ""
 
     async def create(
         self, body: contract.Body, idempotency_key: str | None
@@ -151,7 +164,7 @@ def _ids(generations: object) -> tuple[str, ...]:
 def _marker(inpaint_items: object) -> str:
     for item in inpaint_items if isinstance(inpaint_items, list) else ():
         if isinstance(item, dict) and item.get("file_name"):
-            return http.storable(item["file_name"])
+            return attempts.marker_of(http.storable(item["file_name"]))
     return ""
 
 

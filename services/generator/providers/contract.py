@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +20,24 @@ class Body:
     data: bytes
     path: str = ""
     """Where it goes, in a dialect that has more than one place to send creates to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a video starts from, brought to its size: a JPEG, or an MP4."""
+
+    content: bytes
+    is_video: bool = False
+    frame_index: int = 0
+
+    @property
+    def media_type(self) -> str:
+        """Of the content."""
+        return "video/mp4" if self.is_video else "image/jpeg"
+
+
+class CannotSend(Exception):
+    """This server takes no such inputs: the request cannot be said in its protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +145,17 @@ class ContentGone(ProviderTrouble):
     """The content was not found."""
 
 
+def first_frame(inputs: Sequence[Input], *, or_video: bool = False) -> Input | None:
+    """The one image at frame 0, for servers that take no more; with `or_video` it may be a video. Raises CannotSend."""
+    if not inputs:
+        return None
+    (first, *others) = inputs
+    if others or first.frame_index or (first.is_video and not or_video):
+        taken = "one image or one video" if or_video else "one image"
+        raise CannotSend(f"this server starts from {taken}, as the first frame")
+    return first
+
+
 class Provider(Protocol):
     """One key at one server. Every method makes requests; each of them has been taken from the quota by the caller."""
 
@@ -140,8 +169,8 @@ class Provider(Protocol):
         """Whether a finished job has to be asked for its outputs; otherwise it has one, under its own id."""
         ...
 
-    def build(self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, marker: str) -> Body:
-        """The create's body. Deterministic: same input, same bytes."""
+    def build(self, spec: vocabulary_pb2.VideoSpec, inputs: Sequence[Input], marker: str) -> Body:
+        """The create's body. Deterministic: same input, same bytes. Raises CannotSend."""
         ...
 
     def shown(self, spec: vocabulary_pb2.VideoSpec) -> str:

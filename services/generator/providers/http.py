@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from kit import telemetry
 from services.generator import catalogue
 from services.generator.providers import contract, limits
 
@@ -70,6 +71,7 @@ class Server:
         parameters: Mapping[str, str] | None = None,
     ) -> None:
         self._account = account
+        self._dependency = f"provider {account.name}"
         self._base_url = base_url.rstrip("/")
         # No compression: a few bytes of it can be a gigabyte.
         self._headers = {**headers, "Accept-Encoding": "identity"}
@@ -107,6 +109,14 @@ class Server:
         self, path: str, body: contract.Body, idempotency_key: str | None
     ) -> contract.CreateOutcome:
         """Sends once, on a fresh HTTP/1.1 connection: no reuse, redirects, retries, nor proxy of the environment."""
+        with telemetry.dependency(self._dependency, "create") as passed:
+            outcome = await self._create(path, body, idempotency_key)
+            passed.failed = isinstance(outcome, contract.Ambiguous | contract.NotAccepted)
+        return outcome
+
+    async def _create(
+        self, path: str, body: contract.Body, idempotency_key: str | None
+    ) -> contract.CreateOutcome:
         headers = {**self._headers, "Content-Type": body.content_type, "Connection": "close"}
         if idempotency_key:
             headers["Idempotency-Key"] = idempotency_key
@@ -159,7 +169,7 @@ class Server:
         self, path: str, parameters: Mapping[str, str]
     ) -> tuple[list[Mapping[str, Any]], str | None]:
         """One page of a list: the jobs that have an id, and the cursor of the next page. Raises ProviderTrouble."""
-        answer = await self._request("GET", path, parameters)
+        answer = await self._request("GET", path, parameters, "list")
         if answer.status != 200:
             raise trouble(answer)
         page = body_object(answer)
@@ -176,7 +186,7 @@ class Server:
 
     async def job(self, path: str, failed_words: Collection[str]) -> Mapping[str, Any] | None:
         """One job, None for a definite 404; a failed one may come with an HTTP error around it."""
-        answer = await self._request("GET", path, {})
+        answer = await self._request("GET", path, {}, "job")
         body = body_object(answer)
         word = body.get("status")
         # Around an error only a failed job is one: `status` and `id` stand in other bodies of errors as well.
@@ -192,7 +202,7 @@ class Server:
         running = job is not None and job.status is contract.Status.RUNNING
         if self._account.cancel != "delete_aborts" or not running:
             return False
-        answer = await self._request("DELETE", path, {})
+        answer = await self._request("DELETE", path, {}, "cancel")
         if answer.status in (200, 202, 204):
             return True
         if answer.status == 404:
@@ -225,7 +235,15 @@ class Server:
         except httpx.HTTPError as error:
             raise contract.ProviderTrouble(repr(error)) from error
 
-    async def _request(self, method: str, path: str, parameters: Mapping[str, str]) -> Answer:
+    async def _request(
+        self, method: str, path: str, parameters: Mapping[str, str], operation: str
+    ) -> Answer:
+        with telemetry.dependency(self._dependency, operation) as passed:
+            answer = await self._answer(method, path, parameters)
+            passed.failed = answer.status == 429 or answer.status >= 500
+        return answer
+
+    async def _answer(self, method: str, path: str, parameters: Mapping[str, str]) -> Answer:
         try:
             async with (
                 asyncio.timeout(READ_SECONDS),
@@ -298,21 +316,29 @@ def _same_server(ours: httpx.URL, other: httpx.URL) -> bool:
     return upgraded or (ours.scheme, ours.port) == (other.scheme, other.port)
 
 
-def multipart(
-    marker: str, fields: Mapping[str, str], files: Iterable[tuple[str, str, bytes]]
-) -> contract.Body:
-    """A form; files as name, filename, JPEG. The boundary comes from the marker, so the bytes are the same each
-    time."""
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a form."""
+
+    field: str
+    name: str
+    media_type: str
+    content: bytes
+
+
+def multipart(marker: str, fields: Mapping[str, str], files: Iterable[File]) -> contract.Body:
+    """A form. The boundary comes from the marker, so the bytes are the same each time."""
     # 128 bits from the marker: cannot stand in an image or prompt by chance, nor by a caller's wish.
     boundary = "framewire-" + hashlib.sha256(marker.encode()).hexdigest()[:32]
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields.items()
     ]
-    for name, filename, content in files:
-        head = f'Content-Disposition: form-data; name="{name}"; filename="{filename}"'
-        parts.append(f"--{boundary}\r\n{head}\r\nContent-Type: image/jpeg\r\n\r\n".encode())
-        parts += [content, b"\r\n"]
+    for file in files:
+        head = f'Content-Disposition: form-data; name="{file.field}"; filename="{file.name}"'
+        kind = f"Content-Type: {file.media_type}"
+        parts.append(f"--{boundary}\r\n{head}\r\n{kind}\r\n\r\n".encode())
+        parts += [file.content, b"\r\n"]
     parts.append(f"--{boundary}--\r\n".encode())
     return contract.Body(f"multipart/form-data; boundary={boundary}", b"".join(parts))
 

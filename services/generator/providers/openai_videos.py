@@ -8,7 +8,7 @@ HTTP error with the job as its body. A job makes one video. What a server wants 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
@@ -48,11 +48,12 @@ class OpenAIVideos:
         await self._server.aclose()
 
     def build(
-        self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, marker: str
+        self, spec: vocabulary_pb2.VideoSpec, inputs: Sequence[contract.Input], marker: str
     ) -> contract.Body:
         """Multipart, as the official SDK sends, or JSON where the server wants that."""
         variant = self._variant
-        as_json = variant.body == "json" or (variant.body == "json_for_text" and image is None)
+        first = contract.first_frame(inputs, or_video=variant.input_video)
+        as_json = variant.body == "json" or (variant.body == "json_for_text" and first is None)
         fields: dict[str, object] = {
             "model": self._account.models[spec.model].upstream,
             "prompt": spec.prompt,
@@ -65,15 +66,16 @@ class OpenAIVideos:
         for name in sorted(set(spec.options) - _OUR_FIELDS):
             # An option never stands in for what was priced and fingerprinted.
             fields.setdefault(name, http.whole(json_format.MessageToDict(spec.options[name])))
-        files: list[tuple[str, str, bytes]] = []
-        if image is not None and (as_json or variant.image == "object"):
-            address = http.data_url(image)
+        files: list[http.File] = []
+        if first is not None and not first.is_video and (as_json or variant.image == "object"):
+            address = http.data_url(first.content)
             if as_json:
                 fields["input_reference"] = {"image_url": address}
             else:
                 fields["input_reference[image_url]"] = address
-        elif image is not None:
-            files.append(("input_reference", "input.jpg", image))
+        elif first is not None:
+            name = "input.mp4" if first.is_video else "input.jpg"
+            files.append(http.File("input_reference", name, first.media_type, first.content))
         if as_json:
             return contract.Body("application/json", json.dumps(fields).encode())
         texts = {name: http.option(value) for name, value in fields.items()}

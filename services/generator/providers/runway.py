@@ -9,7 +9,7 @@ moderation stopped (`SAFETY.`) is billed; DELETE stops a task that is not over, 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
@@ -42,21 +42,22 @@ class Runway:
         await self._server.aclose()
 
     def build(
-        self, spec: vocabulary_pb2.VideoSpec, image: bytes | None, _marker: str, /
+        self, spec: vocabulary_pb2.VideoSpec, inputs: Sequence[contract.Input], _marker: str, /
     ) -> contract.Body:
         """JSON, an image in it; nothing of ours is ever shown again, so the marker is not sent."""
+        first = contract.first_frame(inputs)
         fields: dict[str, object] = {
             "model": self._account.models[spec.model].upstream,
             "promptText": spec.prompt,
             "ratio": f"{spec.width}:{spec.height}",
             "duration": spec.seconds,
         }
-        if image is not None:
-            fields["promptImage"] = http.data_url(image)
+        if first is not None:
+            fields["promptImage"] = http.data_url(first.content)
         for name in sorted(set(spec.options) - _OUR_FIELDS):
             # An option never stands in for what was priced.
             fields.setdefault(name, http.whole(json_format.MessageToDict(spec.options[name])))
-        path = "/text_to_video" if image is None else "/image_to_video"
+        path = "/text_to_video" if first is None else "/image_to_video"
         return contract.Body("application/json", json.dumps(fields).encode(), path)
 
     def shown(self, spec: vocabulary_pb2.VideoSpec) -> str:

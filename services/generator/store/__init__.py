@@ -9,6 +9,7 @@ from services.generator.store.accounts import AccountStore
 from services.generator.store.estimates import EstimateStore
 from services.generator.store.hints import HintStore
 from services.generator.store.late import LateStore
+from services.generator.store.measures import MeasureStore
 from services.generator.store.operators import OperatorStore
 from services.generator.store.outputs import OutputStore
 from services.generator.store.queue import QueueStore
@@ -34,3 +35,4 @@ class Store:
         self.outputs = OutputStore(pool)
         self.late = LateStore(pool)
         self.operators = OperatorStore(pool)
+        self.measures = MeasureStore(pool)

@@ -212,6 +212,18 @@ class QueueStore:
                 cost / weight,
             )
 
+    async def renew(self, attempt: rows.Attempt, lease: timedelta) -> None:
+        """Keeps an attempt that is being prepared; of one that is no longer the caller's nothing changes."""
+        await self._pool.execute(
+            """
+            UPDATE attempts SET lease_until = clock_timestamp() + $3
+            WHERE attempt_id = $1 AND fence = $2 AND state = 'PREPARING'
+            """,
+            attempt.attempt_id,
+            attempt.fence,
+            lease,
+        )
+
     async def put_back(
         self,
         attempt: rows.Attempt,

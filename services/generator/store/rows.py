@@ -16,7 +16,7 @@ ATTEMPT_COLUMNS = """
     a.provider_account, a.provider_job_id, a.fingerprint, a.body_sha256, a.submissions, a.key_pinned,
     a.submitted_at, a.resolve_by, a.render_deadline, a.absent_since, a.content_expires_at,
     a.progress_percent, a.progress_at, a.not_found_count, a.not_found_since, a.fetch_tries,
-    a.progress_version, a.start_by, a.created_at, a.expected_at, v.job, v.cancel_requested,
+    a.progress_version, a.start_by, a.created_at, a.expected_at, v.job, v.cancel_requested, v.traceparent,
     coalesce(extract(epoch FROM clock_timestamp() - a.not_found_since), 0)::float8 AS not_found_seconds
 """
 ATTEMPT_FROM = "attempts a JOIN videos v USING (video_id)"
@@ -59,6 +59,7 @@ class Attempt:
     expected_at: datetime | None
     job: job_pb2.Job
     cancel_requested: bool
+    traceparent: str
 
 
 @dataclass(frozen=True, slots=True)

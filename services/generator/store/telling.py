@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from google.protobuf import json_format
@@ -31,13 +32,14 @@ class LockedVideo:
     state: str
     seq: int
     cancel_requested: bool
+    traceparent: str
 
 
 async def lock(connection: postgres.Connection, video_id: str) -> LockedVideo | None:
     """Locks a video. Every transaction that tells of a video takes this lock first, so none can deadlock."""
     row = await connection.fetchrow(
         """
-        SELECT video_id, account_id, state, seq, cancel_requested
+        SELECT video_id, account_id, state, seq, cancel_requested, traceparent
         FROM videos WHERE video_id = $1 FOR UPDATE
         """,
         video_id,
@@ -45,12 +47,21 @@ async def lock(connection: postgres.Connection, video_id: str) -> LockedVideo | 
     return LockedVideo(**row) if row else None
 
 
-async def tell(connection: postgres.Connection, video: LockedVideo, event: event_pb2.Event) -> None:
+async def tell(
+    connection: postgres.Connection,
+    video: LockedVideo,
+    event: event_pb2.Event,
+    now: datetime | None = None,
+) -> None:
     """Gives the event its number and moment, moves the video to its state and puts it into the outbox.
+
+    `now`: the database's time, where the transaction has just read it.
 
     A late render changes no state, and the verdict stays the answer to who asks how the video stands.
     """
-    now = await connection.fetchval("SELECT clock_timestamp()")
+    if now is None:
+        now = await connection.fetchval("SELECT clock_timestamp()")
+        assert now is not None
     event.video_id, event.account_id, event.seq = video.video_id, video.account_id, video.seq + 1
     event.occurred_at.CopyFrom(events.timestamp(now))
     if event.kind == event_pb2.EVENT_KIND_RECOVERED:
@@ -70,7 +81,10 @@ async def tell(connection: postgres.Connection, video: LockedVideo, event: event
             event.SerializeToString(),
             now if state in TERMINAL_STATES else None,
         )
-    await outbox.add(connection, message(event))
+    # Also where no trace is under way: a poll pass and a sweep are about many videos at once.
+    traced = {"traceparent": video.traceparent} if video.traceparent else {}
+    row = message(event)
+    await outbox.add(connection, replace(row, headers={**row.headers, **traced}))
 
 
 def message(event: event_pb2.Event) -> outbox.Row:

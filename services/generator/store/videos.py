@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import job_pb2
 from framewire.storage.v1 import storage_pb2
-from kit import ids, postgres
+from kit import ids, postgres, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, events
 from services.generator.store import estimates, rows, telling
@@ -54,28 +54,36 @@ class VideoStore:
 
     async def accept(self, job: job_pb2.Job, pool: str, fingerprint: str) -> bool:
         """Takes a job over: video, first attempt and `queued` event in one transaction. False when it was known."""
-        lane = events.lane_name(job.lane)
+        lane, weight = events.lane_name(job.lane), _weight(job)
+        traceparent = telemetry.trace_headers().get("traceparent", "")
         async with self._pool.acquire() as connection, connection.transaction():
-            inserted = await connection.fetchval(
-                """
-                INSERT INTO videos (video_id, account_id, job, state) VALUES ($1, $2, $3, 'PENDING')
-                ON CONFLICT (video_id) DO NOTHING RETURNING true
+            joined = await connection.fetchrow(
+                f"""
+                WITH new AS (
+                    INSERT INTO videos (video_id, account_id, job, state, traceparent)
+                    VALUES ($1, $2, $3, 'PENDING', $4)
+                    ON CONFLICT (video_id) DO NOTHING RETURNING video_id
+                ), {estimates.JOINED}
                 """,
                 job.video_id,
                 job.account_id,
                 job.SerializeToString(),
+                traceparent,
+                pool,
+                lane,
+                weight,
+                job.spec.model,
             )
-            if not inserted:
+            if joined is None:
                 return False
-            weight = _weight(job)
-            place, expected = await estimates.join(
-                connection, pool, lane, job.account_id, weight, job.spec.model
-            )
+            place, expected = estimates.foreseen(joined, lane, job.account_id)
             await self._insert_attempt(connection, job, 1, pool, fingerprint, place, expected)
-            video = await telling.lock(connection, job.video_id)
-            assert video is not None
+            # Nobody else knows the video yet: its row needs no lock of its own.
+            video = telling.LockedVideo(
+                job.video_id, job.account_id, "PENDING", 0, False, traceparent
+            )
             event = events.queued(job.lane, job.spec.model, place, expected)
-            await telling.tell(connection, video, event)
+            await telling.tell(connection, video, event, joined["now"])
             await failpoint("generator.accept.before_commit")
         self._told()
         await failpoint("generator.accept.after_commit")
@@ -169,9 +177,12 @@ class VideoStore:
         return outcome
 
     async def complete(
-        self, attempt: rows.Attempt, outputs: Mapping[int, storage_pb2.Asset]
+        self,
+        attempt: rows.Attempt,
+        outputs: Mapping[int, storage_pb2.Asset],
+        renditions: Mapping[int, Sequence[storage_pb2.Asset]] | None = None,
     ) -> bool:
-        """Ends the video well, with its outputs by variant. False when the attempt is no longer the caller's."""
+        """Ends the video well, with its outputs and smaller versions by variant. False: it is not the caller's."""
         async with self._pool.acquire() as connection, connection.transaction():
             video = await telling.lock(connection, attempt.video_id)
             if video is None or video.state in telling.TERMINAL_STATES:
@@ -190,7 +201,8 @@ class VideoStore:
             )
             if not done:
                 return False
-            event = events.completed(outputs, attempt.job.spec, video.cancel_requested)
+            spec, asked_to_end = attempt.job.spec, video.cancel_requested
+            event = events.completed(outputs, spec, asked_to_end, renditions or {})
             await telling.tell(connection, video, event)
             await failpoint("generator.finish.before_commit")
         self._told()

@@ -46,6 +46,8 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
+    """Of what providers deliver; what callers send has smaller ones."""
+
     max_pixels: int = 7680 * 4320
     max_duration_seconds: int = 3600
     max_packets: int = 500_000
@@ -79,17 +81,32 @@ class VideoFacts:
     has_audio: bool
     audio_codec: str | None
     size_bytes: int
+    rotation: int = 0
+    """Degrees, counter-clockwise, by which players turn its frames: how phones film upright. Width and height are
+    before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MadeVideo:
+    """A newly made video; width and height are as seen."""
+
+    media_type: str
+    codec: str
+    width: int
+    height: int
+    duration_ms: int
+    fps: float
+    has_audio: bool
+    size_bytes: int
+    sha256: str
 
 
 class FitMode(StrEnum):
     COVER = "cover"  # fill the frame, cut what hangs over, centred
     CONTAIN = "contain"  # show everything, black bars
-    CROP = "crop"  # cover, but with the given part of the image instead of all of it
-
-
-class FitFormat(StrEnum):
-    JPEG = "jpeg"
-    PNG = "png"
+    CONTAIN_BLURRED = (
+        "contain_blurred"  # show everything, before itself: enlarged, blurred and darker
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,13 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoded:
+    """How much of a video was decoded: all of it."""
+
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class MarkedVideo:
     size_bytes: int
     sha256: str
@@ -127,12 +151,10 @@ class Rendered:
     facts: ImageFacts
 
 
-def check_fit(width: int, height: int, mode: FitMode, crop: Crop | None) -> None:
+def check_fit(width: int, height: int) -> None:
     """Raises ValueError for arguments that no image can satisfy."""
     if not (0 < width <= MAX_FIT_SIDE_PIXELS and 0 < height <= MAX_FIT_SIDE_PIXELS):
         raise ValueError(f"width and height must be 1 to {MAX_FIT_SIDE_PIXELS}")
-    if (mode is FitMode.CROP) != (crop is not None):
-        raise ValueError("a crop is given exactly when the mode is crop")
 
 
 def partial_path(out: str | Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFilter, ImageOps
 
 from services.storage.media import facts, sniff
 from services.storage.media.facts import Reason
@@ -18,6 +18,9 @@ FITTED_JPEG_QUALITY = 95
 # Level 6 takes 19 s for 50 megapixels of noise, level 2 takes 3 s and gives as small a file.
 PNG_COMPRESS_LEVEL = 2
 DEFAULT_LIMITS = facts.ImageLimits()
+BLURRED_SIDE_PIXELS = 96
+"""The longer side of what is blurred: enlarged again, nobody sees that it was small."""
+BLURRED_BRIGHTNESS = 0.6
 
 _SRGB = ImageCms.createProfile("sRGB")
 
@@ -47,23 +50,27 @@ def fit(
     height: int,
     mode: facts.FitMode = facts.FitMode.COVER,
     crop: facts.Crop | None = None,
-    encode: facts.FitFormat = facts.FitFormat.JPEG,
     limits: facts.ImageLimits = DEFAULT_LIMITS,
 ) -> facts.Rendered:
-    """The picture at exactly width x height, opaque, sRGB; the same input gives the same bytes.
+    """The picture, or a part of it, at exactly width x height, opaque, sRGB; the same input gives the same bytes.
 
     Raises MediaRefused for the image or the crop, ValueError for impossible arguments.
     """
-    facts.check_fit(width, height, mode, crop)
+    facts.check_fit(width, height)
     image = _flatten(_to_srgb(_load(_read(source), limits)))
-    if mode is facts.FitMode.CONTAIN:
-        fitted = _contain(image, width, height)
-    else:
-        area = _whole(image) if crop is None else _checked_crop(image, crop)
-        fitted = _cover(image, area, width, height)
-    if encode is facts.FitFormat.PNG:
-        return _png(fitted)
-    return _jpeg(fitted, FITTED_JPEG_QUALITY)
+    return _jpeg(placed(image, width, height, mode, crop), FITTED_JPEG_QUALITY)
+
+
+def placed(
+    image: Image.Image, width: int, height: int, mode: facts.FitMode, crop: facts.Crop | None
+) -> Image.Image:
+    """An RGB image, or a part of it, brought to that size; also each frame of a video. Raises MediaRefused."""
+    area = _whole(image) if crop is None else _checked_crop(image, crop)
+    if mode is facts.FitMode.COVER:
+        return _cover(image, area, width, height)
+    blurred = mode is facts.FitMode.CONTAIN_BLURRED
+    behind = _blurred(image, area, width, height) if blurred else Image.new("RGB", (width, height))
+    return _contain(image, area, behind)
 
 
 def _read(source: bytes | Path) -> bytes:
@@ -226,16 +233,25 @@ def _cover(image: Image.Image, area: facts.Crop, width: int, height: int) -> Ima
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def _contain(image: Image.Image, width: int, height: int) -> Image.Image:
-    scale = min(width / image.width, height / image.height)
+def _contain(image: Image.Image, area: facts.Crop, frame: Image.Image) -> Image.Image:
+    """All of the area, in the middle of the frame."""
+    scale = min(frame.width / area.width, frame.height / area.height)
     inner = (
-        min(width, max(1, round(image.width * scale))),
-        min(height, max(1, round(image.height * scale))),
+        min(frame.width, max(1, round(area.width * scale))),
+        min(frame.height, max(1, round(area.height * scale))),
     )
-    frame = Image.new("RGB", (width, height))
-    scaled = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    frame.paste(scaled, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    box = (area.left, area.top, area.left + area.width, area.top + area.height)
+    scaled = image.resize(inner, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    frame.paste(scaled, ((frame.width - inner[0]) // 2, (frame.height - inner[1]) // 2))
     return frame
+
+
+def _blurred(image: Image.Image, area: facts.Crop, width: int, height: int) -> Image.Image:
+    shrunk = min(1.0, BLURRED_SIDE_PIXELS / max(width, height))
+    small = (max(1, round(width * shrunk)), max(1, round(height * shrunk)))
+    soft = _cover(image, area, *small).filter(ImageFilter.GaussianBlur(max(small) / 24))
+    darker = soft.point(lambda value: value * BLURRED_BRIGHTNESS)
+    return darker.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _jpeg(image: Image.Image, quality: int) -> facts.Rendered:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from kit import telemetry
 from services.storage.media import confine, facts
 from services.storage.media.facts import Reason
 
@@ -23,7 +24,15 @@ REAP_TIMEOUT_SECONDS = 5.0
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _REPOSITORY = Path(__file__).parents[3]
 
-Facts = TypeVar("Facts", facts.ImageFacts, facts.VideoFacts, facts.MarkedVideo)
+Facts = TypeVar(
+    "Facts",
+    facts.ImageFacts,
+    facts.VideoFacts,
+    facts.Decoded,
+    facts.MarkedVideo,
+    facts.MadeVideo,
+)
+_OF_IMAGES = frozenset({"inspect_image", "sanitise_image", "fit_image"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class Settings:
     limits: confine.Limits = field(default_factory=confine.Limits)
     image_limits: facts.ImageLimits = field(default_factory=facts.ImageLimits)
     video_limits: facts.VideoLimits = field(default_factory=facts.VideoLimits)
+    input_video_limits: facts.VideoLimits = field(default_factory=facts.VideoLimits)
 
 
 class _CrashedError(Exception):
@@ -62,6 +72,7 @@ class _Worker:
             "limits": asdict(settings.limits),
             "image_limits": asdict(settings.image_limits),
             "video_limits": asdict(settings.video_limits),
+            "input_video_limits": asdict(settings.input_video_limits),
         }
         # The environment is made from nothing: the service's holds the keys to everything stored.
         # The arena bound keeps glibc from spending the memory bound on empty arenas.
@@ -200,23 +211,18 @@ class MediaWorkers:
         height: int,
         mode: facts.FitMode = facts.FitMode.COVER,
         crop: facts.Crop | None = None,
-        encode: facts.FitFormat = facts.FitFormat.JPEG,
     ) -> facts.ImageFacts:
-        facts.check_fit(width, height, mode, crop)
-        return await self._call(
-            facts.ImageFacts,
-            "fit_image",
-            path,
-            out,
-            width=width,
-            height=height,
-            mode=mode,
-            crop=asdict(crop) if crop else None,
-            encode=encode,
-        )
+        """The image, or a part of it, at that size, as a JPEG."""
+        facts.check_fit(width, height)
+        fit = _fit(width, height, mode, crop)
+        return await self._call(facts.ImageFacts, "fit_image", path, out, **fit)
 
     async def inspect_video(self, path: Path) -> facts.VideoFacts:
         return await self._call(facts.VideoFacts, "inspect_video", path)
+
+    async def decode_video(self, path: Path) -> facts.Decoded:
+        """The whole of it; inspect_video decodes parts."""
+        return await self._call(facts.Decoded, "decode_video", path)
 
     async def poster(self, path: Path, out: Path) -> facts.ImageFacts:
         """The first frame as a JPEG."""
@@ -225,6 +231,28 @@ class MediaWorkers:
     async def mark_video(self, source: Path, out: Path, mark: facts.Mark) -> facts.MarkedVideo:
         values = asdict(mark) | {"created_at": mark.created_at.isoformat()}
         return await self._call(facts.MarkedVideo, "mark_video", source, out, mark=values)
+
+    async def clean_video(self, path: Path, out: Path) -> facts.MadeVideo:
+        """A caller's video without metadata and sound."""
+        return await self._call(facts.MadeVideo, "clean_video", path, out)
+
+    async def fit_video(
+        self,
+        path: Path,
+        out: Path,
+        width: int,
+        height: int,
+        mode: facts.FitMode = facts.FitMode.COVER,
+        crop: facts.Crop | None = None,
+    ) -> facts.MadeVideo:
+        """The video, or a part of its picture, at that size, which is even."""
+        facts.check_fit(width, height)
+        fit = _fit(width, height, mode, crop)
+        return await self._call(facts.MadeVideo, "fit_video", path, out, **fit)
+
+    async def make_rendition(self, path: Path, out: Path, height: int) -> facts.MadeVideo:
+        """A smaller version of a marked video, marked too; the height is even."""
+        return await self._call(facts.MadeVideo, "make_rendition", path, out, height=height)
 
     async def _call(
         self, kind: type[Facts], operation: str, path: Path, out: Path | None = None, **args: Any
@@ -264,7 +292,9 @@ class MediaWorkers:
                 worker = await self._ready_worker(slot)
             except TimeoutError:
                 raise facts.MediaWorkerFailed("the media worker does not start") from None
-            answer = await worker.ask(request, self._settings.timeout_seconds)
+            with telemetry.dependency("media", request["operation"]) as passed:
+                answer = await worker.ask(request, self._settings.timeout_seconds)
+                passed.failed = "facts" not in answer and "refused" not in answer
             sound = "facts" in answer or "refused" in answer
             done = sound and worker.requests < self._settings.requests_per_worker
             return answer
@@ -307,6 +337,11 @@ class MediaWorkers:
         return resolved
 
 
+def _fit(width: int, height: int, mode: facts.FitMode, crop: facts.Crop | None) -> dict[str, Any]:
+    part = asdict(crop) if crop else None
+    return {"width": width, "height": height, "mode": mode, "crop": part}
+
+
 def _parsed(kind: type[Facts], answer: dict[str, Any]) -> Facts:
     try:
         if "facts" in answer:
@@ -336,10 +371,10 @@ def _verdict(crash: _CrashedError, operation: str) -> Exception:
     """The same bytes that bring down two fresh workers by a fault are to blame, else we are."""
     if crash.returncode is None or -crash.returncode not in _FAULTS:
         return facts.MediaWorkerFailed(str(crash))
-    if operation in ("inspect_video", "poster", "mark_video"):
+    if operation in _OF_IMAGES:
         return facts.MediaRefused(
-            Reason.VIDEO_UNREADABLE, "The video cannot be decoded. Fetch the complete file again."
+            Reason.IMAGE_TRUNCATED, "The image is damaged. Save it anew and upload the new file."
         )
     return facts.MediaRefused(
-        Reason.IMAGE_TRUNCATED, "The image is damaged. Save it anew and upload the new file."
+        Reason.VIDEO_UNREADABLE, "The video cannot be decoded. Fetch the complete file again."
     )

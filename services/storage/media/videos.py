@@ -87,18 +87,32 @@ def inspect(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Vid
         has_audio=audio is not None,
         audio_codec=audio_codec,
         size_bytes=path.stat().st_size,
+        rotation=frame.rotation,
     )
+
+
+def decode(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Decoded:
+    """Decodes the whole video. Raises MediaRefused where a frame of it does not decode."""
+    with _refusing_broken_videos():
+        container_name = _checked_structure(path)
+        with _open(path, container_name) as container:
+            stream = _video_stream(container)
+            _check_size(stream.width, stream.height, limits)
+            frames = 0
+            for frame in container.decode(stream):
+                checked_frame(frame)
+                frames += 1
+        if not frames:
+            raise unreadable("no frame of it decodes")
+    return facts.Decoded(frames)
 
 
 def poster(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Rendered:
     """The first frame as a JPEG. Raises MediaRefused."""
-    container_name = _checked_structure(path)
-    with _refusing_broken_videos(), _open(path, container_name) as container:
-        stream = _video_stream(container)
-        _check_size(stream.width, stream.height, limits)
+    with opened(path, limits) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
-            raise _unreadable("it has no frames")
+            raise unreadable("it has no frames")
         _check_size(frame.width, frame.height, limits)
         body = _jpeg(frame)
     return facts.Rendered(
@@ -112,6 +126,16 @@ def poster(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Rend
             sha256=hashlib.sha256(body).hexdigest(),
         ),
     )
+
+
+@contextmanager
+def opened(path: Path, limits: facts.VideoLimits) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video to be read, with what is wrong with it raised as MediaRefused."""
+    container_name = _checked_structure(path)
+    with _refusing_broken_videos(), _open(path, container_name) as container:
+        stream = _video_stream(container)
+        _check_size(stream.width, stream.height, limits)
+        yield container, stream
 
 
 def _checked_structure(path: Path) -> str:
@@ -129,10 +153,11 @@ def _refusing_broken_videos() -> Iterator[None]:
     except MemoryError:
         raise
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        raise _unreadable("it is damaged or was cut short") from error
+        raise unreadable("it is damaged or was cut short") from error
 
 
-def _unreadable(why: str) -> facts.MediaRefused:
+def unreadable(why: str) -> facts.MediaRefused:
+    """It is broken; `why` goes on "The video cannot be read:"."""
     return facts.MediaRefused(
         Reason.VIDEO_UNREADABLE, f"The video cannot be read: {why}. Fetch the complete file again."
     )
@@ -192,7 +217,7 @@ def _read_packets(
             raise _too_expensive("too many packets", f"{limits.max_packets} packets")
         _add(seen, packet, is_video=packet.stream_index == stream.index)
     if not seen.frames or not seen.key_frames:
-        raise _unreadable("it has no frames")
+        raise unreadable("it has no frames")
     return seen
 
 
@@ -215,7 +240,7 @@ def _check_tail(container: InputContainer, timeline: _Timeline) -> None:
     """A file cut short may still open, and promise more than it holds."""
     promised = (container.duration or 0) / av.time_base
     if promised - timeline.end_seconds > _MISSING_TAIL_SECONDS:
-        raise _unreadable(
+        raise unreadable(
             f"it promises {promised:.1f} s but holds {timeline.end_seconds:.1f} s of it"
         )
 
@@ -238,10 +263,10 @@ def _decode_key_frames(
         if packet.size and not (packet.is_keyframe and at in wanted):
             continue
         for frame in packet.decode():
-            checked = _checked_frame(frame)
+            checked = checked_frame(frame)
             first = first or checked
     if first is None:
-        raise _unreadable("no frame of it decodes")
+        raise unreadable("no frame of it decodes")
     return first
 
 
@@ -251,17 +276,18 @@ def _decode_last_gop(path: Path, container_name: str, last_key_frame: int) -> No
         container.seek(last_key_frame, stream=stream)
         decoded = 0
         for frame in container.decode(stream):
-            _checked_frame(frame)
+            checked_frame(frame)
             decoded += 1
             if decoded == MAX_LAST_GOP_FRAMES:
                 break
         if not decoded:
-            raise _unreadable("its last part does not decode")
+            raise unreadable("its last part does not decode")
 
 
-def _checked_frame(frame: object) -> VideoFrame:
+def checked_frame(frame: object) -> VideoFrame:
+    """A frame that is whole. Raises MediaRefused."""
     if not isinstance(frame, VideoFrame) or frame.is_corrupt:
-        raise _unreadable("it is damaged or was cut short")
+        raise unreadable("it is damaged or was cut short")
     return frame
 
 

@@ -27,7 +27,9 @@ def main() -> None:
     limits = confine.Limits(**settings["limits"])
     confine.confine(limits, settings["parent_pid"])
     operations = _operations(
-        facts.ImageLimits(**settings["image_limits"]), facts.VideoLimits(**settings["video_limits"])
+        facts.ImageLimits(**settings["image_limits"]),
+        facts.VideoLimits(**settings["video_limits"]),
+        facts.VideoLimits(**settings["input_video_limits"]),
     )
     _send(answers, {"ready": True})
     while (request := _receive(sys.stdin.buffer)) is not None:
@@ -36,9 +38,11 @@ def main() -> None:
 
 
 def _operations(
-    image_limits: facts.ImageLimits, video_limits: facts.VideoLimits
+    image_limits: facts.ImageLimits,
+    video_limits: facts.VideoLimits,
+    input_video_limits: facts.VideoLimits,
 ) -> dict[str, Callable[[dict[str, Any]], Answer]]:
-    from services.storage.media import images, marks, videos  # only behind the confinement
+    from services.storage.media import images, marks, remakes, videos  # only behind the confinement
 
     def inspect_image(args: dict[str, Any]) -> Answer:
         return asdict(images.inspect(Path(args["path"]), image_limits))
@@ -47,15 +51,14 @@ def _operations(
         return _written(images.sanitise(Path(args["path"]), image_limits), args["out"])
 
     def fit_image(args: dict[str, Any]) -> Answer:
-        crop = facts.Crop(**args["crop"]) if args["crop"] else None
-        mode, encode = facts.FitMode(args["mode"]), facts.FitFormat(args["encode"])
-        fitted = images.fit(
-            Path(args["path"]), args["width"], args["height"], mode, crop, encode, image_limits
-        )
+        fitted = images.fit(Path(args["path"]), *_fit(args), image_limits)
         return _written(fitted, args["out"])
 
     def inspect_video(args: dict[str, Any]) -> Answer:
         return asdict(videos.inspect(Path(args["path"]), video_limits))
+
+    def decode_video(args: dict[str, Any]) -> Answer:
+        return asdict(videos.decode(Path(args["path"]), video_limits))
 
     def poster(args: dict[str, Any]) -> Answer:
         return _written(videos.poster(Path(args["path"]), video_limits), args["out"])
@@ -68,10 +71,26 @@ def _operations(
         partial.replace(args["out"])
         return answer
 
-    return {
-        run.__name__: run
-        for run in (inspect_image, sanitise_image, fit_image, inspect_video, poster, mark_video)
-    }
+    def clean_video(args: dict[str, Any]) -> Answer:
+        return asdict(remakes.clean(Path(args["path"]), Path(args["out"]), input_video_limits))
+
+    def fit_video(args: dict[str, Any]) -> Answer:
+        path, out = Path(args["path"]), Path(args["out"])
+        return asdict(remakes.fit(path, out, *_fit(args), video_limits))
+
+    def make_rendition(args: dict[str, Any]) -> Answer:
+        path, out = Path(args["path"]), Path(args["out"])
+        return asdict(remakes.rendition(path, out, args["height"], video_limits))
+
+    of_images = (inspect_image, sanitise_image, fit_image)
+    of_videos = (inspect_video, decode_video, poster, mark_video)
+    making = (clean_video, fit_video, make_rendition)
+    return {run.__name__: run for run in (*of_images, *of_videos, *making)}
+
+
+def _fit(args: dict[str, Any]) -> tuple[int, int, facts.FitMode, facts.Crop | None]:
+    crop = facts.Crop(**args["crop"]) if args["crop"] else None
+    return args["width"], args["height"], facts.FitMode(args["mode"]), crop
 
 
 def _written(rendered: facts.Rendered, out: str) -> Answer:

@@ -16,12 +16,15 @@ class LibraryStore:
     def __init__(self, pool: postgres.Pool) -> None:
         self._pool = pool
 
-    async def find(self, account_id: str, asset_id: str) -> assets.Asset:
-        """A READY asset of the account; NotFound otherwise."""
+    async def find(
+        self, account_id: str, asset_id: str, state: assets.State = assets.State.READY
+    ) -> assets.Asset:
+        """An asset of the account in that state; NotFound otherwise."""
         row = await self._pool.fetchrow(
-            f"SELECT {rows.COLUMNS} FROM assets WHERE asset_id = $1 AND account_id = $2 AND state = 'READY'",
+            f"SELECT {rows.COLUMNS} FROM assets WHERE asset_id = $1 AND account_id = $2 AND state = $3",
             asset_id,
             account_id,
+            state,
         )
         if row is None:
             raise assets.not_found()
@@ -40,12 +43,14 @@ class LibraryStore:
         kind: assets.Kind | None,
         before: tuple[datetime, str] | None,
         limit: int,
+        state: assets.State = assets.State.READY,
     ) -> Sequence[assets.Asset]:
-        """READY assets of the account, newest first."""
+        """Assets of the account in that state, newest first."""
+        # The state stands in the text, so that the partial index of each is used: it is ours, no caller's.
         found = await self._pool.fetch(
             f"""
             SELECT {rows.COLUMNS} FROM assets
-            WHERE account_id = $1 AND state = 'READY' AND ($2::text IS NULL OR kind = $2)
+            WHERE account_id = $1 AND state = '{state}' AND ($2::text IS NULL OR kind = $2)
                 AND ($3::timestamptz IS NULL OR (created_at, asset_id) < ($3, $4))
             ORDER BY created_at DESC, asset_id DESC LIMIT $5
             """,

@@ -23,14 +23,16 @@ class MakingStore:
     ) -> assets.Asset:
         """Makes the asset's row where there is none, and notes the put. A READY asset is answered as it is.
 
-        A deleted upload stays deleted: NotFound. A deleted rendition is made anew.
+        A deleted upload stays deleted: NotFound. A deleted rendition is made anew. What is kept aside stays refused.
         """
         for _ in range(_BEGIN_TRIES):
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute(
                     """
-                    INSERT INTO assets (asset_id, account_id, owner, kind, variant, source_asset_id, state)
-                    VALUES ($1, $2, $3, $4, $5, $6, 'UPLOADING') ON CONFLICT DO NOTHING
+                    INSERT INTO assets (asset_id, account_id, owner, kind, variant, source_asset_id, video_id, state)
+                    VALUES ($1, $2, $3, $4, $5, $6,
+                        COALESCE((SELECT video_id FROM assets WHERE asset_id = $6), ''), 'UPLOADING')
+                    ON CONFLICT DO NOTHING
                     """,
                     identity.asset_id,
                     identity.account_id,
@@ -68,6 +70,8 @@ class MakingStore:
             )
             assert row is not None
             asset = rows.asset(row)
+        if asset.state is assets.State.QUARANTINED and asset.facts is not None:
+            raise assets.kept_aside(asset.facts.sha256, "they are no video")
         if asset.state is not assets.State.UPLOADING:
             raise errors.NotFound(
                 "ASSET_NOT_FOUND", "this asset was deleted; upload it as a new one"
@@ -117,6 +121,33 @@ class MakingStore:
             if poster is not None:
                 await self._insert_poster(connection, identity, poster)
             return await self._choose(connection, identity, stored, poster)
+
+    async def quarantine(
+        self, identity: assets.Identity, nonce: str, stored: rows.Stored, keep: timedelta
+    ) -> None:
+        """Keeps this put's bytes aside: the asset never becomes READY. Aborted when the put was swept."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(
+                "SELECT FROM assets WHERE asset_id = $1 FOR UPDATE", identity.asset_id
+            )
+            fenced = await connection.fetchval(
+                "DELETE FROM puts WHERE nonce = $1 AND swept_at IS NULL RETURNING true", nonce
+            )
+            changed = fenced and await connection.fetchval(
+                """
+                UPDATE assets SET state = 'QUARANTINED', object_key = $2, sha256 = $3, size_bytes = $4,
+                    source_sha256 = $3, media_type = $5, expires_at = clock_timestamp() + $6::interval
+                WHERE asset_id = $1 AND state = 'UPLOADING' RETURNING true
+                """,
+                identity.asset_id,
+                stored.object_key,
+                stored.facts.sha256,
+                stored.facts.size_bytes,
+                stored.facts.media_type,
+                keep,
+            )
+            if not changed:
+                raise _swept()
 
     async def _require_source(
         self, connection: postgres.Connection, identity: assets.Identity

@@ -58,14 +58,14 @@ def leftover(row: asyncpg.Record) -> Leftover:
 def asset(row: asyncpg.Record) -> assets.Asset:
     """From a row of COLUMNS."""
     facts = None
-    if row["width"] is not None:
+    if row["sha256"] is not None:
         facts = assets.Facts(
             sha256=row["sha256"],
             size_bytes=row["size_bytes"],
             source_sha256=row["source_sha256"],
             media_type=row["media_type"],
-            width=row["width"],
-            height=row["height"],
+            width=row["width"] or 0,  # of what is kept aside nothing is known
+            height=row["height"] or 0,
             duration_ms=row["duration_ms"],
             fps=row["fps"],
             codec=row["codec"],

@@ -1,8 +1,6 @@
 -- What listings filter by, what deletion has still to do, when a row last changed, and the gateway's own events.
 ALTER TABLE videos
     ADD COLUMN model                text NOT NULL DEFAULT '',
-    ADD COLUMN template_id          text NOT NULL DEFAULT '' CHECK (template_id ~ '^([a-z0-9]{26})?$'),
-    ADD COLUMN template_version     integer NOT NULL DEFAULT 0 CHECK (template_version >= 0),
     ADD COLUMN delete_when_terminal boolean NOT NULL DEFAULT false, -- its owner wants it gone as soon as it has ended
     ADD COLUMN delete_due           boolean NOT NULL DEFAULT false, -- deleted, and storage has not removed its assets yet
     ADD COLUMN revised_at           timestamptz; -- when `revision` last grew, or the video was admitted

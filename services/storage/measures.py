@@ -1,0 +1,56 @@
+"""What operators see of storage, read from its database. Each replica shows the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import Gauge
+
+from kit import loops
+from services.storage import store
+
+PUTS = Gauge(
+    "framewire_storage_puts", "Puts under way, those that died and wait for the sweeper included."
+)
+OLDEST_PUT = Gauge("framewire_storage_oldest_put_seconds", "Age of the oldest of them.")
+USED_BYTES = Gauge("framewire_storage_used_bytes", "Bytes of all assets, by kind.", ["kind"])
+USED_COUNT = Gauge("framewire_storage_assets", "Assets whose bytes are there, by kind.", ["kind"])
+USED_SECONDS = 60.0
+"""That counts every row."""
+DELETING = Gauge("framewire_storage_deleting", "Deleted assets whose bytes are still there.")
+
+
+class Measures:
+    """The loop that reads them."""
+
+    def __init__(self, store_: store.MeasureStore) -> None:
+        self._store = store_
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Reads until told to stop."""
+        await loops.every("measures", loops.MEASURE_SECONDS, self.run_once, stopping)
+
+    async def run_once(self) -> None:
+        """Reads once."""
+        found = await self._store.read()
+        PUTS.set(found.puts)
+        OLDEST_PUT.set(found.oldest_put_seconds)
+        DELETING.set(found.deleting)
+
+
+class Usage:
+    """The loop that counts what there is, for operators."""
+
+    def __init__(self, store_: store.Store, seconds: float = USED_SECONDS) -> None:
+        self._store = store_
+        self._seconds = seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Counts until told to stop."""
+        await loops.every("usage", self._seconds, self.run_once, stopping)
+
+    async def run_once(self) -> None:
+        """One count."""
+        for used in await self._store.keeping.used(None):
+            USED_BYTES.labels(used.kind).set(used.size_bytes)
+            USED_COUNT.labels(used.kind).set(used.count)
