@@ -41,6 +41,7 @@ from tests.waiting import eventually
 BOOTSTRAP = "fw_" + "b" * 40
 IMAGE = "i" * 26
 PRICE = 10
+PICTURE = storage_pb2.Asset(kind=storage_pb2.ASSET_KIND_INPUT_IMAGE, media_type="image/png")
 SETTINGS = {
     "GATEWAY_BOOTSTRAP_KEY": BOOTSTRAP,
     "GATEWAY_SERVICE_TOKEN_SECRET": "s" * 32,
@@ -156,14 +157,14 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
     async def Pin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Pin", request.account_id)
         await self.behind.enter("Pin", request.asset_id)
-        return storage_pb2.PinResponse(asset=storage_pb2.Asset(media_type="image/png"))
+        return storage_pb2.PinResponse(asset=PICTURE)
 
     async def Unpin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Unpin", request.owner)
         return storage_pb2.UnpinResponse(dropped=1)
 
     async def Stat(self, request: Any, context: Any) -> Any:
-        return storage_pb2.Asset(media_type="image/png")
+        return PICTURE
 
     async def Delete(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Delete", request.asset_id)

@@ -138,7 +138,7 @@ class AdmissionStore:
         return await self._leave(
             f"""
             UPDATE videos SET state = 'REJECTED', stage = 'DONE', refusal = $3,
-                              unpin_due = (input_image_id <> ''),
+                              unpin_due = (input_image_id <> '' OR has_inputs),
                               next_check_at = clock_timestamp(), updated_at = clock_timestamp()
             WHERE video_id = $1 AND state = 'ADMITTING' AND admit_epoch = $2
             RETURNING {rows.VIDEO_COLUMNS}
@@ -153,7 +153,7 @@ class AdmissionStore:
         return await self._leave(
             f"""
             UPDATE videos SET state = 'ABANDONED', stage = 'DONE', cancel_requested = true,
-                              release_due = true, unpin_due = (input_image_id <> ''),
+                              release_due = true, unpin_due = (input_image_id <> '' OR has_inputs),
                               next_check_at = clock_timestamp(), updated_at = clock_timestamp()
             WHERE video_id = $1 AND state = 'ADMITTING' RETURNING {rows.VIDEO_COLUMNS}
             """,
@@ -204,9 +204,9 @@ async def _insert(
         f"""
         INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
                             weight, start_by, input_image_id, quote_id, max_credits, labels, client_reference,
-                            key_id, model, retry_of, similar_to, next_check_at)
+                            key_id, model, retry_of, has_inputs, similar_to, next_check_at)
         VALUES ($1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5), $6, $7,
-                $8, $9, $10, $11, $12, $13, $14, $16, $17, $18,
+                $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19,
                 COALESCE((SELECT resource_id FROM requests
                           WHERE account_id = $2 AND fingerprint = $15 AND method = 'CreateVideo'
                             AND created_at > clock_timestamp() - interval '1 minute'
@@ -232,6 +232,7 @@ async def _insert(
         new.key_id,
         new.model,
         new.retry_of,
+        new.has_inputs,
     )
     await connection.execute(
         """
