@@ -70,6 +70,13 @@ class Admission:
         begun = await self._store.admissions.begin(new, self._timing.admit_seconds)
         if isinstance(begun, rows.AtLimit):
             raise limits.of_admission(begun)
+        if isinstance(begun, rows.Duplicate):
+            raise errors.AlreadyExists(
+                "DUPLICATE_VIDEO",
+                f"video {begun.video_id} was just asked for by the same request; look at that one, or leave "
+                "reject_duplicates_within out to make another",
+                video_id=begun.video_id,
+            )
         if isinstance(begun, rows.Request):
             return begun
         await failpoint("gateway.admit.after_insert")

@@ -80,6 +80,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.VideoService/ListVideos": _ANY,
     "framewire.gateway.v1.VideoService/CancelVideo": _ANY,
     "framewire.gateway.v1.VideoService/DeleteVideo": _ANY,
+    "framewire.gateway.v1.VideoService/RetryVideo": _ANY,
     "framewire.gateway.v1.VideoService/WatchVideo": _ANY,
     "framewire.gateway.v1.VideoService/QuoteVideo": _ANY,
     "framewire.gateway.v1.VideoService/PreviewInputs": _ANY,
@@ -128,8 +129,11 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/SetAccount": _OPERATORS,
 }
 
-REPLAYED = frozenset({"framewire.gateway.v1.VideoService/CreateVideo"})
-"""Methods that count their request themselves, once it is known not to be a replay."""
+REPLAYED = frozenset(
+    f"framewire.gateway.v1.VideoService/{method}"
+    for method in ("CreateVideo", "BatchCreateVideos", "RetryVideo")
+)
+"""Methods whose requests, of a batch each item, are counted once they are known not to be replays."""
 
 
 def account_not_found() -> errors.NotFound:

@@ -208,7 +208,7 @@ async def test_tokens_that_are_not_taken(world: World, issuer: Issuer) -> None:
         "no domain": issuer.token("eve", hd=None),
         "unknown key": issuer.token("eve", kid="unknown"),
         "no token": "a.b.c",
-        "too long": issuer.token("eve", filler="x" * 9000)[:8500],
+        "too long": issuer.token("eve", filler="x" * 4800),
     }
     taken = [name for name, token in bad.items() if await works(Caller(world.channel, token))]
     assert taken == []

@@ -74,10 +74,10 @@ BEGIN
     UPDATE request_rates SET full_at = full_again + granted * each WHERE subject = p_subject;
 END $$;
 
--- Whether a request for a video may begin, decided under the account's lock: what its id stands for already, or the limit
--- that it meets, or ADMIT, which counts it. Every statement sees what was committed before the lock was had.
+-- Whether a request for a video may begin, decided under the account's lock: what its id stands for already, or a twin
+-- that was just made, or the limit that it meets, or ADMIT, which counts it. Every statement sees what was committed before the lock was had.
 CREATE FUNCTION claim_admission(p_lock_class integer, p_lock integer, p_account text, p_key text, p_principal text,
-                                p_request_id text,
+                                p_request_id text, p_fingerprint bytea, p_reject_seconds double precision,
                                 OUT verdict text, OUT subject text, OUT allowed bigint, OUT wait_seconds double precision,
                                 OUT known_fingerprint bytea, OUT known_resource text)
 LANGUAGE plpgsql AS $$
@@ -96,6 +96,18 @@ BEGIN
     IF FOUND THEN
         verdict := 'KNOWN';
         RETURN;
+    END IF;
+    -- The account's newest video by the same request, where its caller does not want it twice; a failed one may be sent again.
+    IF p_reject_seconds > 0 THEN
+        SELECT r.resource_id INTO known_resource FROM requests r JOIN videos v ON v.video_id = r.resource_id
+        WHERE r.account_id = p_account AND r.fingerprint = p_fingerprint AND r.method = 'CreateVideo'
+          AND r.created_at > clock_timestamp() - make_interval(secs => p_reject_seconds)
+          AND v.state NOT IN ('FAILED', 'CANCELLED')
+        ORDER BY r.created_at DESC LIMIT 1;
+        IF FOUND THEN
+            verdict := 'DUPLICATE';
+            RETURN;
+        END IF;
     END IF;
     SELECT * INTO account FROM accounts a WHERE a.account_id = p_account;
     SELECT * INTO key FROM api_keys k WHERE k.key_id = p_key;

@@ -59,20 +59,22 @@ class AdmissionStore:
 
     async def begin(
         self, new: videos.NewVideo, admit_seconds: float
-    ) -> videos.Video | rows.Request | rows.AtLimit:
+    ) -> videos.Video | rows.Request | rows.AtLimit | rows.Duplicate:
         """Inserts the row ADMITTING and its request; the earlier request where there is one, or the limit it meets.
 
         Under the account's lock, so that counts are true and one request_id makes one row: all in one statement.
         """
         row = await self._pool.fetchrow(
             f"""
-            WITH claim AS MATERIALIZED (SELECT * FROM claim_admission($17, $18, $2, $15, $3, $4)),
+            WITH claim AS MATERIALIZED (SELECT * FROM claim_admission($17, $18, $2, $15, $3, $4, $16, $20)),
             made AS (
                 INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec,
                                     lane, weight, start_by, input_image_id, quote_id, max_credits, labels,
-                                    client_reference, key_id, has_inputs, similar_to, next_check_at)
+                                    client_reference, key_id, has_inputs, model, retry_of, similar_to,
+                                    next_check_at)
                 SELECT $1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5),
-                       $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $19,
+                       $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $19, $21,
+                       $22,
                        COALESCE((SELECT resource_id FROM requests
                                  WHERE account_id = $2 AND fingerprint = $16 AND method = 'CreateVideo'
                                    AND created_at > clock_timestamp() - interval '1 minute'
@@ -106,12 +108,17 @@ class AdmissionStore:
             _LOCK_CLASS,
             _lock(new.account_id),
             new.has_inputs,
+            new.reject_duplicates_seconds,
+            new.model,
+            new.retry_of,
         )
         assert row is not None
         if row["verdict"] == "ADMIT":
             return rows.video(row)
         if row["verdict"] == "KNOWN":
             return rows.Request(bytes(row["known_fingerprint"]), row["known_resource"])
+        if row["verdict"] == "DUPLICATE":
+            return rows.Duplicate(row["known_resource"])
         return rows.AtLimit(row["verdict"], row["subject"], row["allowed"], row["wait_seconds"])
 
     async def take_over(
@@ -152,6 +159,7 @@ class AdmissionStore:
             f"""
             UPDATE videos SET state = 'PENDING', stage = 'QUEUED', quoted_credits = $3, price_version = $4,
                               policy_version = $5, publishes = 1, updated_at = clock_timestamp(),
+                              revised_at = clock_timestamp(),
                               next_check_at = clock_timestamp() + make_interval(secs => $6)
             WHERE video_id = $1 AND state = 'ADMITTING' AND admit_epoch = $2
             RETURNING {rows.VIDEO_COLUMNS}
