@@ -69,6 +69,8 @@ ELSEWHERE = {
     "generator.late.after_commit",
     "credits.release.before_commit",
     "storage.quarantine.after_object",
+    "gateway.delete.after_commit",
+    "gateway.delete.after_assets",
 }
 LEDGER = (
     "credits.grant.before_commit",
