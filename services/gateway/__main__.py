@@ -54,13 +54,6 @@ async def main(settings: config.Settings) -> None:
         ringing = publisher.Publisher(nats, settings.publish_seconds)
         shielded = await process.enter(tasks.Shielded(settings.admit_seconds))
         timing = admission.Timing(settings.admit_seconds, settings.sweep_unaccepted_seconds)
-        ages = sweeper.Ages(
-            every=settings.sweep_seconds,
-            grace=settings.sweep_grace_seconds,
-            unaccepted=settings.sweep_unaccepted_seconds,
-            overdue=settings.sweep_overdue_seconds,
-            retry=settings.sweep_retry_seconds,
-        )
         projecting = projector.Projector(kept.videos, hub, settings.sweep_overdue_seconds)
         process.loop(outbox.Relay(pool, nats, subjects.EVENTS_STREAM))
         process.loop(outbox.Retention(pool))
@@ -68,7 +61,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(watch.Nudges(nats, hub))
         process.loop(projecting.loop(nats))
         process.loop(projector.ProgressListener(kept.videos, nats, hub))
-        process.loop(sweeper.Sweeper(kept, behind, ringing, hub, ages))
+        process.loop(sweeper.Sweeper(kept, behind, ringing, hub, _ages(settings)))
         process.loop(sweeper.Purge(kept))
         process.loop(measures.Measures(kept.measures))
 
@@ -97,6 +90,16 @@ async def main(settings: config.Settings) -> None:
             operators.OperatorApi(kept, behind, _defaults(settings), reconciling, callers.issuers),
         )
         await process.run(callers)
+
+
+def _ages(settings: config.Settings) -> sweeper.Ages:
+    return sweeper.Ages(
+        every=settings.sweep_seconds,
+        grace=settings.sweep_grace_seconds,
+        unaccepted=settings.sweep_unaccepted_seconds,
+        overdue=settings.sweep_overdue_seconds,
+        retry=settings.sweep_retry_seconds,
+    )
 
 
 def _defaults(settings: config.Settings) -> operators.Defaults:

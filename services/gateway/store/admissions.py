@@ -113,13 +113,7 @@ class AdmissionStore:
             new.retry_of,
         )
         assert row is not None
-        if row["verdict"] == "ADMIT":
-            return rows.video(row)
-        if row["verdict"] == "KNOWN":
-            return rows.Request(bytes(row["known_fingerprint"]), row["known_resource"])
-        if row["verdict"] == "DUPLICATE":
-            return rows.Duplicate(row["known_resource"])
-        return rows.AtLimit(row["verdict"], row["subject"], row["allowed"], row["wait_seconds"])
+        return _begun(row)
 
     async def take_over(
         self, video_id: str, epoch: int, admit_seconds: float
@@ -218,3 +212,13 @@ _IN_FLIGHT = """
 
 def _lock(account_id: str) -> int:
     return zlib.crc32(account_id.encode()) - 2**31
+
+
+def _begun(row: Any) -> videos.Video | rows.Request | rows.AtLimit | rows.Duplicate:
+    if row["verdict"] == "ADMIT":
+        return rows.video(row)
+    if row["verdict"] == "KNOWN":
+        return rows.Request(bytes(row["known_fingerprint"]), row["known_resource"])
+    if row["verdict"] == "DUPLICATE":
+        return rows.Duplicate(row["known_resource"])
+    return rows.AtLimit(row["verdict"], row["subject"], row["allowed"], row["wait_seconds"])
