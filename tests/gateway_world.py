@@ -207,7 +207,7 @@ class Caller:
     """The gateway's services with one key."""
 
     def __init__(self, channel: grpc.aio.Channel, secret: str, account_id: str = "") -> None:
-        self.account_id = account_id
+        self.account_id, self.secret = account_id, secret
         self._metadata = (("authorization", f"Bearer {secret}"),)
         self._stubs = [
             video_pb2_grpc.VideoServiceStub(channel),
@@ -249,6 +249,10 @@ class Caller:
     async def video(self, video_id: str) -> Any:
         return await self.call("GetVideo", video_pb2.GetVideoRequest(video_id=video_id))
 
+    def watch_many(self, *watched: Any, cursor: str = "") -> Any:
+        request = video_pb2.WatchVideosRequest(videos=watched, cursor=cursor)
+        return self.method("WatchVideos")(request, metadata=self._metadata, timeout=30)
+
     def watch(self, video_id: str, after_revision: int = 0) -> Any:
         request = video_pb2.WatchVideoRequest(video_id=video_id, after_revision=after_revision)
         return self.method("WatchVideo")(request, metadata=self._metadata, timeout=20)
@@ -273,6 +277,7 @@ class World:
         self.channel: grpc.aio.Channel
         self.channels: list[grpc.aio.Channel] = []
         self.services: list[process.Service] = []
+        self.address = ""
 
     @property
     def operator(self) -> Caller:
@@ -371,6 +376,7 @@ async def running(
             stack.push_async_callback(gateway.stop)
             await gateway.start()
             made.services.append(gateway)
+            made.address = made.address or listen
             made.channels.append(await stack.enter_async_context(grpc.aio.insecure_channel(listen)))
         made.channel = made.channels[0]
         made.pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=1))
