@@ -14,7 +14,7 @@ from framewire.gateway.v1 import (
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth as service_auth
-from kit import bus, pages, postgres, rpc, service
+from kit import bus, incarnation, pages, postgres, rpc, service
 from services.gateway import (
     admission,
     auth,
@@ -25,6 +25,7 @@ from services.gateway import (
     projector,
     publisher,
     reconciler,
+    recoverer,
     store,
     sweeper,
     tasks,
@@ -40,6 +41,8 @@ async def main(settings: config.Settings) -> None:
         url = settings.database_url.get_secret_value()
         pool = await process.enter(postgres.pool(url, "gateway", settings.database_pool_size))
         nats = await process.enter(bus.connect(settings.nats_url, "gateway"))
+        life = incarnation.Incarnation("gateway", pool, nats, settings.incarnation_seconds)
+        await life.begin()
         behind = peers.Peers(await _stubs(process, settings), models)
         kept = store.Store(pool)
         keys = auth.Authenticator(kept.accounts)
@@ -50,20 +53,14 @@ async def main(settings: config.Settings) -> None:
         ringing = publisher.Publisher(nats, settings.publish_seconds)
         shielded = await process.enter(tasks.Shielded(settings.admit_seconds))
         timing = admission.Timing(settings.admit_seconds, settings.sweep_unaccepted_seconds)
-        ages = sweeper.Ages(
-            every=settings.sweep_seconds,
-            grace=settings.sweep_grace_seconds,
-            unaccepted=settings.sweep_unaccepted_seconds,
-            overdue=settings.sweep_overdue_seconds,
-            retry=settings.sweep_retry_seconds,
-        )
         projecting = projector.Projector(kept.videos, hub, settings.sweep_overdue_seconds)
         process.loop(hub)
         process.loop(watch.Nudges(nats, hub))
         process.loop(projecting.loop(nats))
         process.loop(projector.ProgressListener(kept.videos, nats, hub))
-        process.loop(sweeper.Sweeper(kept, behind, ringing, hub, ages))
-        process.loop(sweeper.Purge(kept))
+        process.loop(life)
+        process.loop(life.gate(sweeper.Sweeper(kept, behind, ringing, hub, _ages(settings))))
+        process.loop(life.gate(sweeper.Purge(kept)))
         process.loop(measures.Measures(kept.measures))
 
         parts = videos.Parts(
@@ -74,6 +71,7 @@ async def main(settings: config.Settings) -> None:
             hub=hub,
             pages=pages.Pages(settings.page_secret()),
             check_after_seconds=settings.sweep_overdue_seconds,
+            life=life,
         )
         reconciling = reconciler.Reconciler(kept, behind, ringing, hub, settings)
         process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
@@ -87,9 +85,25 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             operator_pb2_grpc.add_OperatorServiceServicer_to_server,
-            operators.OperatorApi(kept.accounts, behind, _defaults(settings), reconciling),
+            operators.OperatorApi(
+                kept.accounts,
+                behind,
+                _defaults(settings),
+                reconciling,
+                recoverer.Recoverer(kept, behind, life),
+            ),
         )
         await process.run(keys)
+
+
+def _ages(settings: config.Settings) -> sweeper.Ages:
+    return sweeper.Ages(
+        every=settings.sweep_seconds,
+        grace=settings.sweep_grace_seconds,
+        unaccepted=settings.sweep_unaccepted_seconds,
+        overdue=settings.sweep_overdue_seconds,
+        retry=settings.sweep_retry_seconds,
+    )
 
 
 def _defaults(settings: config.Settings) -> operators.Defaults:

@@ -39,6 +39,9 @@ RETRIED = {
             "SurveyHolds",
             "AssessHolds",
             "SettleHold",
+            "GetRecovery",
+            "RestoreHold",
+            "EndRecovery",
         )
     ),
     "storage": tuple(
@@ -58,7 +61,15 @@ RETRIED = {
         )
     ),
     "generator": tuple(
-        f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt", "SurveyVideos")
+        f"{_ATTEMPTS}/{method}"
+        for method in (
+            "GetVideoOutcome",
+            "CancelAttempt",
+            "SurveyVideos",
+            "GetRecovery",
+            "RecoverVideos",
+            "EndRecovery",
+        )
     ),
 }
 """Methods that are idempotent by contract: tried again while UNAVAILABLE."""
@@ -83,6 +94,8 @@ def is_refusal(error: errors.ServiceError) -> bool:
 
 def for_caller(error: errors.ServiceError) -> errors.ServiceError:
     """What a caller of ours is told: a refusal as it is, everything else as "not now"."""
+    if error.reason == "RECOVERY":
+        return error
     if is_refusal(error) and error.reason not in _NOT_THE_CALLERS:
         return error
     return unavailable()

@@ -138,6 +138,9 @@ class Video:
     finished_at: datetime | None
     updated_at: datetime
     deleted_at: datetime | None
+    price_version: str = ""
+    policy_version: str = ""
+    fingerprint: bytes = b""
 
     @property
     def terminal(self) -> bool:

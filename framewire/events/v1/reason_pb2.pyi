@@ -156,6 +156,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the process that was sending the attempt still may."""
     ERROR_REASON_VIDEO_ENDED: _ErrorReason.ValueType  # 76
     """FAILED_PRECONDITION: the video has ended and its hold is settled."""
+    ERROR_REASON_RECOVERY: _ErrorReason.ValueType  # 140
+    """UNAVAILABLE: a database was restored and what it forgot is not made good yet; nothing was done. RetryInfo says when to try again."""
+    ERROR_REASON_NOT_IN_RECOVERY: _ErrorReason.ValueType  # 141
+    """FAILED_PRECONDITION: only while the service is in RECOVERY."""
     ERROR_REASON_INPUT_NOT_SUPPORTED: _ErrorReason.ValueType  # 110
     """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 
@@ -298,6 +302,10 @@ ERROR_REASON_SENDER_ALIVE: ErrorReason.ValueType  # 75
 """FAILED_PRECONDITION: the process that was sending the attempt still may."""
 ERROR_REASON_VIDEO_ENDED: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: the video has ended and its hold is settled."""
+ERROR_REASON_RECOVERY: ErrorReason.ValueType  # 140
+"""UNAVAILABLE: a database was restored and what it forgot is not made good yet; nothing was done. RetryInfo says when to try again."""
+ERROR_REASON_NOT_IN_RECOVERY: ErrorReason.ValueType  # 141
+"""FAILED_PRECONDITION: only while the service is in RECOVERY."""
 ERROR_REASON_INPUT_NOT_SUPPORTED: ErrorReason.ValueType  # 110
 """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

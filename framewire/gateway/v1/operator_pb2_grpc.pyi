@@ -83,6 +83,10 @@ class OperatorServiceStub:
     """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]
     """How long an account's images and outputs are kept from now on. Idempotent."""
+    Recover: _grpc.UnaryStreamMultiCallable[_operator_pb2.RecoverRequest, _operator_pb2.RecoverResponse]
+    """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+    services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -136,6 +140,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
     """How long an account's images and outputs are kept from now on. Idempotent."""
+    Recover: _aio.UnaryStreamMultiCallable[_operator_pb2.RecoverRequest, _operator_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+    services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -312,5 +320,15 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Retention, _abc.Awaitable[_storage_pb2.Retention]]:
         """How long an account's images and outputs are kept from now on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _operator_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.RecoverResponse], _abc.AsyncIterator[_operator_pb2.RecoverResponse]]:
+        """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+        services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+        """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,7 +10,7 @@ from typing import Any
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
-from kit import errors, ids, pages
+from kit import errors, ids, incarnation, pages
 from services.gateway import (
     admission,
     auth,
@@ -39,6 +39,7 @@ class Parts:
     hub: watch.Hub
     pages: pages.Pages
     check_after_seconds: float
+    life: incarnation.Incarnation
 
 
 class VideoApi(video_pb2_grpc.VideoServiceServicer):
@@ -76,6 +77,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
 
     async def _check_limits(self, standing: rows.Standing) -> None:
         """What refuses before anything is looked at. Videos in flight are counted when the row is inserted."""
+        self._parts.life.require()
         if standing.admission_paused:
             why = f": {standing.paused_why}" if standing.paused_why else ""
             raise errors.Unavailable(
@@ -191,6 +193,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         if video is None or not common.caller().sees(video):
             raise common.video_not_found()
         if video.state is videos.State.ADMITTING:
+            self._parts.life.require()
             abandoned = await self._store.admissions.cancel(video.video_id)
             if abandoned is not None:
                 return messages.video_message(abandoned)

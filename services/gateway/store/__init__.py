@@ -7,6 +7,7 @@ from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.findings import FindingStore
 from services.gateway.store.measures import MeasureStore
+from services.gateway.store.recovery import RecoveryStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
 
@@ -21,3 +22,4 @@ class Store:
         self.sweeping = SweepStore(pool)
         self.findings = FindingStore(pool)
         self.measures = MeasureStore(pool)
+        self.recovery = RecoveryStore(pool)
