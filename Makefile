@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fault test-compose bench-credits bench-gateway bench-generator check format proto requirements clean
+.PHONY: help demo up test test-fault test-compose test-minio minio bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,7 @@ IMAGE ?= examples/rocket.jpg
 PROMPT ?= The camera rises slowly along the rocket while the exhaust cloud grows.
 MODEL ?= sora-2
 OUT ?= out/demo.mp4
+MINIO_VERSION ?= latest
 export IMAGE PROMPT MODEL OUT
 
 help: ## prints this
@@ -29,8 +30,19 @@ test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 test-compose: $(VENV)/dev ## builds the images, runs two replicas of each service, kills one of each, checks the books
 	@$(BIN)/python -m tests.deploy.compose_run
 
+minio: .framewire/bin/minio ## builds a real minio with the Go toolchain, where there is one: about 5 minutes, once
+
+.framewire/bin/minio:
+	@mkdir -p $(@D) && GOBIN=$(abspath $(@D)) go install github.com/minio/minio@$(MINIO_VERSION)
+
+test-minio: $(VENV)/dev minio ## passes the tests of storage on a real minio
+	@PATH=$(abspath .framewire/bin):$$PATH $(BIN)/python -m pytest -n 2 tests/integration/test_storage*.py $(PYTEST_ARGS)
+
 bench-credits: $(VENV)/dev ## measures the ledger against echo and pgbench; FULL=1: with ten million entries, too
 	@$(BIN)/python -m bench.credits
+
+bench-storage: $(VENV)/dev ## measures bytes through storage against the minio client straight to the same server
+	@$(BIN)/python -m bench.storage
 
 bench-gateway: $(VENV)/dev ## measures CreateVideo against LiteLLM, reads against echo, and 2,000 watchers: about 4 minutes
 	@$(BIN)/python -m bench.gateway

@@ -217,12 +217,14 @@ class Relay:
             results = await asyncio.gather(*(self._tell(run) for run in by_key.values()))
             told = [item for result in results for item in result]
             if told:
-                await connection.executemany(
+                await connection.execute(
                     """
-                    UPDATE outbox SET published_at = clock_timestamp(), stream_sequence = $2
-                    WHERE ce_id = $1
+                    UPDATE outbox SET published_at = clock_timestamp(), stream_sequence = t.sequence
+                    FROM unnest($1::text[], $2::bigint[]) AS t(ce_id, sequence)
+                    WHERE outbox.ce_id = t.ce_id
                     """,
-                    told,
+                    [ce_id for ce_id, _ in told],
+                    [sequence for _, sequence in told],
                 )
         return len(told)
 

@@ -37,6 +37,7 @@ log = telemetry.logger(__name__)
 T = TypeVar("T")
 S = TypeVar("S", bound=config.ServiceSettings)
 MAX_CONCURRENT_CALLS = 4096
+STREAM_WINDOW_BYTES = 1024 * 1024
 CONNECTION_AGE_MS = 120_000
 """A client's connection is closed after so long, softly, so that it looks the name up again and finds new replicas."""
 
@@ -158,6 +159,9 @@ class Process:
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # A fixed window for each stream, not one that grows: what senders may send ahead is memory of ours.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
             ],
         )

@@ -41,6 +41,7 @@ from tests.waiting import eventually
 BOOTSTRAP = "fw_" + "b" * 40
 IMAGE = "i" * 26
 PRICE = 10
+PICTURE = storage_pb2.Asset(kind=storage_pb2.ASSET_KIND_INPUT_IMAGE, media_type="image/png")
 SETTINGS = {
     "GATEWAY_BOOTSTRAP_KEY": BOOTSTRAP,
     "GATEWAY_SERVICE_TOKEN_SECRET": "s" * 32,
@@ -155,14 +156,15 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
 
     async def Pin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Pin", request.account_id)
-        return storage_pb2.PinResponse(asset=storage_pb2.Asset(media_type="image/png"))
+        await self.behind.enter("Pin", request.asset_id)
+        return storage_pb2.PinResponse(asset=PICTURE)
 
     async def Unpin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Unpin", request.owner)
         return storage_pb2.UnpinResponse(dropped=1)
 
     async def Stat(self, request: Any, context: Any) -> Any:
-        return storage_pb2.Asset(media_type="image/png")
+        return PICTURE
 
     async def SignUrl(self, request: Any, context: Any) -> Any:
         return storage_pb2.SignUrlResponse(url=f"http://s3/{request.asset_id}/{request.file_name}")

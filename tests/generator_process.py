@@ -51,14 +51,34 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         """Not set: a Put waits."""
         self.unusable: set[int] = set()
         """Variants of whose bytes it says that they are no video."""
+        self.fitting = asyncio.Event()
+        self.fitting.set()
+        """Not set: a Fit waits."""
+        self.fits: list[storage_pb2.FitRequest] = []
+        self.refused_sha256: list[str] = []
+        """What each Put said of bytes that had come before."""
+        self.renditions: list[errors.ServiceError | None] = []
+        """What the next calls are answered; None: made, as all later ones are."""
 
     async def Fit(self, request: Any, context: Any) -> storage_pb2.Asset:
         if self.down:
             raise errors.Unavailable("DEPENDENCY_UNAVAILABLE", "storage is down")
         if request.asset_id == "0" * 26:
             raise errors.NotFound("ASSET_NOT_FOUND", "no such asset")
+        self.fits.append(request)
+        await self.fitting.wait()
+        if request.asset_id == "1" * 26:
+            raise errors.InvalidArgument("TOO_LARGE", "this takes too much work")
         image = pictures.plain((9, 99, 9), (request.width, request.height))
         return self._keep(ids.derived_id("fit", request.asset_id), image)
+
+    async def MakeRendition(self, request: Any, context: Any) -> storage_pb2.Asset:
+        answer = self.renditions.pop(0) if self.renditions else None
+        if answer is not None:
+            raise answer
+        smaller = self._keep(ids.derived_id("smaller", request.asset_id, request.height), b"small")
+        smaller.height = request.height
+        return smaller
 
     async def Get(self, request: Any, context: Any) -> AsyncIterator[storage_pb2.GetResponse]:
         content = self.assets[request.asset_id][1]
@@ -76,6 +96,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         self.puts += 1
         await self.answering.wait()
         header = (await anext(request_iterator)).header
+        self.refused_sha256.append(header.refused_sha256)
         kind = storage_pb2.AssetKind.Name(header.kind).removeprefix("ASSET_KIND_")
         asset_id = ids.derived_id(header.account_id, header.owner, kind, header.variant)
         if asset_id in self.assets:
@@ -91,7 +112,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
 
     def _keep(self, asset_id: str, content: bytes) -> storage_pb2.Asset:
         facts = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
-        asset = storage_pb2.Asset(asset_id=asset_id, **facts)
+        asset = storage_pb2.Asset(asset_id=asset_id, height=180, **facts)
         self.assets[asset_id] = (asset, content)
         return asset
 

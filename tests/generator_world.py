@@ -52,6 +52,7 @@ HOUR = timedelta(hours=1)
 def job(**fields: Any) -> job_pb2.Job:
     """A job; fields of the spec, or of the job, as keywords."""
     of_spec = {"prompt", "model", "width", "height", "seconds", "variants", "input_image_id"}
+    of_spec |= {"inputs", "rendition_heights"}
     spec = {"prompt": f"A cat, {uuid.uuid4()}", "model": "sora-2", "width": 320, "height": 180}
     spec |= {"seconds": 1, "variants": 1}
     spec |= {name: value for name, value in fields.items() if name in of_spec}

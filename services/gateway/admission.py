@@ -125,7 +125,7 @@ class Admission:
 
     async def _secure(self, video: videos.Video) -> rows.Hold:
         """Everything that a render needs: its image is kept, its credits are held."""
-        if video.input_image_id:
+        if video.input_image_id or video.has_inputs:
             await self._peers.pin(video)
         await failpoint("gateway.admit.after_pin")
         hold = await self._peers.reserve(video)

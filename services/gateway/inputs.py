@@ -13,6 +13,19 @@ LENGTH_TOLERANCE_SECONDS = 0.05
 """A clip of five seconds may last a frame longer."""
 
 
+# An image is always an upload: it may be deleted with the video. A video may be another video's output too.
+IMAGE_KINDS = frozenset({"INPUT_IMAGE"})
+VIDEO_KINDS = frozenset({"INPUT_VIDEO", "OUTPUT_VIDEO"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """What storage says of an asset, as far as it matters here."""
+
+    kind: str
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """One image or video; where in the video it goes, and how it is brought to its size."""
@@ -68,9 +81,11 @@ def described(model: catalogue.Model) -> str:
     return ", ".join(takes)
 
 
-def check_asset(asked: Input, model: catalogue.Model, media_type: str, seconds: float) -> None:
+def check_asset(asked: Input, model: catalogue.Model, asset: Asset) -> None:
     """Raises InvalidArgument where the asset is not what the input says, or longer than the model takes."""
-    if media_type.startswith("video/") != asked.is_video:
+    kinds = VIDEO_KINDS if asked.is_video else IMAGE_KINDS
+    seconds = asset.seconds
+    if asset.kind not in kinds:
         if asked.is_video:
             raise errors.InvalidArgument(
                 "NOT_A_VIDEO", "input_video_id names an asset that is not a video"

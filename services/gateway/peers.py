@@ -207,7 +207,8 @@ class Peers:
     def _check(self, each: inputs.Input, model: str, asset: storage_pb2.Asset) -> None:
         known = self._models.models.get(model)
         if known is not None:  # else it was offered when the video was admitted
-            inputs.check_asset(each, known, asset.media_type, asset.duration_ms / 1000)
+            kind = storage_pb2.AssetKind.Name(asset.kind).removeprefix("ASSET_KIND_")
+            inputs.check_asset(each, known, inputs.Asset(kind, asset.duration_ms / 1000))
 
     async def fit(
         self, account_id: str, each: inputs.Input, size: tuple[int, int]

@@ -94,7 +94,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An output as it was told; the poster has no size of its own there."""
+    """An output as it was told, with its sha256; its poster (without a size) and smaller versions without."""
 
     asset_id: str
     size_bytes: int = 0

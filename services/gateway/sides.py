@@ -260,7 +260,12 @@ def _outputs(told: Sequence[event_pb2.Output]) -> list[reconciliation.Output]:
         reconciliation.Output(output.asset_id, output.size_bytes, output.sha256) for output in told
     ]
     posters = [output.poster_asset_id for output in told if output.poster_asset_id]
-    return found + [reconciliation.Output(asset_id) for asset_id in posters]
+    smaller = [each for output in told for each in output.renditions]
+    return [
+        *found,
+        *(reconciliation.Output(asset_id) for asset_id in posters),
+        *(reconciliation.Output(each.asset_id, each.size_bytes) for each in smaller),
+    ]
 
 
 def _attempt(attempt: attempt_pb2.Attempt) -> reconciliation.Attempt:

@@ -83,6 +83,7 @@ class NewVideo:
     weight: int
     start_by: datetime
     input_image_id: str
+    has_inputs: bool
     quote_id: str
     max_credits: int | None
     labels: Mapping[str, str]
@@ -107,6 +108,7 @@ class Video:
     weight: int
     start_by: datetime
     input_image_id: str
+    has_inputs: bool
     quote_id: str
     max_credits: int | None
     refusal: Mapping[str, Any] | None
@@ -235,7 +237,7 @@ def _ended(video: Video, fact: Fact) -> Video:
         failure_message=fact.message,
         failure_retryable=fact.retryable,
         cancel_requested=video.cancel_requested or fact.cancel_requested,
-        unpin_due=bool(video.input_image_id),
+        unpin_due=bool(video.input_image_id) or video.has_inputs,
         finished_at=fact.occurred_at,
     )
 

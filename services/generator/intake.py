@@ -10,9 +10,9 @@ from nats.aio.msg import Msg
 from framewire import subjects
 from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import job_pb2
-from kit import bus, loops, telemetry
+from kit import bus, telemetry
 from kit.failpoints import failpoint
-from services.generator import pools
+from services.generator import dispatch, pools
 from services.generator.store import videos
 
 log = telemetry.logger(__name__)
@@ -25,7 +25,9 @@ _ID = re.compile(r"[a-z0-9]{26}")
 class Intake:
     """The consumer of JOBS."""
 
-    def __init__(self, store: videos.VideoStore, pools_: pools.Pools, accepted: loops.Wake) -> None:
+    def __init__(
+        self, store: videos.VideoStore, pools_: pools.Pools, accepted: dispatch.Bells
+    ) -> None:
         self._store = store
         self._pools = pools_
         self._accepted = accepted
@@ -50,7 +52,7 @@ class Intake:
         fingerprint = self._pools.fingerprint(job.spec)
         if await self._store.accept(job, pool, fingerprint):
             log.info("job_accepted", video_id=job.video_id)
-        self._accepted.ring()
+        self._accepted.of[pool].ring()
         await failpoint("generator.accept.before_ack")
 
     async def _refuse(self, message: Msg) -> None:

@@ -41,7 +41,7 @@ class Settings(config.ServiceSettings):
     media_timeout_seconds: float = Field(default=120, gt=0)
     """Longest that one piece of media work may take; its CPU time is bounded too."""
     concurrent_puts: int = Field(default=16, ge=1)
-    """Puts at a time, of uploads and of what is made each; the rest wait, and their senders with them."""
+    """Uploads at a time, and of what is made at most 6; the rest wait, and their senders with them."""
     concurrent_gets: int = Field(default=64, ge=1)
     """Downloads at a time; the rest wait."""
     stall_seconds: float = Field(default=30, gt=0)

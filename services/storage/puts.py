@@ -84,7 +84,8 @@ class Keeper:
         self._scratch = scratch_
         # Slow uploads must not keep renders from being stored.
         self._slots = {
-            bucket: asyncio.Semaphore(settings.concurrent_puts) for bucket in assets.Bucket
+            assets.Bucket.INPUT: asyncio.Semaphore(settings.concurrent_puts),
+            assets.Bucket.OUTPUT: asyncio.Semaphore(min(settings.concurrent_puts, blobs.WRITERS)),
         }
         self._most_seconds = settings.put_leftover_seconds / 2
         self._cleaning: set[asyncio.Task[None]] = set()

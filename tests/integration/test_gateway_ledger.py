@@ -1,4 +1,4 @@
-"""What the gateway passes on to the ledger: who asked is its own word, and each act of an operator is on record."""
+"""What the gateway passes on to ledger and storage: who asked is its own word; an operator's act is on record."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 import pytest_asyncio
 
 from framewire.credits.v1 import ledger_pb2
-from framewire.gateway.v1 import account_pb2, operator_pb2
-from kit import errors
+from framewire.events.v1 import vocabulary_pb2
+from framewire.gateway.v1 import account_pb2, operator_pb2, video_pb2
+from kit import errors, ids
 from tests import gateway_world
 from tests.gateway_world import World, new_id
+from tests.waiting import eventually
 
 YAML = "version: two"
 
@@ -140,3 +142,34 @@ async def test_a_reached_cap_refuses_the_video_and_frees_its_request_id(world: W
     assert (refused.reason, refused.metadata["left"]) == ("CREDIT_CAP_REACHED", "3")
     del world.behind.refuse[f"Reserve {member.account_id}"]
     assert (await member.call("CreateVideo", request)).video_id
+
+
+async def test_every_input_is_pinned_or_none_is(world: World) -> None:
+    """Before anything is held; one that is not there lets go of the others."""
+    member = await world.member()
+    one, other = ids.new_id(), ids.new_id()
+    spec = vocabulary_pb2.VideoSpec(
+        prompt="a cat",
+        model="sora-1",
+        inputs=[
+            vocabulary_pb2.VideoInput(image_id=one),
+            vocabulary_pb2.VideoInput(image_id=other, frame_index=23),
+        ],
+    )
+    asked = video_pb2.CreateVideoRequest(request_id=new_id(), spec=spec)
+    video = await member.call("CreateVideo", asked)
+    assert [each.image_id for each in video.spec.inputs] == [one, other]
+    assert (world.behind.calls["Pin", one], world.behind.calls["Pin", other]) == (1, 1)
+    world.behind.refuse[f"Pin {other}"] = errors.NotFound("ASSET_NOT_FOUND", "not there")
+    asked.request_id = new_id()
+    assert (await member.refused("CreateVideo", asked)).reason == "ASSET_NOT_FOUND"
+    refused_id = await world.pool.fetchval(
+        "SELECT video_id FROM videos WHERE account_id = $1 AND state = 'REJECTED'",
+        member.account_id,
+    )
+
+    async def unpinned() -> bool:
+        return world.behind.calls["Unpin", refused_id] >= 1
+
+    await eventually(unpinned)
+    assert world.behind.calls["Reserve", member.account_id] == 1

@@ -13,7 +13,7 @@ import pytest
 from framewire.events.v1 import vocabulary_pb2
 from kit import ids
 from services.generator import attempts
-from services.generator.store import videos
+from services.generator.store import recovery, videos
 from tests import generator_world as worlds
 from tests.generator_world import HOUR, LEASE, OVER, World, server, world
 from tests.waiting import eventually
@@ -402,7 +402,7 @@ async def test_every_edge_that_the_store_takes_is_an_edge_of_the_machine(world: 
     """Drives every method of the store from every state, and compares each move that happens with NEXT."""
     moves: set[tuple[str, str]] = set()
     for state in attempts.State:
-        for method in range(12):
+        for method in range(14):
             attempt = await in_state(world, state)
             if attempt is None:
                 continue
@@ -466,6 +466,8 @@ async def drive(world: World, attempt: Any, method: int) -> None:
         renders.late,
         lambda: renders.finished(attempt, datetime.now(UTC) + HOUR),
         lambda: _adopted(world, attempt, made_up),
+        lambda: _doubted(world, attempt),
+        lambda: _doubted(world, attempt, beside_twin=True),
     ]
     if methods[method] == renders.late:
         await world.pool.execute("UPDATE attempts SET render_deadline = '-infinity'")
@@ -486,6 +488,24 @@ async def drive(world: World, attempt: Any, method: int) -> None:
             *(attempt.attempt_id, made_up),
         )
     await methods[method]()
+
+
+async def _doubted(world: World, attempt: Any, *, beside_twin: bool = False) -> None:
+    """A restore forgot whether it was sent."""
+    shown = attempt.fingerprint
+    if beside_twin:
+        twin = await world.attempt((await world.accept()).video_id)
+        await _doubted(world, twin)
+        shown = twin.fingerprint
+    suspicion = recovery.Suspicion(("main", "second"), shown, 1, HOUR, HOUR)
+    now = datetime.now(UTC)
+    await world.store.recovery.doubt_rest(
+        recovery.Window(now, now), lambda job, _, __: _only(job, attempt, suspicion), dry_run=False
+    )
+
+
+def _only(job: Any, attempt: Any, suspicion: recovery.Suspicion) -> recovery.Suspicion | None:
+    return suspicion if job.video_id == attempt.video_id else None
 
 
 async def _adopted(world: World, attempt: Any, provider_job_id: str) -> None:

@@ -11,11 +11,13 @@ import pytest
 import pytest_asyncio
 
 from framewire import errors, subjects
-from tests import observed
+from tests import monitoring, observed, promql
 from tests import system as systems
 from tests.waiting import eventually
 
 SERVICES = ("gateway", "credits", "generator", "storage")
+TARGETS = {"job", "provider_account"}
+"""Second arguments of label_values."""
 TINY = {"width": 320, "height": 180, "seconds": 1}
 
 
@@ -140,3 +142,21 @@ async def test_a_bus_that_is_away_is_shown(seen: Seen) -> None:
         return (await seen.scrape("gateway")).value("framewire_bus_connected") == 1
 
     await eventually(back)
+
+
+async def test_alerts_and_dashboards_read_only_what_is_exposed(seen: Seen) -> None:
+    scraped = [await seen.scrape(service) for service in SERVICES]
+    exposed = {name for one in scraped for name in one.series} | monitoring.RECORDED | {"up"}
+    labels: dict[str, set[str]] = {}
+    for one in scraped:
+        for name, found in one.labels.items():
+            labels.setdefault(name, set()).update(found)
+    for where, query in monitoring.queries():
+        names = promql.series(query) - TARGETS
+        assert names, f"{where} reads nothing: {query}"
+        assert names <= exposed, f"{where} reads what nobody exposes: {names - exposed}"
+        for name, matched in promql.matched(query).items():
+            if name in labels:
+                assert matched <= labels[name], (
+                    f"{where}: {name} has no label {matched - labels[name]}"
+                )

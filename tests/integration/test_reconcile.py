@@ -169,7 +169,7 @@ async def test_a_healthy_system_has_no_findings(system: systems.System) -> None:
     async with await system.account(100) as client:
         image = await client.upload_image(pictures.plain((30, 160, 30)))
         await client.generate(prompt("from an image"), **{**TINY, "image_id": image.image_id})
-        await client.generate(prompt("from text"), **TINY)
+        await client.generate(prompt("from text"), rendition_heights=[90], **TINY)
         with pytest.raises(errors.FramewireError):
             await client.generate(prompt("[fault:moderated_now] refused"), **TINY)
         cancelled = await client.create_video(prompt("cancelled"), **TINY)
@@ -179,7 +179,7 @@ async def test_a_healthy_system_has_no_findings(system: systems.System) -> None:
         found = await reconciled(system)
     assert found.findings == ()
     assert found.done.videos == 4
-    assert found.done.objects >= 4, "two outputs and their posters"
+    assert found.done.objects >= 5, "two outputs, their posters, and a smaller version"
     assert found.done.provider_jobs >= 2
     sides = {side.side for side in found.done.sides}
     assert sides >= {*SERVICES, "provider main"}

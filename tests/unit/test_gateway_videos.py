@@ -43,6 +43,7 @@ PENDING = videos.Video(
     weight=100,
     start_by=NOW,
     input_image_id="i" * 26,
+    has_inputs=False,
     quote_id="",
     max_credits=None,
     refusal=None,
@@ -197,18 +198,21 @@ def test_a_spec_is_the_same_after_it_was_stored() -> None:
 
 def test_an_asset_must_be_what_the_input_says() -> None:
     many = MODELS.models["many"]
-    for each, media_type, seconds, reason in (
-        (IMAGE, "image/png", 0.0, ""),
-        (CLIP, "video/mp4", 5.04, ""),
-        (IMAGE, "video/mp4", 1.0, "NOT_AN_IMAGE"),
-        (CLIP, "image/png", 0.0, "NOT_A_VIDEO"),
-        (CLIP, "video/mp4", 5.2, "INPUT_NOT_SUPPORTED"),
+    for each, kind, seconds, reason in (
+        (IMAGE, "INPUT_IMAGE", 0.0, ""),
+        (CLIP, "INPUT_VIDEO", 5.04, ""),
+        (CLIP, "OUTPUT_VIDEO", 1.0, ""),
+        (IMAGE, "INPUT_VIDEO", 1.0, "NOT_AN_IMAGE"),
+        (IMAGE, "POSTER", 0.0, "NOT_AN_IMAGE"),
+        (CLIP, "INPUT_IMAGE", 0.0, "NOT_A_VIDEO"),
+        (CLIP, "RENDITION", 1.0, "NOT_A_VIDEO"),
+        (CLIP, "INPUT_VIDEO", 5.2, "INPUT_NOT_SUPPORTED"),
     ):
         if not reason:
-            inputs.check_asset(each, many, media_type, seconds)
+            inputs.check_asset(each, many, inputs.Asset(kind, seconds))
             continue
         with pytest.raises(errors.InvalidArgument) as caught:
-            inputs.check_asset(each, many, media_type, seconds)
+            inputs.check_asset(each, many, inputs.Asset(kind, seconds))
         assert caught.value.reason == reason
 
 

@@ -418,7 +418,7 @@ class VideoInput(_message.Message):
     FIT_FIELD_NUMBER: _builtins.int
     CROP_FIELD_NUMBER: _builtins.int
     image_id: _builtins.str
-    """An image: from UploadService, or a poster."""
+    """An image, from UploadService."""
     input_video_id: _builtins.str
     """A video: from UploadService, or an output."""
     frame_index: _builtins.int

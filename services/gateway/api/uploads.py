@@ -27,13 +27,25 @@ class Sort:
     """Before the request_ids of what is sent through: each way in has ids of its own."""
     reason: str
     """Of bytes that are something else."""
+    seconds: float
+    """Longest that one may take on its way."""
 
 
 IMAGE = Sort(
-    "an image", storage_pb2.ASSET_KIND_INPUT_IMAGE, 10 * 1024 * 1024, "upload", "NOT_AN_IMAGE"
+    "an image",
+    storage_pb2.ASSET_KIND_INPUT_IMAGE,
+    10 * 1024 * 1024,
+    "upload",
+    "NOT_AN_IMAGE",
+    120.0,
 )
 VIDEO = Sort(
-    "a video", storage_pb2.ASSET_KIND_INPUT_VIDEO, 100 * 1024 * 1024, "upload-video", "NOT_A_VIDEO"
+    "a video",
+    storage_pb2.ASSET_KIND_INPUT_VIDEO,
+    100 * 1024 * 1024,
+    "upload-video",
+    "NOT_A_VIDEO",
+    600.0,
 )
 
 
@@ -70,7 +82,7 @@ class UploadApi(upload_pb2_grpc.UploadServiceServicer):
         )
         try:
             asset = await self._peers.stubs.storage.Put(
-                passing.requests(sent), timeout=UPLOAD_SECONDS
+                passing.requests(sent), timeout=sort.seconds
             )
         except errors.ServiceError as error:
             raise (passing.refusal or peers.for_caller(error)) from error

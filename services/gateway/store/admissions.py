@@ -135,7 +135,7 @@ class AdmissionStore:
         return await self._leave(
             f"""
             UPDATE videos SET state = 'REJECTED', stage = 'DONE', refusal = $3,
-                              unpin_due = (input_image_id <> ''),
+                              unpin_due = (input_image_id <> '' OR has_inputs),
                               next_check_at = clock_timestamp(), updated_at = clock_timestamp()
             WHERE video_id = $1 AND state = 'ADMITTING' AND admit_epoch = $2
             RETURNING {rows.VIDEO_COLUMNS}
@@ -150,7 +150,7 @@ class AdmissionStore:
         return await self._leave(
             f"""
             UPDATE videos SET state = 'ABANDONED', stage = 'DONE', cancel_requested = true,
-                              release_due = true, unpin_due = (input_image_id <> ''),
+                              release_due = true, unpin_due = (input_image_id <> '' OR has_inputs),
                               next_check_at = clock_timestamp(), updated_at = clock_timestamp()
             WHERE video_id = $1 AND state = 'ADMITTING' RETURNING {rows.VIDEO_COLUMNS}
             """,
@@ -183,9 +183,9 @@ async def _insert(
         f"""
         INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
                             weight, start_by, input_image_id, quote_id, max_credits, labels, client_reference,
-                            key_id, fingerprint, similar_to, next_check_at)
+                            key_id, has_inputs, fingerprint, similar_to, next_check_at)
         VALUES ($1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5), $6, $7,
-                $8, $9, $10, $11, $12, $13, $14, $16, $15,
+                $8, $9, $10, $11, $12, $13, $14, $16, $17, $15,
                 COALESCE((SELECT resource_id FROM requests
                           WHERE account_id = $2 AND fingerprint = $15 AND method = 'CreateVideo'
                             AND created_at > clock_timestamp() - interval '1 minute'
@@ -209,6 +209,7 @@ async def _insert(
         new.client_reference,
         new.fingerprint,
         new.key_id,
+        new.has_inputs,
     )
     await connection.execute(
         """

@@ -69,9 +69,9 @@ class RecoveryStore:
             INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
                                 weight, start_by, input_image_id, quote_id, labels, client_reference, key_id,
                                 fingerprint, similar_to, quoted_credits, price_version, policy_version, publishes,
-                                accepted_at, next_check_at, created_at)
+                                accepted_at, next_check_at, created_at, has_inputs)
             VALUES ($1, $2, $3, $4, 'PENDING', 'QUEUED', $5, $6, $7, $8, $9, $10, '', $11, $12, $13, $14, '', $15, $16,
-                    $17, 1, clock_timestamp(), clock_timestamp(), $5)
+                    $17, 1, clock_timestamp(), clock_timestamp(), $5, $18)
             """,
             job.video_id,
             job.account_id,
@@ -82,7 +82,7 @@ class RecoveryStore:
             _lane(job),
             max(1, job.weight),
             job.start_by.ToDatetime(tzinfo=UTC),
-            job.spec.input_image_id or _first_input(job),
+            job.spec.input_image_id,
             dict(admission.labels),
             admission.client_reference,
             admission.key_id,
@@ -90,13 +90,9 @@ class RecoveryStore:
             admission.quoted_credits,
             admission.price_version,
             admission.policy_version,
+            bool(job.spec.inputs),
         )
 
 
 def _lane(job: job_pb2.Job) -> str:
     return vocabulary_pb2.Lane.Name(job.lane).removeprefix("LANE_")
-
-
-def _first_input(job: job_pb2.Job) -> str:
-    first = job.spec.inputs[0] if job.spec.inputs else vocabulary_pb2.VideoInput()
-    return first.image_id or first.input_video_id

@@ -21,7 +21,7 @@ class SweepStore:
             found = await connection.fetch(
                 f"""
                 UPDATE videos SET state = 'ABANDONED', stage = 'DONE', release_due = true,
-                                  unpin_due = (input_image_id <> ''),
+                                  unpin_due = (input_image_id <> '' OR has_inputs),
                                   next_check_at = clock_timestamp(), updated_at = clock_timestamp()
                 WHERE video_id IN (
                     SELECT video_id FROM videos

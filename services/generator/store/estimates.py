@@ -170,36 +170,30 @@ def _progress(estimate: Estimate, version: int) -> event_pb2.Progress:
     )
 
 
-async def join(
-    connection: postgres.Connection, pool: str, lane: str, account_id: str, weight: int, model: str
-) -> tuple[int, datetime | None]:
-    """One more waits: its place in its lane, and when it is expected to be done, by what was counted last."""
-    ahead = await connection.fetchval(
-        """
-        INSERT INTO queue_counts (pool, lane, account_id, weight, waiting) VALUES ($1, $2, $3, $4, 1)
-        ON CONFLICT (pool, lane, account_id) DO UPDATE SET waiting = queue_counts.waiting + 1 RETURNING waiting - 1
-        """,
-        pool,
-        lane,
-        account_id,
-        weight,
+JOINED = """
+    counted AS (
+        INSERT INTO queue_counts (pool, lane, account_id, weight, waiting) SELECT $5, $6, $2, $7, 1 FROM new
+        ON CONFLICT (pool, lane, account_id) DO UPDATE SET waiting = queue_counts.waiting + 1
+        RETURNING weight, waiting - 1 AS ahead
     )
-    counts = _counts(
-        await connection.fetch(
-            "SELECT lane, account_id, weight, waiting FROM queue_counts WHERE pool = $1", pool
-        )
-    )
-    row = await connection.fetchrow(
-        """
-        SELECT turns_per_second, render_seconds, free, clock_timestamp() AS now FROM queue_rates
-        WHERE pool = $1 AND model = $2
-        """,
-        pool,
-        model,
-    )
-    rate = turns.Rate(row["turns_per_second"], row["render_seconds"], row["free"]) if row else None
-    place, seconds = turns.estimate(ahead, lane, account_id, counts, rate)
-    expected = row["now"] + timedelta(seconds=seconds) if row and seconds is not None else None
+    SELECT ahead, weight, clock_timestamp() AS now, turns_per_second, render_seconds, free,
+        ARRAY(SELECT (lane, account_id, weight, waiting) FROM queue_counts WHERE pool = $5) AS counts
+    FROM counted LEFT JOIN queue_rates ON pool = $5 AND model = $8
+"""
+"""One more waits, where `new` has a row. $2 is its account, $5 the pool, $6 the lane, $7 the weight, $8 the model."""
+
+
+def foreseen(joined: Any, lane: str, account_id: str) -> tuple[int, datetime | None]:
+    """By a row of JOINED: its place in its lane, and when it is expected to be done."""
+    counts: dict[str, dict[str, turns.Waiting]] = {}
+    for counted_lane, counted_account, weight, waiting in joined["counts"]:
+        counts.setdefault(counted_lane, {})[counted_account] = turns.Waiting(waiting, weight)
+    counts.setdefault(lane, {})[account_id] = turns.Waiting(joined["ahead"] + 1, joined["weight"])
+    rate = None
+    if joined["free"] is not None:
+        rate = turns.Rate(joined["turns_per_second"], joined["render_seconds"], joined["free"])
+    place, seconds = turns.estimate(joined["ahead"], lane, account_id, counts, rate)
+    expected = joined["now"] + timedelta(seconds=seconds) if seconds is not None else None
     return place, expected
 
 

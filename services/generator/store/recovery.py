@@ -304,7 +304,7 @@ async def _doubt_video(
         f"""
         UPDATE attempts a SET fence = fence + 1, worker = NULL, sent_until = $2, absent_since = NULL,
             lease_until = NULL, next_step_at = clock_timestamp(),
-            state = CASE WHEN EXISTS (
+            state = CASE WHEN a.state = 'UNRESOLVED' OR EXISTS (
                 SELECT 1 FROM attempts t WHERE t.attempt_id <> a.attempt_id AND t.fingerprint = $5
                 AND t.provider_account = $4 AND t.state IN ('SUBMITTING', 'UNKNOWN'))
                 THEN 'UNRESOLVED' ELSE 'UNKNOWN' END,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from google.protobuf import json_format
@@ -46,12 +47,21 @@ async def lock(connection: postgres.Connection, video_id: str) -> LockedVideo | 
     return LockedVideo(**row) if row else None
 
 
-async def tell(connection: postgres.Connection, video: LockedVideo, event: event_pb2.Event) -> None:
+async def tell(
+    connection: postgres.Connection,
+    video: LockedVideo,
+    event: event_pb2.Event,
+    now: datetime | None = None,
+) -> None:
     """Gives the event its number and moment, moves the video to its state and puts it into the outbox.
+
+    `now`: the database's time, where the transaction has just read it.
 
     A late render changes no state, and the verdict stays the answer to who asks how the video stands.
     """
-    now = await connection.fetchval("SELECT clock_timestamp()")
+    if now is None:
+        now = await connection.fetchval("SELECT clock_timestamp()")
+        assert now is not None
     event.video_id, event.account_id, event.seq = video.video_id, video.account_id, video.seq + 1
     event.occurred_at.CopyFrom(events.timestamp(now))
     if event.kind == event_pb2.EVENT_KIND_RECOVERED:

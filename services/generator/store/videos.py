@@ -54,30 +54,36 @@ class VideoStore:
 
     async def accept(self, job: job_pb2.Job, pool: str, fingerprint: str) -> bool:
         """Takes a job over: video, first attempt and `queued` event in one transaction. False when it was known."""
-        lane = events.lane_name(job.lane)
+        lane, weight = events.lane_name(job.lane), _weight(job)
+        traceparent = telemetry.trace_headers().get("traceparent", "")
         async with self._pool.acquire() as connection, connection.transaction():
-            inserted = await connection.fetchval(
-                """
-                INSERT INTO videos (video_id, account_id, job, state, traceparent)
-                VALUES ($1, $2, $3, 'PENDING', $4)
-                ON CONFLICT (video_id) DO NOTHING RETURNING true
+            joined = await connection.fetchrow(
+                f"""
+                WITH new AS (
+                    INSERT INTO videos (video_id, account_id, job, state, traceparent)
+                    VALUES ($1, $2, $3, 'PENDING', $4)
+                    ON CONFLICT (video_id) DO NOTHING RETURNING video_id
+                ), {estimates.JOINED}
                 """,
                 job.video_id,
                 job.account_id,
                 job.SerializeToString(),
-                telemetry.trace_headers().get("traceparent", ""),
+                traceparent,
+                pool,
+                lane,
+                weight,
+                job.spec.model,
             )
-            if not inserted:
+            if joined is None:
                 return False
-            weight = _weight(job)
-            place, expected = await estimates.join(
-                connection, pool, lane, job.account_id, weight, job.spec.model
-            )
+            place, expected = estimates.foreseen(joined, lane, job.account_id)
             await self._insert_attempt(connection, job, 1, pool, fingerprint, place, expected)
-            video = await telling.lock(connection, job.video_id)
-            assert video is not None
+            # Nobody else knows the video yet: its row needs no lock of its own.
+            video = telling.LockedVideo(
+                job.video_id, job.account_id, "PENDING", 0, False, traceparent
+            )
             event = events.queued(job.lane, job.spec.model, place, expected)
-            await telling.tell(connection, video, event)
+            await telling.tell(connection, video, event, joined["now"])
             await failpoint("generator.accept.before_commit")
         self._told()
         await failpoint("generator.accept.after_commit")
