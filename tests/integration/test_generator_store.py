@@ -13,7 +13,7 @@ import pytest
 from framewire.events.v1 import vocabulary_pb2
 from kit import ids
 from services.generator import attempts
-from services.generator.store import recovery, videos
+from services.generator.store import videos
 from tests import generator_world as worlds
 from tests.generator_world import HOUR, LEASE, OVER, World, server, world
 from tests.waiting import eventually
@@ -466,8 +466,8 @@ async def drive(world: World, attempt: Any, method: int) -> None:
         renders.late,
         lambda: renders.finished(attempt, datetime.now(UTC) + HOUR),
         lambda: _adopted(world, attempt, made_up),
-        lambda: _doubted(world, attempt),
-        lambda: _doubted(world, attempt, beside_twin=True),
+        lambda: world.doubted(attempt),
+        lambda: world.doubted(attempt, beside_twin=True),
     ]
     if methods[method] == renders.late:
         await world.pool.execute("UPDATE attempts SET render_deadline = '-infinity'")
@@ -488,24 +488,6 @@ async def drive(world: World, attempt: Any, method: int) -> None:
             *(attempt.attempt_id, made_up),
         )
     await methods[method]()
-
-
-async def _doubted(world: World, attempt: Any, *, beside_twin: bool = False) -> None:
-    """A restore forgot whether it was sent."""
-    shown = attempt.fingerprint
-    if beside_twin:
-        twin = await world.attempt((await world.accept()).video_id)
-        await _doubted(world, twin)
-        shown = twin.fingerprint
-    suspicion = recovery.Suspicion(("main", "second"), shown, 1, HOUR, HOUR)
-    now = datetime.now(UTC)
-    await world.store.recovery.doubt_rest(
-        recovery.Window(now, now), lambda job, _, __: _only(job, attempt, suspicion), dry_run=False
-    )
-
-
-def _only(job: Any, attempt: Any, suspicion: recovery.Suspicion) -> recovery.Suspicion | None:
-    return suspicion if job.video_id == attempt.video_id else None
 
 
 async def _adopted(world: World, attempt: Any, provider_job_id: str) -> None:
