@@ -36,6 +36,22 @@ async def migrate(database_url: str, directory: Path) -> list[str]:
         await connection.close()
 
 
+async def missing(database_url: str, directory: Path) -> list[str]:
+    """Migrations that we know and the database does not have. A database that cannot be asked has none."""
+    names = {file.name for file in directory.glob("*.sql")}
+    try:
+        connection = await asyncpg.connect(database_url, timeout=10)
+    except (OSError, asyncpg.PostgresError, TimeoutError):
+        return sorted(names)
+    try:
+        rows = await connection.fetch("SELECT name FROM migrations", timeout=10)
+    except asyncpg.PostgresError:
+        return sorted(names)
+    finally:
+        await connection.close()
+    return sorted(names - {row["name"] for row in rows})
+
+
 async def _apply(
     connection: asyncpg.Connection, files: list[Path], known: dict[str, str]
 ) -> list[str]:

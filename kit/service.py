@@ -37,6 +37,7 @@ log = telemetry.logger(__name__)
 T = TypeVar("T")
 S = TypeVar("S", bound=config.ServiceSettings)
 MAX_CONCURRENT_CALLS = 4096
+WAIT_SECONDS = 2.0
 STREAM_WINDOW_BYTES = 1024 * 1024
 CONNECTION_AGE_MS = 120_000
 """A client's connection is closed after so long, softly, so that it looks the name up again and finds new replicas."""
@@ -57,16 +58,27 @@ def start(
     migrations: Path,
     prepare: Callable[[S], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
-    """The body of every `__main__`: `python -m services.X` runs it, `... migrate` brings its database up."""
+    """The body of every `__main__`: `python -m services.X` runs it, `... migrate` brings its database up.
+
+    `... wait` ends when the database has every migration that this version knows: what a roll-out waits for.
+    """
     settings = config.load(settings_class)
     telemetry.configure(name, settings.log_level, settings.otlp_endpoint)
     command = sys.argv[1] if len(sys.argv) > 1 else "run"
     if command == "migrate":
         uvloop.run(_migrate(settings.database_url, migrations, settings, prepare))
+    elif command == "wait":
+        uvloop.run(_wait(settings.database_url.get_secret_value(), migrations))
     elif command == "run":
         uvloop.run(main(settings))
     else:
-        raise SystemExit(f"usage: python -m services.{name} [run|migrate]")
+        raise SystemExit(f"usage: python -m services.{name} [run|migrate|wait]")
+
+
+async def _wait(url: str, migrations: Path) -> None:
+    while missing := await migrate.missing(url, migrations):
+        log.info("waiting_for_migrations", missing=missing)
+        await asyncio.sleep(WAIT_SECONDS)
 
 
 async def _migrate(

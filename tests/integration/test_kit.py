@@ -78,6 +78,17 @@ async def test_an_edited_migration_is_refused(database: str, tmp_path: Path) -> 
         await migrate.migrate(database, files)
 
 
+async def test_a_roll_out_waits_for_what_its_version_knows(database: str, tmp_path: Path) -> None:
+    files = tmp_path / "migrations"
+    _write(files, "0001_create_things.sql", "CREATE TABLE things (id int);")
+    assert await migrate.missing(database, files) == ["0001_create_things.sql"]
+    await migrate.migrate(database, files)
+    assert await migrate.missing(database, files) == []
+    _write(files, "0002_add_others.sql", "CREATE TABLE others (id int);")
+    assert await migrate.missing(database, files) == ["0002_add_others.sql"]
+    assert len(await migrate.missing("postgresql://nobody@127.0.0.1:1/x", files)) == 2
+
+
 async def test_a_migration_that_fails_leaves_nothing(database: str, tmp_path: Path) -> None:
     files = tmp_path / "migrations"
     _write(files, "0001_create_things.sql", "CREATE TABLE things (id int); SELECT 1 / 0;")

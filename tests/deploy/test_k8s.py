@@ -1,0 +1,288 @@
+"""deploy/k8s: base and the production overlay, held against schemas, settings, the design's arrows and our rules."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy import kustomize, test_compose
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "deploy" / "k8s"
+WAYS = ("base", "overlays/prod")
+VERSIONS = ("1.34", "1.37")
+SERVICES = test_compose.SERVICES
+SCHEMAS = {
+    "ScaledObject": "scaledobject_v1alpha1",
+    "ServiceMonitor": "servicemonitor_v1",
+    "PrometheusRule": "prometheusrule_v1",
+    "ExternalSecret": "externalsecret_v1",
+}
+ARROWS = {
+    ("gateway", "credits", 7700), ("gateway", "storage", 7700), ("gateway", "generator", 7700),
+    ("credits", "generator", 7700), ("generator", "storage", 7700),
+    *((name, "postgres", 5432) for name in SERVICES),
+    *((name, "nats", 4222) for name in ("gateway", "credits", "generator")),
+    ("generator", "nats", 8222), ("storage", "s3", 9000),
+}  # fmt: skip
+"""Who may open connections to whom; the table that the NetworkPolicies are held against."""
+
+
+@functools.cache
+def rendered(way: str) -> list[dict[str, Any]]:
+    return kustomize.render(K8S / way)
+
+
+def of_kind(way: str, kind: str) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one for one in rendered(way) if one["kind"] == kind}
+
+
+def workloads(way: str) -> list[dict[str, Any]]:
+    return [one for one in rendered(way) if one["kind"] in ("Deployment", "Job", "StatefulSet")]
+
+
+def pod(workload: dict[str, Any]) -> dict[str, Any]:
+    return workload["spec"]["template"]["spec"]
+
+
+def containers(workload: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod(workload).get("initContainers", ()), *pod(workload)["containers"]]
+
+
+if KUBECTL := shutil.which("kubectl"):
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_the_real_kustomize_makes_the_same(way: str) -> None:
+        done = subprocess.run(
+            [KUBECTL, "kustomize", K8S / way], capture_output=True, text=True, check=True
+        )
+        real = {kustomize.key(one): one for one in yaml.safe_load_all(done.stdout)}
+        ours = {kustomize.key(one): one for one in rendered(way)}
+        assert real.keys() == ours.keys()
+        assert [key for key in real if real[key] != ours[key]] == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_object_is_what_its_schema_says(way: str, version: str) -> None:
+    for one in rendered(way):
+        if name := SCHEMAS.get(one["kind"]):
+            schema = json.loads(
+                (Path(__file__).parent / "crd-schemas" / f"{name}.json").read_text()
+            )
+            jsonschema.validate(one, schema)
+        else:
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_the_schemas_see_a_misspelt_field() -> None:
+    deployment = json.loads(json.dumps(of_kind("base", "Deployment")["credits"]))
+    deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pods_are_restricted(way: str) -> None:
+    namespace = of_kind(way, "Namespace")["framewire"]
+    labels = namespace["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    for workload in workloads(way):
+        spec = pod(workload)
+        context = spec["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == 10001
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        assert all({"secret", "emptyDir"} & volume.keys() for volume in spec["volumes"])
+        for container in containers(workload):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+            assert {"cpu", "memory", "ephemeral-storage"} <= requests.keys()
+            assert {"memory", "ephemeral-storage"} <= limits.keys()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_stands_by_itself(way: str, service: str) -> None:
+    deployment = of_kind(way, "Deployment")[service]
+    spec, template = deployment["spec"], deployment["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    budget = of_kind(way, "PodDisruptionBudget")[service]["spec"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["maxUnavailable"] == 1
+    found = of_kind(way, "Service")[service]["spec"]
+    assert found["clusterIP"] == "None", "round robin by the clients"
+    assert found["selector"].items() <= labels.items()
+    (container,) = pod(deployment)["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert all(port["targetPort"] in ports for port in found["ports"])
+    assert {port["port"] for port in found["ports"]} == {7700, 9090}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["grpc"]["port"] == ports["health"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    prefix = service.upper()
+    for name, port in (
+        ("LISTEN", "grpc"),
+        ("HEALTH_LISTEN", "health"),
+        ("METRICS_LISTEN", "metrics"),
+    ):
+        assert environment[f"{prefix}_{name}"] == f"0.0.0.0:{ports[port]}"
+    assert environment[f"{prefix}_REFLECTION"] == "false"
+    drain = 2 * float(environment[f"{prefix}_DRAIN_SECONDS"])
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod(deployment)["terminationGracePeriodSeconds"] > drain + pause + 5
+    assert {one["topologyKey"] for one in pod(deployment)["topologySpreadConstraints"]} == {
+        "topology.kubernetes.io/zone",
+        "kubernetes.io/hostname",
+    }
+    account = of_kind(way, "ServiceAccount")[service]
+    assert account["automountServiceAccountToken"] is False
+    assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_is_scaled_by_one_thing(way: str) -> None:
+    scalers = dict.fromkeys(of_kind(way, "HorizontalPodAutoscaler"), "HPA")
+    scaled = of_kind(way, "ScaledObject")
+    assert not scalers.keys() & scaled.keys()
+    assert scalers.keys() == {"gateway", "credits", "storage"}
+    deployments = of_kind(way, "Deployment")
+    for name, hpa in of_kind(way, "HorizontalPodAutoscaler").items():
+        assert hpa["spec"]["scaleTargetRef"]["name"] == name
+        assert hpa["spec"]["minReplicas"] >= 2
+        assert "replicas" not in deployments[name]["spec"], "each roll-out would set it back"
+    assert deployments["generator"]["spec"]["replicas"] == 2
+    for scaler in scaled.values():
+        assert scaler["spec"]["scaleTargetRef"]["name"] in deployments
+        assert scaler["spec"]["minReplicaCount"] == 2
+        (trigger,) = scaler["spec"]["triggers"]
+        assert trigger["metadata"]["query"] == "max(framewire_steps_overdue)"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_environment_and_addresses_are_those_of_the_settings(way: str) -> None:
+    services = of_kind(way, "Service")
+    outside = {"postgres", "nats", "s3"}
+    for name, deployment in of_kind(way, "Deployment").items():
+        for container in containers(deployment):
+            variables = {one["name"]: one.get("value", "") for one in container["env"]}
+            assert variables.keys() - {"FRAMEWIRE_SECRETS_DIR"} <= test_compose.settings(name)
+            for variable, value in variables.items():
+                if variable.endswith("_ADDRESS"):
+                    host, port = value.split(":")
+                    assert int(port) in {one["port"] for one in services[host]["spec"]["ports"]}
+                elif variable.endswith(("_ENDPOINT", "_MONITOR_URL")) and "PUBLIC" not in variable:
+                    assert value.removeprefix("http://").split(":")[0] in outside
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert variables["FRAMEWIRE_SECRETS_DIR"] == mounts["secrets"]
+            assert mounts.keys() == {volume["name"] for volume in pod(deployment)["volumes"]}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_set_up_comes_before_the_services(way: str) -> None:
+    jobs = of_kind(way, "Job")
+    assert jobs.keys() == {"set-up-bus", *(f"migrate-{name}" for name in SERVICES)}
+    for name, deployment in of_kind(way, "Deployment").items():
+        (waiting,) = pod(deployment)["initContainers"]
+        assert waiting["args"] == ["wait"]
+        assert waiting["image"] == pod(deployment)["containers"][0]["image"]
+        assert pod(jobs[f"migrate-{name}"])["containers"][0]["args"] == ["migrate"]
+        (secret,) = [
+            one["secret"] for one in pod(jobs[f"migrate-{name}"])["volumes"] if "secret" in one
+        ]
+        assert secret["secretName"] == f"{name}-owner", "the service's own role changes no table"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_secret_that_is_mounted_comes_from_the_store(way: str) -> None:
+    used = {
+        volume["secret"]["secretName"]
+        for workload in workloads(way)
+        for volume in pod(workload)["volumes"]
+        if "secret" in volume
+    }
+    readme = (K8S / "README.md").read_text()
+    assert all(f"| `{name}` |" in readme for name in used)
+    if way == "overlays/prod":
+        stored = of_kind(way, "ExternalSecret")
+        assert {one["spec"]["target"]["name"] for one in stored.values()} == used
+
+
+def test_the_policies_allow_the_arrows_and_no_others() -> None:
+    policies = of_kind("base", "NetworkPolicy")
+    deny = policies["default-deny"]["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    out: set[tuple[str, str, int]] = set()
+    into: set[tuple[str, str, int]] = set()
+    for name in SERVICES:
+        spec = policies[name]["spec"]
+        for rule in spec["egress"]:
+            out |= {(name, peer, port) for peer in _peers(rule["to"]) for port in _ports(rule)}
+        for rule in spec["ingress"]:
+            into |= {
+                (peer, name, port) for peer in _peers(rule.get("from", ())) for port in _ports(rule)
+            }
+    assert out == ARROWS
+    assert into == {arrow for arrow in ARROWS if arrow[1] in SERVICES}
+    open_to_all = [
+        (name, _ports(rule))
+        for name in SERVICES
+        for rule in policies[name]["spec"]["ingress"]
+        if "from" not in rule
+    ]
+    assert open_to_all == [("gateway", [7700])]
+    to_the_internet = {
+        name
+        for name in SERVICES
+        for rule in policies[name]["spec"]["egress"]
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    }
+    assert to_the_internet == {"generator", "storage"}
+
+
+def _peers(peers: Any) -> list[str]:
+    return [
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
+        for peer in peers
+        if "podSelector" in peer and "namespaceSelector" not in peer
+    ]
+
+
+def _ports(rule: dict[str, Any]) -> list[int]:
+    return [port["port"] for port in rule["ports"]]
+
+
+def test_the_rules_are_those_of_prometheus_and_jobs_are_called_alike() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
+    assert (
+        of_kind("overlays/prod", "PrometheusRule")["framewire"]["spec"]["groups"] == rules["groups"]
+    )
+    monitors = of_kind("overlays/prod", "ServiceMonitor")
+    assert monitors.keys() == set(SERVICES)
+    services = of_kind("overlays/prod", "Service")
+    for name, monitor in monitors.items():
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert endpoint["port"] in {port["name"] for port in services[name]["spec"]["ports"]}
+        selector = monitor["spec"]["selector"]["matchLabels"]
+        assert selector.items() <= services[name]["metadata"]["labels"].items()
+        assert endpoint["relabelings"] == [
+            {"targetLabel": "job", "replacement": f"framewire-{name}"}
+        ]
