@@ -26,6 +26,7 @@ from framewire import (
     encode,
     errors,
     operations,
+    outcomes,
     transport,
     types,
     uploads,
@@ -33,7 +34,6 @@ from framewire import (
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.encode import SpecFields, VideoFields
-from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import (
     account_pb2,
     account_pb2_grpc,
@@ -137,7 +137,7 @@ class Client(uploads.Uploads):
             made = newer
             if on_progress is not None:
                 on_progress(made)
-        require_completed(made)
+        outcomes.require_completed(made)
         if out is not None:
             await self.download_all(made, out)
         return made
@@ -146,30 +146,42 @@ class Client(uploads.Uploads):
         self, prompt: str, *, request_id: str = "", **fields: Unpack[VideoFields]
     ) -> types.Video:
         """Admits a video: it is priced, its credits are held, and it is queued, durably; or nothing happens."""
-        request = video_pb2.CreateVideoRequest(
-            request_id=request_id or new_request_id(),
-            account_id=self.account_id,
-            spec=encode.spec(prompt, fields),
-            lane=encode.lane(fields.get("lane", "")),
-            max_credits=fields.get("max_credits"),
-            quote_id=fields.get("quote_id", ""),
-            start_by=encode.timestamp(fields.get("start_by")),
-            labels=fields.get("labels", {}),
-            client_reference=fields.get("client_reference", ""),
-        )
+        request = self._wanted(prompt, fields)
+        request.request_id = request_id or new_request_id()
         return await self._call(types.Video, self._videos.CreateVideo, request)
+
+    async def create_videos(
+        self, wanted: Sequence[tuple[str, VideoFields]], *, request_id: str = ""
+    ) -> tuple[types.Verdict, ...]:
+        """Admits up to 100 videos, prompt and fields each, and answers a verdict on each, refusals too.
+
+        Sent again with the same request_id, what was not decided is tried again.
+        """
+        request = video_pb2.BatchCreateVideosRequest(
+            request_id=request_id or new_request_id(),
+            requests=[self._wanted(prompt, fields) for prompt, fields in wanted],
+        )
+        answer = await self._transport.unary(self._videos.BatchCreateVideos, request)
+        return tuple(decode(types.Verdict, result) for result in answer.results)
+
+    async def retry_video(self, video_id: str, *, request_id: str = "") -> types.Video:
+        """Makes a video that failed anew: another one, with a price and a hold of its own."""
+        request = video_pb2.RetryVideoRequest(
+            request_id=request_id or new_request_id(), video_id=video_id
+        )
+        return await self._call(types.Video, self._videos.RetryVideo, request)
 
     async def get_video(self, video_id: str) -> types.Video:
         """A video as it is now."""
         request = video_pb2.GetVideoRequest(video_id=video_id)
         return await self._call(types.Video, self._videos.GetVideo, request)
 
-    async def list_videos(self, *, state: str = "") -> AsyncGenerator[types.Video, None]:
-        """The account's videos, newest first, fetched page by page as they are taken."""
-        wanted = encode.enum_value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state")
-        request = video_pb2.ListVideosRequest(
-            account_id=self.account_id, page_size=_PAGE_SIZE, state=wanted
-        )
+    async def list_videos(
+        self, *, state: str = "", **filters: Unpack[encode.ListFields]
+    ) -> AsyncGenerator[types.Video, None]:
+        """The account's videos, newest first unless told, fetched page by page as they are taken."""
+        request = encode.listing(self.account_id, state, filters)
+        request.page_size = _PAGE_SIZE
         async for page in self._pages(self._videos.ListVideos, request):
             for video in page.videos:
                 yield decode(types.Video, video)
@@ -264,7 +276,9 @@ class Client(uploads.Uploads):
             found = await self.get_download_url(
                 video_id, variant=variant, poster=poster, rendition_height=rendition_height
             )
-            size, sha256 = promised(found.output, poster=poster, rendition_height=rendition_height)
+            size, sha256 = outcomes.promised(
+                found.output, poster=poster, rendition_height=rendition_height
+            )
             try:
                 await downloads.fetch(found.url, Path(path), size, sha256)
                 return found
@@ -278,7 +292,7 @@ class Client(uploads.Uploads):
         self, video: types.Video, path: Path | str, *, rendition_height: int = 0
     ) -> tuple[Path, ...]:
         """Writes every output: the first to `path`, further variants beside it (out-1.mp4, out-2.mp4, ...)."""
-        paths = tuple(variant_path(Path(path), output.variant) for output in video.outputs)
+        paths = tuple(outcomes.variant_path(Path(path), output.variant) for output in video.outputs)
         for output, place in zip(video.outputs, paths, strict=True):
             await self.download(
                 video.video_id, place, variant=output.variant, rendition_height=rendition_height
@@ -433,6 +447,20 @@ class Client(uploads.Uploads):
         request = operator_pb2.GrantRequest(grant=grant, why=why)
         return await self._call(types.Grant, self._operators.Grant, request)
 
+    def _wanted(self, prompt: str, fields: VideoFields) -> video_pb2.CreateVideoRequest:
+        within = fields.get("reject_duplicates_within")
+        return video_pb2.CreateVideoRequest(
+            account_id=self.account_id,
+            spec=encode.spec(prompt, fields),
+            lane=encode.lane(fields.get("lane", "")),
+            max_credits=fields.get("max_credits"),
+            quote_id=fields.get("quote_id", ""),
+            start_by=encode.timestamp(fields.get("start_by")),
+            labels=fields.get("labels", {}),
+            client_reference=fields.get("client_reference", ""),
+            reject_duplicates_within=encode.duration(within),
+        )
+
     async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
         return decode(kind, await self._transport.unary(send, request))
 
@@ -445,37 +473,6 @@ class Client(uploads.Uploads):
             request.page_token = page.next_page_token
 
 
-def variant_path(out: Path, variant: int) -> Path:
-    """Where a variant goes: video.mp4, video-1.mp4, ..."""
-    return out if variant == 0 else out.with_stem(f"{out.stem}-{variant}")
-
-
-def promised(output: types.Output, *, poster: bool, rendition_height: int) -> tuple[int, str]:
-    """Size and sha256 of what is downloaded of an output; 0 and empty where its facts do not say."""
-    if poster:
-        return 0, ""
-    for smaller in output.renditions:
-        if smaller.height == rendition_height:
-            return smaller.size_bytes, smaller.sha256
-    return output.size_bytes, output.sha256
-
-
 def _moved(before: types.Video, now: types.Video) -> bool:
     """Progress changes without a new revision; an older state told again after a break does not count."""
     return now.revision == before.revision and now != before
-
-
-def require_completed(video: types.Video) -> None:
-    """Raises FramewireError, the cause as its reason, for a video that ended without an output."""
-    if video.state == "COMPLETED":
-        return
-    failure = video.failure or types.VideoFailure("", "", False)
-    raise transport.failure(
-        grpc.StatusCode.ABORTED,
-        failure.cause or video.state,
-        failure.message or f"the video is {video.state}",
-        video_id=video.video_id,
-        state=video.state,
-        captured_credits=video.credits.captured,
-        retryable=str(failure.retryable).lower(),
-    )

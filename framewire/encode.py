@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
 import grpc
-from google.protobuf import struct_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 
 from framewire import errors, transport, types
 from framewire.events.v1 import vocabulary_pb2
+from framewire.gateway.v1 import video_pb2
 
 
 class SpecFields(TypedDict, total=False):
@@ -37,6 +38,33 @@ class VideoFields(SpecFields, total=False):
     start_by: datetime | None
     labels: Mapping[str, str]
     client_reference: str
+    reject_duplicates_within: timedelta | None
+
+
+class ListFields(TypedDict, total=False):
+    """Which videos are listed; what is left out filters nothing."""
+
+    created_from: datetime | None
+    created_to: datetime | None
+    model: str
+    labels: Mapping[str, str]
+    client_reference: str
+    oldest_first: bool
+
+
+def listing(account_id: str, state: str, fields: ListFields) -> video_pb2.ListVideosRequest:
+    """Which videos, and in which order."""
+    newest, oldest = video_pb2.VIDEO_ORDER_NEWEST_FIRST, video_pb2.VIDEO_ORDER_OLDEST_FIRST
+    return video_pb2.ListVideosRequest(
+        account_id=account_id,
+        state=enum_value(vocabulary_pb2.VideoState, "VIDEO_STATE_", state, "state"),
+        created_from=timestamp(fields.get("created_from")),
+        created_to=timestamp(fields.get("created_to")),
+        model=fields.get("model", ""),
+        labels=fields.get("labels", {}),
+        client_reference=fields.get("client_reference", ""),
+        order=oldest if fields.get("oldest_first") else newest,
+    )
 
 
 def spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
@@ -95,6 +123,15 @@ def enum_value(enum: Any, prefix: str, name: str, field: str) -> Any:
         return enum.Value(full)
     known = ", ".join(key.removeprefix(prefix) for key in enum.keys()[1:])
     raise invalid("INVALID_FIELD", f"{field}: there is no {name!r}; there are: {known}")
+
+
+def duration(given: timedelta | None) -> duration_pb2.Duration | None:
+    """A length of time."""
+    if given is None:
+        return None
+    made = duration_pb2.Duration()
+    made.FromTimedelta(given)
+    return made
 
 
 def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:

@@ -123,6 +123,8 @@ class Client:
 
     generate = _call(client.Client.generate)
     create_video = _call(client.Client.create_video)
+    create_videos = _call(client.Client.create_videos)
+    retry_video = _call(client.Client.retry_video)
     get_video = _call(client.Client.get_video)
     list_videos = _iterate(client.Client.list_videos)
     watch_video = _iterate(client.Client.watch_video)

@@ -399,3 +399,14 @@ class NewApiKey:
 
     key: ApiKey
     secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one item of a batch: the video, or why there is none. `code` is gRPC's number; 0 with a video."""
+
+    video: Video | None
+    code: int
+    reason: str
+    message: str
+    metadata: Mapping[str, str]

@@ -456,9 +456,4 @@ CASES = [
         lambda world: world.rich.grant(world.rich.account_id, 1_000),
     ),
     Case("deadline already over", "try again", deadline_over),
-    Case(
-        "call that is not built yet",
-        "not built yet",
-        lambda world: world.rich.delete_video(world.done.video_id),
-    ),
 ]

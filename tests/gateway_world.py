@@ -166,6 +166,10 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
     async def Stat(self, request: Any, context: Any) -> Any:
         return PICTURE
 
+    async def Delete(self, request: Any, context: Any) -> Any:
+        await self.behind.enter("Delete", request.asset_id)
+        return storage_pb2.Asset(asset_id=request.asset_id)
+
     async def SignUrl(self, request: Any, context: Any) -> Any:
         return storage_pb2.SignUrlResponse(url=f"http://s3/{request.asset_id}/{request.file_name}")
 

@@ -13,6 +13,7 @@ from framewire.cli import (
     attempts,
     credits,
     inputs,
+    many,
     operators,
     output,
     reconcile,
@@ -42,6 +43,9 @@ app.command()(videos.download)
 app.command()(videos.quote)
 app.command()(inputs.preview)
 app.command()(videos.cancel)
+app.command()(many.batch)
+app.command()(many.retry)
+app.command()(many.delete)
 app.command()(account.models)
 app.command()(credits.balance)
 app.command()(credits.entries)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from framewire import client, downloads, types, uploads
+from framewire import client, downloads, outcomes, types, uploads
 from framewire.cli import options, output, running
 
 First = Annotated[
@@ -187,7 +187,7 @@ def preview(
         out.parent.mkdir(parents=True, exist_ok=True)
         for number, each in enumerate(shown):
             extension = ".mp4" if each.media_type.startswith("video/") else ".jpg"
-            place = client.variant_path(out.with_suffix(extension), number)
+            place = outcomes.variant_path(out.with_suffix(extension), number)
             await downloads.fetch(each.url, place, each.size_bytes, each.sha256)
             if as_json:
                 output.print_json(each)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from framewire import client, errors, types
+from framewire import client, errors, outcomes, types
 from framewire.cli import inputs, options, output, progress, running
 
 Prompt = Annotated[
@@ -88,17 +88,35 @@ def list_videos(
     state: Annotated[
         str, typer.Option(help="pending, processing, completed, failed or cancelled.")
     ] = "",
+    model: options.Model = "",
+    since: options.Since = "",
+    until: options.Until = "",
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")
+    ] = None,
+    reference: Annotated[str, typer.Option(help="Only with this client reference.")] = "",
+    oldest_first: Annotated[bool, typer.Option("--oldest-first")] = False,
     limit: options.Limit = 50,
     address: options.Address = "",
     api_key: options.ApiKey = "",
     account: options.Account = "",
     as_json: options.Json = False,
 ) -> None:
-    """List the account's videos, newest first."""
+    """List the account's videos, newest first unless told."""
+    start, end = options.period(since, until)
+    labels = {name: value for name, _, value in (one.partition("=") for one in label or ())}
 
     async def work(opened: client.Client) -> None:
         found: list[types.Video] = []
-        async for video in opened.list_videos(state=state):
+        async for video in opened.list_videos(
+            state=state,
+            model=model,
+            created_from=start,
+            created_to=end,
+            labels=labels,
+            client_reference=reference,
+            oldest_first=oldest_first,
+        ):
             if as_json:
                 output.print_json(video)
             found.append(video)
@@ -129,7 +147,7 @@ def watch(
         if shown.latest is not None:
             if not as_json:
                 _show(shown.latest, as_json)
-            client.require_completed(shown.latest)
+            outcomes.require_completed(shown.latest)
 
     running.with_client(
         work,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from framewire import subjects
 from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.gateway.v1 import (
     account_pb2_grpc,
@@ -14,7 +15,7 @@ from framewire.gateway.v1 import (
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth as service_auth
-from kit import bus, incarnation, pages, postgres, rpc, service
+from kit import bus, incarnation, outbox, pages, postgres, rpc, service
 from services.gateway import (
     admission,
     auth,
@@ -31,7 +32,7 @@ from services.gateway import (
     tasks,
     watch,
 )
-from services.gateway.api import accounts, operators, uploads, videos
+from services.gateway.api import accounts, creating, operators, uploads, videos
 
 
 async def main(settings: config.Settings) -> None:
@@ -54,6 +55,8 @@ async def main(settings: config.Settings) -> None:
         shielded = await process.enter(tasks.Shielded(settings.admit_seconds))
         timing = admission.Timing(settings.admit_seconds, settings.sweep_unaccepted_seconds)
         projecting = projector.Projector(kept.videos, hub, settings.sweep_overdue_seconds)
+        process.loop(outbox.Relay(pool, nats, subjects.EVENTS_STREAM))
+        process.loop(outbox.Retention(pool))
         process.loop(hub)
         process.loop(watch.Nudges(nats, hub))
         process.loop(projecting.loop(nats))
@@ -63,7 +66,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(life.gate(sweeper.Purge(kept)))
         process.loop(measures.Measures(kept.measures))
 
-        parts = videos.Parts(
+        parts = creating.Parts(
             store=kept,
             admission=admission.Admission(kept, behind, ringing, shielded, timing),
             peers=behind,

@@ -71,10 +71,13 @@ class Admission:
     async def _begin(self, new: videos.NewVideo, max_in_flight: int) -> videos.Video | rows.Request:
         begun = await self._store.admissions.begin(new, max_in_flight, self._timing.admit_seconds)
         if begun is None:
-            raise errors.ResourceExhausted(
-                "TOO_MANY_IN_FLIGHT",
-                f"the account has {max_in_flight} videos in flight, as many as it may; wait for one to end",
-                retry_after_seconds=10,
+            raise too_many_in_flight(max_in_flight)
+        if isinstance(begun, rows.Duplicate):
+            raise errors.AlreadyExists(
+                "DUPLICATE_VIDEO",
+                f"video {begun.video_id} was just asked for by the same request; look at that one, or leave "
+                "reject_duplicates_within out to make another",
+                video_id=begun.video_id,
             )
         if isinstance(begun, rows.Request):
             return begun
@@ -161,6 +164,15 @@ class Admission:
         if now is None or now.state is videos.State.ADMITTING:
             raise peers.unavailable()
         return _as_decided(now)
+
+
+def too_many_in_flight(most: int) -> errors.ResourceExhausted:
+    """As many videos live as the account may have."""
+    return errors.ResourceExhausted(
+        "TOO_MANY_IN_FLIGHT",
+        f"the account has {most} videos in flight, as many as it may; wait for one to end",
+        retry_after_seconds=10,
+    )
 
 
 def _refusal(error: errors.ServiceError) -> dict[str, Any]:

@@ -69,6 +69,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.VideoService/ListVideos": _ANY,
     "framewire.gateway.v1.VideoService/CancelVideo": _ANY,
     "framewire.gateway.v1.VideoService/DeleteVideo": _ANY,
+    "framewire.gateway.v1.VideoService/RetryVideo": _ANY,
     "framewire.gateway.v1.VideoService/WatchVideo": _ANY,
     "framewire.gateway.v1.VideoService/QuoteVideo": _ANY,
     "framewire.gateway.v1.VideoService/PreviewInputs": _ANY,

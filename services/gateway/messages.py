@@ -44,7 +44,7 @@ def own_fields(request: message.Message) -> dict[str, Any]:
     """What the caller sent, for the fingerprint: without the request's id, with fields that we do not know yet."""
     copy = type(request)()
     copy.CopyFrom(request)
-    for field in ("request_id", "validate_only"):
+    for field in ("request_id", "validate_only", "reject_duplicates_within"):
         if field in copy.DESCRIPTOR.fields_by_name:
             copy.ClearField(field)
     try:
@@ -106,6 +106,21 @@ def asked_spec(spec: vocabulary_pb2.VideoSpec) -> videos.Spec:
         options={name: _option(value) for name, value in spec.options.items()},
         inputs=asked_inputs(spec.inputs),
         rendition_heights=tuple(spec.rendition_heights),
+    )
+
+
+def listing(request: video_pb2.ListVideosRequest, account_id: str) -> videos.Listing:
+    """What a caller wants listed."""
+    state = vocabulary_pb2.VideoState.Name(request.state).removeprefix("VIDEO_STATE_")
+    return videos.Listing(
+        account_id=account_id,
+        state=state if request.state else "",
+        created_from=moment(request, "created_from"),
+        created_to=moment(request, "created_to"),
+        model=request.model,
+        labels=tuple(sorted(request.labels.items())),
+        client_reference=request.client_reference,
+        oldest_first=request.order == video_pb2.VIDEO_ORDER_OLDEST_FIRST,
     )
 
 
@@ -183,6 +198,14 @@ def stored_spec(video: videos.Video) -> vocabulary_pb2.VideoSpec:
     return vocabulary_pb2.VideoSpec.FromString(video.spec)
 
 
+def wordless(video: videos.Video) -> bytes:
+    """The stored spec without its prompt and options: what stays of a deleted video."""
+    spec = stored_spec(video)
+    spec.ClearField("prompt")
+    spec.ClearField("options")
+    return spec.SerializeToString()
+
+
 def job(video: videos.Video) -> job_pb2.Job:
     """The job, rebuilt from the row: the same each time."""
     return job_pb2.Job(
@@ -229,6 +252,7 @@ def video_message(video: videos.Video) -> video_pb2.Video:
             message=video.failure_message,
             retryable=video.failure_retryable,
         )
+    gone = video.deleted_at is not None
     return video_pb2.Video(
         video_id=video.video_id,
         account_id=video.account_id,
@@ -241,8 +265,8 @@ def video_message(video: videos.Video) -> video_pb2.Video:
         spec=stored_spec(video),
         lane=lane_number(video.lane),
         credits=_credits(video),
-        outputs=outputs(video),
-        late_outputs=event_pb2.Recovered.FromString(video.late_outputs).outputs,
+        outputs=() if gone else outputs(video),
+        late_outputs=() if gone else event_pb2.Recovered.FromString(video.late_outputs).outputs,
         failure=failure,
         cancel_requested=video.cancel_requested,
         similar_to=video.similar_to,

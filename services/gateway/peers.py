@@ -51,6 +51,7 @@ RETRIED = {
             "Pin",
             "Unpin",
             "SignUrl",
+            "Delete",
             "CreateUpload",
             "CompleteUpload",
             "Import",
@@ -194,6 +195,16 @@ class Peers:
             storage_pb2.UnpinRequest(account_id=video.account_id, owner=video.video_id),
             timeout=TIMEOUT_SECONDS,
         )
+
+    async def delete_asset(self, account_id: str, asset_id: str) -> None:
+        """Removes an asset and all that was made from it; one that is gone is gone. FailedPrecondition: pinned."""
+        try:
+            await self.stubs.storage.Delete(
+                storage_pb2.DeleteRequest(account_id=account_id, asset_id=asset_id),
+                timeout=TIMEOUT_SECONDS,
+            )
+        except errors.NotFound:
+            return
 
     async def stat_inputs(self, account_id: str, model: str, given: Sequence[inputs.Input]) -> None:
         """Raises NotFound or InvalidArgument where one of the assets cannot start a video of the model."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kit import errors, loops, telemetry
 from kit.failpoints import failpoint
-from services.gateway import measures, messages, peers, publisher, store, videos, watch
+from services.gateway import measures, messages, peers, publisher, removal, store, videos, watch
 
 log = telemetry.logger(__name__)
 
@@ -43,6 +43,7 @@ class Sweeper:
         self._publisher = publisher_
         self._hub = hub
         self._ages = ages
+        self._removal = removal.Removal(store_, peers_)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Sweeps until told to stop."""
@@ -81,7 +82,9 @@ class Sweeper:
             await failpoint("gateway.abandon.before_release")
             await self._peers.release(video)
             await self._store.sweeping.released(video.video_id)
-        if video.unpin_due:
+        if video.delete_due:
+            await self._removal.remove(video)
+        elif video.unpin_due:
             await self._peers.unpin(video)
             await self._store.sweeping.unpinned(video.video_id)
 

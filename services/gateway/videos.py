@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -88,6 +88,27 @@ class NewVideo:
     max_credits: int | None
     labels: Mapping[str, str]
     client_reference: str
+    model: str
+    retry_of: str = ""
+    reject_duplicates_seconds: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which of an account's videos are listed; what is empty filters nothing."""
+
+    account_id: str
+    state: str = ""
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+    model: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    client_reference: str = ""
+    oldest_first: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        """What a page token is bound to."""
+        return ("videos", *(getattr(self, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,10 @@ class Video:
     finished_at: datetime | None
     updated_at: datetime
     deleted_at: datetime | None
+    model: str
+    delete_when_terminal: bool
+    delete_due: bool
+    revised_at: datetime
     price_version: str = ""
     policy_version: str = ""
     fingerprint: bytes = b""
@@ -198,7 +223,9 @@ def _changed(video: Video, fact: Fact) -> Video | None:
     if fact.seq <= video.last_seq:
         return None
     if fact.kind is Kind.RECOVERED:
-        return replace(video, late_outputs=fact.outputs)
+        # Of a deleted video it goes the way of the others.
+        gone = video.deleted_at is not None
+        return replace(video, late_outputs=fact.outputs, delete_due=gone)
     if video.terminal:
         return None
     if fact.kind is Kind.QUEUED:
@@ -239,6 +266,8 @@ def _ended(video: Video, fact: Fact) -> Video:
         cancel_requested=video.cancel_requested or fact.cancel_requested,
         unpin_due=bool(video.input_image_id) or video.has_inputs,
         finished_at=fact.occurred_at,
+        deleted_at=fact.occurred_at if video.delete_when_terminal else None,
+        delete_due=video.delete_when_terminal,
     )
 
 

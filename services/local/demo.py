@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from framewire import client, events, types
+from framewire import client, events, outcomes, types
 from framewire import errors as public_errors
 from framewire.cli import connection, output, progress
 from services.local import environment, errors, stack
@@ -210,7 +210,7 @@ async def _print_events(
 
 def _tell(video: types.Video, wish: Wish, provider: str) -> None:
     for one in video.outputs:
-        path = client.variant_path(wish.out, one.variant)
+        path = outcomes.variant_path(wish.out, one.variant)
         _console.print(f"video            {path.resolve()}")
         _console.print(f"                 {output.output_text(one)}")
         _console.print(f"                 sha256 {one.sha256}, as downloaded")

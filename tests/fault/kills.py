@@ -81,6 +81,8 @@ ELSEWHERE = {
     "storage.quarantine.after_object",
     # While a restored system recovers: test_recovery.py.
     *(point for points in RECOVERY.values() for point in points),
+    "gateway.delete.after_commit",
+    "gateway.delete.after_assets",
 }
 LEDGER = (
     "credits.grant.before_commit",

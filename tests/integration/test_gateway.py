@@ -421,7 +421,7 @@ async def test_bad_requests_say_what_to_do(world: World) -> None:
     late.start_by.seconds = 1
     assert (await member.refused("CreateVideo", late)).reason == "START_BY_PASSED"
     delete = video_pb2.DeleteVideoRequest(video_id="v" * 26)
-    assert (await member.refused("DeleteVideo", delete)).reason == "NOT_IMPLEMENTED"
+    assert (await member.refused("DeleteVideo", delete)).reason == "VIDEO_NOT_FOUND"
 
 
 async def test_keys(world: World) -> None:

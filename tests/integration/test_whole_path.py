@@ -294,3 +294,21 @@ async def test_the_services_agree_after_all_of_it(system: systems.System) -> Non
         return found.done.videos > 0
 
     await eventually(agreed, every_seconds=0.3)
+
+
+async def test_a_deleted_video_leaves_nothing_stored(system: systems.System) -> None:
+    async with await system.account(100) as client:
+        video = await client.generate(unique("to be deleted"), pictures.ROCKET, **TINY)
+        assert {one.kind for one in await client.assets.usage()} >= {"INPUT_IMAGE", "OUTPUT_VIDEO"}
+        gone = await client.delete_video(video.video_id)
+        assert gone.deleted_at is not None
+
+        async def nothing() -> bool:
+            left = await client.assets.usage()
+            assert left == (), left
+            return True
+
+        await eventually(nothing)
+        assert [one async for one in client.list_videos()] == []
+        kept = await client.get_video(video.video_id)
+        assert (kept.spec.prompt, kept.credits.captured) == ("", video.credits.captured)

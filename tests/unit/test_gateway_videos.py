@@ -75,6 +75,10 @@ PENDING = videos.Video(
     finished_at=None,
     updated_at=NOW,
     deleted_at=None,
+    model="sora-2",
+    delete_when_terminal=False,
+    delete_due=False,
+    revised_at=NOW,
 )
 QUEUED = videos.Fact(videos.Kind.QUEUED, 1, NOW, queue_position=3)
 STARTED = videos.Fact(videos.Kind.STARTED, 2, NOW + timedelta(seconds=1))

@@ -156,6 +156,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the process that was sending the attempt still may."""
     ERROR_REASON_VIDEO_ENDED: _ErrorReason.ValueType  # 76
     """FAILED_PRECONDITION: the video has ended and its hold is settled."""
+    ERROR_REASON_DUPLICATE_VIDEO: _ErrorReason.ValueType  # 100
+    """ALREADY_EXISTS: the account has asked for the same a short time ago; the metadata say which video."""
+    ERROR_REASON_VIDEO_NOT_FAILED: _ErrorReason.ValueType  # 101
+    """FAILED_PRECONDITION: only a FAILED or CANCELLED video is made anew."""
+    ERROR_REASON_VIDEO_DELETED: _ErrorReason.ValueType  # 102
+    """FAILED_PRECONDITION: the video was deleted, and what it was to be with it."""
     ERROR_REASON_RECOVERY: _ErrorReason.ValueType  # 140
     """UNAVAILABLE: a database was restored and what it forgot is not made good yet; nothing was done. RetryInfo says when to try again."""
     ERROR_REASON_NOT_IN_RECOVERY: _ErrorReason.ValueType  # 141
@@ -302,6 +308,12 @@ ERROR_REASON_SENDER_ALIVE: ErrorReason.ValueType  # 75
 """FAILED_PRECONDITION: the process that was sending the attempt still may."""
 ERROR_REASON_VIDEO_ENDED: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: the video has ended and its hold is settled."""
+ERROR_REASON_DUPLICATE_VIDEO: ErrorReason.ValueType  # 100
+"""ALREADY_EXISTS: the account has asked for the same a short time ago; the metadata say which video."""
+ERROR_REASON_VIDEO_NOT_FAILED: ErrorReason.ValueType  # 101
+"""FAILED_PRECONDITION: only a FAILED or CANCELLED video is made anew."""
+ERROR_REASON_VIDEO_DELETED: ErrorReason.ValueType  # 102
+"""FAILED_PRECONDITION: the video was deleted, and what it was to be with it."""
 ERROR_REASON_RECOVERY: ErrorReason.ValueType  # 140
 """UNAVAILABLE: a database was restored and what it forgot is not made good yet; nothing was done. RetryInfo says when to try again."""
 ERROR_REASON_NOT_IN_RECOVERY: ErrorReason.ValueType  # 141

@@ -7,9 +7,11 @@ from collections import abc as _abc
 from framewire.events.v1 import event_pb2 as _event_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +22,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VideoOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VideoOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VideoOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VIDEO_ORDER_UNSPECIFIED: _VideoOrder.ValueType  # 0
+    """Not set: NEWEST_FIRST."""
+    VIDEO_ORDER_NEWEST_FIRST: _VideoOrder.ValueType  # 1
+    """By admission, the newest first."""
+    VIDEO_ORDER_OLDEST_FIRST: _VideoOrder.ValueType  # 2
+    """By admission, the oldest first."""
+
+class VideoOrder(_VideoOrder, metaclass=_VideoOrderEnumTypeWrapper):
+    """Order of a listing."""
+
+VIDEO_ORDER_UNSPECIFIED: VideoOrder.ValueType  # 0
+"""Not set: NEWEST_FIRST."""
+VIDEO_ORDER_NEWEST_FIRST: VideoOrder.ValueType  # 1
+"""By admission, the newest first."""
+VIDEO_ORDER_OLDEST_FIRST: VideoOrder.ValueType  # 2
+"""By admission, the oldest first."""
+Global___VideoOrder: _TypeAlias = VideoOrder  # noqa: Y015
 
 @_typing.final
 class VideoCredits(_message.Message):
@@ -289,6 +315,7 @@ class CreateVideoRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CLIENT_REFERENCE_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REJECT_DUPLICATES_WITHIN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID of this logical request: keep it over retries, make a new one for a new video. Required."""
     account_id: _builtins.str
@@ -315,6 +342,12 @@ class CreateVideoRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 16 labels for listing and usage reports."""
 
+    @_builtins.property
+    def reject_duplicates_within(self) -> _duration_pb2.Duration:
+        """Refuse with ALREADY_EXISTS/DUPLICATE_VIDEO when the account has asked for the same within this time, under another request_id,
+        and that video has not failed; at most an hour. Not set: the same may be made again; the answer's similar_to tells.
+        """
+
     def __init__(
         self,
         *,
@@ -328,10 +361,11 @@ class CreateVideoRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         client_reference: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        reject_duplicates_within: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits", "spec", b"spec", "start_by", b"start_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits", "reject_duplicates_within", b"reject_duplicates_within", "spec", b"spec", "start_by", b"start_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "account_id", b"account_id", "client_reference", b"client_reference", "labels", b"labels", "lane", b"lane", "max_credits", b"max_credits", "quote_id", b"quote_id", "request_id", b"request_id", "spec", b"spec", "start_by", b"start_by", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "account_id", b"account_id", "client_reference", b"client_reference", "labels", b"labels", "lane", b"lane", "max_credits", b"max_credits", "quote_id", b"quote_id", "reject_duplicates_within", b"reject_duplicates_within", "request_id", b"request_id", "spec", b"spec", "start_by", b"start_by", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_credits: _TypeAlias = _typing.Literal["max_credits"]  # noqa: Y015
     _WhichOneofArgType__max_credits: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits"]  # noqa: Y015
@@ -351,7 +385,7 @@ class BatchCreateVideosRequest(_message.Message):
     """UUID of the batch."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateVideoRequest]:
-        """1 to 100 requests; their own request_ids are not looked at."""
+        """1 to 100 requests, each checked by itself; their own request_ids are not looked at."""
 
     def __init__(
         self,
@@ -373,10 +407,31 @@ class BatchCreateVideosResult(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VIDEO_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """gRPC code otherwise."""
     reason: _builtins.str
@@ -387,6 +442,10 @@ class BatchCreateVideosResult(_message.Message):
     def video(self) -> Global___Video:
         """The video, when admitted."""
 
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What else the refusal says, for instance credits needed and available."""
+
     def __init__(
         self,
         *,
@@ -394,10 +453,11 @@ class BatchCreateVideosResult(_message.Message):
         code: _builtins.int = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,14 +511,40 @@ Global___GetVideoRequest: _TypeAlias = GetVideoRequest  # noqa: Y015
 
 @_typing.final
 class ListVideosRequest(_message.Message):
-    """Asks for videos."""
+    """Asks for videos. What is not set filters nothing."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    CREATED_FROM_FIELD_NUMBER: _builtins.int
+    CREATED_TO_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CLIENT_REFERENCE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose; may be empty when the caller is a member of one account."""
     page_size: _builtins.int
@@ -467,6 +553,24 @@ class ListVideosRequest(_message.Message):
     """From the previous page; empty: the first."""
     state: _vocabulary_pb2.VideoState.ValueType
     """Only in this state; UNSPECIFIED: any."""
+    model: _builtins.str
+    """Only of this model."""
+    client_reference: _builtins.str
+    """Only with this reference."""
+    order: Global___VideoOrder.ValueType
+    """Which way."""
+    @_builtins.property
+    def created_from(self) -> _timestamp_pb2.Timestamp:
+        """Only those admitted then or later."""
+
+    @_builtins.property
+    def created_to(self) -> _timestamp_pb2.Timestamp:
+        """Only those admitted before then."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only with all of these labels."""
+
     def __init__(
         self,
         *,
@@ -474,10 +578,16 @@ class ListVideosRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         state: _vocabulary_pb2.VideoState.ValueType = ...,
+        created_from: _timestamp_pb2.Timestamp | None = ...,
+        created_to: _timestamp_pb2.Timestamp | None = ...,
+        model: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        client_reference: _builtins.str = ...,
+        order: Global___VideoOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_from", b"created_from", "created_to", b"created_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "client_reference", b"client_reference", "created_from", b"created_from", "created_to", b"created_to", "labels", b"labels", "model", b"model", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -495,7 +605,7 @@ class ListVideosResponse(_message.Message):
     """For the next page; empty: this is the last."""
     @_builtins.property
     def videos(self) -> _containers.RepeatedCompositeFieldContainer[Global___Video]:
-        """Newest first."""
+        """In the order that was asked for."""
 
     def __init__(
         self,
@@ -558,6 +668,44 @@ class DeleteVideoRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteVideoRequest: _TypeAlias = DeleteVideoRequest  # noqa: Y015
+
+@_typing.final
+class RetryVideoRequest(_message.Message):
+    """Makes a video anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    MAX_CREDITS_FIELD_NUMBER: _builtins.int
+    START_BY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID of this logical request: keep it over retries of the call."""
+    video_id: _builtins.str
+    """The video that failed."""
+    max_credits: _builtins.int
+    """Refuse above this many credits; not set: as it was for the failed one."""
+    @_builtins.property
+    def start_by(self) -> _timestamp_pb2.Timestamp:
+        """Fail, free of charge, when it was not sent by then; not set: by lane 1 h, 24 h or 7 days."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        video_id: _builtins.str = ...,
+        max_credits: _builtins.int | None = ...,
+        start_by: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits", "start_by", b"start_by"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits", "request_id", b"request_id", "start_by", b"start_by", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_credits: _TypeAlias = _typing.Literal["max_credits"]  # noqa: Y015
+    _WhichOneofArgType__max_credits: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_credits) -> _WhichOneofReturnType__max_credits | None: ...
+
+Global___RetryVideoRequest: _TypeAlias = RetryVideoRequest  # noqa: Y015
 
 @_typing.final
 class WatchVideoRequest(_message.Message):

@@ -66,6 +66,11 @@ class VideoServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.DeleteVideoRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.Video.FromString,
                 _registered_method=True)
+        self.RetryVideo = channel.unary_unary(
+                '/framewire.gateway.v1.VideoService/RetryVideo',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.RetryVideoRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.Video.FromString,
+                _registered_method=True)
         self.WatchVideo = channel.unary_stream(
                 '/framewire.gateway.v1.VideoService/WatchVideo',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoRequest.SerializeToString,
@@ -97,14 +102,16 @@ class VideoServiceServicer:
         """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
         days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
         (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
-        (REQUEST_ID_REUSED), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
+        (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreateVideos(self, request, context):
-        """Admits up to 100 videos, each by itself, with the ids "<request_id>/<i>". Idempotent.
+        """Admits up to 100 videos, each by itself and as CreateVideo would, with the ids "<request_id>/<i>"; one verdict each, refusals
+        too. Idempotent: sent again, what was not decided is tried again, what was admitted is answered as it is now. All items are of
+        one account. ALREADY_EXISTS/REQUEST_ID_REUSED for another batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +125,7 @@ class VideoServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVideos(self, request, context):
-        """The account's videos, newest first.
+        """The account's videos, newest first unless told. Deleted ones are not listed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +140,16 @@ class VideoServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVideo(self, request, context):
-        """Removes a video and its assets. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set.
+        """Removes a video: its outputs, its prompt, and its input image unless other videos were made from that or need it. Event
+        `deleted`. What it cost stays on record. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryVideo(self, request, context):
+        """Makes a FAILED or CANCELLED video anew: another video, with retry_of, a price and a hold of its own. Idempotent by request_id.
+        FAILED_PRECONDITION: VIDEO_NOT_TERMINAL, VIDEO_NOT_FAILED, VIDEO_DELETED; else as CreateVideo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +217,11 @@ def add_VideoServiceServicer_to_server(servicer, server):
             'DeleteVideo': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVideo,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.DeleteVideoRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.Video.SerializeToString,
+            ),
+            'RetryVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryVideo,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.RetryVideoRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.Video.SerializeToString,
             ),
             'WatchVideo': grpc.unary_stream_rpc_method_handler(
@@ -387,6 +408,33 @@ class VideoService:
             target,
             '/framewire.gateway.v1.VideoService/DeleteVideo',
             framewire_dot_gateway_dot_v1_dot_video__pb2.DeleteVideoRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_video__pb2.Video.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.VideoService/RetryVideo',
+            framewire_dot_gateway_dot_v1_dot_video__pb2.RetryVideoRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_video__pb2.Video.FromString,
             options,
             channel_credentials,

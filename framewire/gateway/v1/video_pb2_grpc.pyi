@@ -39,20 +39,29 @@ class VideoServiceStub:
     """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
     days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
     (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
-    (REQUEST_ID_REUSED), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
+    (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
     """
     BatchCreateVideos: _grpc.UnaryUnaryMultiCallable[_video_pb2.BatchCreateVideosRequest, _video_pb2.BatchCreateVideosResponse]
-    """Admits up to 100 videos, each by itself, with the ids "<request_id>/<i>". Idempotent."""
+    """Admits up to 100 videos, each by itself and as CreateVideo would, with the ids "<request_id>/<i>"; one verdict each, refusals
+    too. Idempotent: sent again, what was not decided is tried again, what was admitted is answered as it is now. All items are of
+    one account. ALREADY_EXISTS/REQUEST_ID_REUSED for another batch.
+    """
     GetVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.GetVideoRequest, _video_pb2.Video]
     """A video as it is now."""
     ListVideos: _grpc.UnaryUnaryMultiCallable[_video_pb2.ListVideosRequest, _video_pb2.ListVideosResponse]
-    """The account's videos, newest first."""
+    """The account's videos, newest first unless told. Deleted ones are not listed."""
     CancelVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.CancelVideoRequest, _video_pb2.Video]
     """Asks for the end of a video. Idempotent. Free of charge before it was sent to the provider; afterwards the provider's verdict
     and the refund policy decide.
     """
     DeleteVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.DeleteVideoRequest, _video_pb2.Video]
-    """Removes a video and its assets. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set."""
+    """Removes a video: its outputs, its prompt, and its input image unless other videos were made from that or need it. Event
+    `deleted`. What it cost stays on record. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set.
+    """
+    RetryVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.RetryVideoRequest, _video_pb2.Video]
+    """Makes a FAILED or CANCELLED video anew: another video, with retry_of, a price and a hold of its own. Idempotent by request_id.
+    FAILED_PRECONDITION: VIDEO_NOT_TERMINAL, VIDEO_NOT_FAILED, VIDEO_DELETED; else as CreateVideo.
+    """
     WatchVideo: _grpc.UnaryStreamMultiCallable[_video_pb2.WatchVideoRequest, _video_pb2.WatchVideoResponse]
     """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
     be skipped, the terminal one never. After a break, call again with the last revision seen.
@@ -79,20 +88,29 @@ class VideoServiceAsyncStub(VideoServiceStub):
     """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
     days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
     (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
-    (REQUEST_ID_REUSED), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
+    (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
     """
     BatchCreateVideos: _aio.UnaryUnaryMultiCallable[_video_pb2.BatchCreateVideosRequest, _video_pb2.BatchCreateVideosResponse]  # type: ignore[assignment]
-    """Admits up to 100 videos, each by itself, with the ids "<request_id>/<i>". Idempotent."""
+    """Admits up to 100 videos, each by itself and as CreateVideo would, with the ids "<request_id>/<i>"; one verdict each, refusals
+    too. Idempotent: sent again, what was not decided is tried again, what was admitted is answered as it is now. All items are of
+    one account. ALREADY_EXISTS/REQUEST_ID_REUSED for another batch.
+    """
     GetVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.GetVideoRequest, _video_pb2.Video]  # type: ignore[assignment]
     """A video as it is now."""
     ListVideos: _aio.UnaryUnaryMultiCallable[_video_pb2.ListVideosRequest, _video_pb2.ListVideosResponse]  # type: ignore[assignment]
-    """The account's videos, newest first."""
+    """The account's videos, newest first unless told. Deleted ones are not listed."""
     CancelVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.CancelVideoRequest, _video_pb2.Video]  # type: ignore[assignment]
     """Asks for the end of a video. Idempotent. Free of charge before it was sent to the provider; afterwards the provider's verdict
     and the refund policy decide.
     """
     DeleteVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.DeleteVideoRequest, _video_pb2.Video]  # type: ignore[assignment]
-    """Removes a video and its assets. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set."""
+    """Removes a video: its outputs, its prompt, and its input image unless other videos were made from that or need it. Event
+    `deleted`. What it cost stays on record. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set.
+    """
+    RetryVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.RetryVideoRequest, _video_pb2.Video]  # type: ignore[assignment]
+    """Makes a FAILED or CANCELLED video anew: another video, with retry_of, a price and a hold of its own. Idempotent by request_id.
+    FAILED_PRECONDITION: VIDEO_NOT_TERMINAL, VIDEO_NOT_FAILED, VIDEO_DELETED; else as CreateVideo.
+    """
     WatchVideo: _aio.UnaryStreamMultiCallable[_video_pb2.WatchVideoRequest, _video_pb2.WatchVideoResponse]  # type: ignore[assignment]
     """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
     be skipped, the terminal one never. After a break, call again with the last revision seen.
@@ -122,7 +140,7 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
         days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
         (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
-        (REQUEST_ID_REUSED), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
+        (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
         """
 
     @_abc_1.abstractmethod
@@ -131,7 +149,10 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _video_pb2.BatchCreateVideosRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_pb2.BatchCreateVideosResponse, _abc.Awaitable[_video_pb2.BatchCreateVideosResponse]]:
-        """Admits up to 100 videos, each by itself, with the ids "<request_id>/<i>". Idempotent."""
+        """Admits up to 100 videos, each by itself and as CreateVideo would, with the ids "<request_id>/<i>"; one verdict each, refusals
+        too. Idempotent: sent again, what was not decided is tried again, what was admitted is answered as it is now. All items are of
+        one account. ALREADY_EXISTS/REQUEST_ID_REUSED for another batch.
+        """
 
     @_abc_1.abstractmethod
     def GetVideo(
@@ -147,7 +168,7 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _video_pb2.ListVideosRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_pb2.ListVideosResponse, _abc.Awaitable[_video_pb2.ListVideosResponse]]:
-        """The account's videos, newest first."""
+        """The account's videos, newest first unless told. Deleted ones are not listed."""
 
     @_abc_1.abstractmethod
     def CancelVideo(
@@ -165,7 +186,19 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _video_pb2.DeleteVideoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_pb2.Video, _abc.Awaitable[_video_pb2.Video]]:
-        """Removes a video and its assets. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set."""
+        """Removes a video: its outputs, its prompt, and its input image unless other videos were made from that or need it. Event
+        `deleted`. What it cost stays on record. Idempotent. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL while it lives, unless cancel is set.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryVideo(
+        self,
+        request: _video_pb2.RetryVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_pb2.Video, _abc.Awaitable[_video_pb2.Video]]:
+        """Makes a FAILED or CANCELLED video anew: another video, with retry_of, a price and a hold of its own. Idempotent by request_id.
+        FAILED_PRECONDITION: VIDEO_NOT_TERMINAL, VIDEO_NOT_FAILED, VIDEO_DELETED; else as CreateVideo.
+        """
 
     @_abc_1.abstractmethod
     def WatchVideo(

@@ -11,11 +11,6 @@ def caller() -> auth.Caller:
     return rpc.caller()
 
 
-def not_implemented(method: str) -> errors.Unimplemented:
-    """In the contract, not built yet."""
-    return errors.Unimplemented("NOT_IMPLEMENTED", f"{method} is not built yet")
-
-
 async def visible(videos_: store.VideoStore, video_id: str) -> videos.Video:
     """A video that the caller may see. Raises NotFound/VIDEO_NOT_FOUND for every other."""
     video = await videos_.get(video_id)

@@ -3,159 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from framewire.events.v1 import event_pb2, vocabulary_pb2
+from framewire.events.v1 import event_pb2
 from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
-from kit import errors, ids, incarnation, pages
-from services.gateway import (
-    admission,
-    auth,
-    catalogue,
-    inputs,
-    messages,
-    peers,
-    store,
-    videos,
-    watch,
-)
-from services.gateway.api import common
-from services.gateway.store import rows
+from kit import errors, pages, telemetry
+from services.gateway import admission, inputs, messages, peers, removal, videos
+from services.gateway.api import batches, common, creating
+
+log = telemetry.logger(__name__)
 
 SIGNED_SECONDS = 900
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What VideoService works with."""
-
-    store: store.Store
-    admission: admission.Admission
-    peers: peers.Peers
-    models: catalogue.Catalogue
-    hub: watch.Hub
-    pages: pages.Pages
-    check_after_seconds: float
-    life: incarnation.Incarnation
 
 
 class VideoApi(video_pb2_grpc.VideoServiceServicer):
     """Videos, served."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: creating.Parts) -> None:
         self._parts = parts
         self._store = parts.store
+        self._creator = creating.Creator(parts)
+        self._batches = batches.Batches(self._creator, parts.store)
+        self._removal = removal.Removal(parts.store, parts.peers)
 
     async def CreateVideo(
         self, request: video_pb2.CreateVideoRequest, context: Any
     ) -> video_pb2.Video:
-        """Admits a video. Order: who, replay, limits, validity, saga; a replay costs nothing."""
-        caller = common.caller()
-        account_id = caller.account(request.account_id)
-        fingerprint = videos.fingerprint(messages.own_fields(request))
-        request_id = "" if request.validate_only else request.request_id
-        standing = await self._standing(account_id, caller.scope, request_id)
-        patience = _patience(context)
-        if standing.earlier is not None:
-            video = await self._parts.admission.replay(standing.earlier, fingerprint, patience)
-            return messages.video_message(video)
-        await self._check_limits(standing)
-        new = self._new(request, caller, standing, fingerprint)
-        if request.validate_only:
-            return await self._validated(request, new)
-        video = await self._parts.admission.admit(new, standing.account.max_in_flight, patience)
-        return messages.video_message(video)
+        """Admits a video."""
+        return await self._creator.create(request, common.caller(), patience(context))
 
-    async def _standing(self, account_id: str, scope: str, request_id: str) -> rows.Standing:
-        standing = await self._store.admissions.standing(account_id, scope, request_id)
-        if standing is None:
-            raise auth.account_not_found()
-        return standing
+    async def BatchCreateVideos(
+        self, request: video_pb2.BatchCreateVideosRequest, context: Any
+    ) -> video_pb2.BatchCreateVideosResponse:
+        """Admits many videos, each by itself."""
+        return await self._batches.create(request, common.caller(), patience(context))
 
-    async def _check_limits(self, standing: rows.Standing) -> None:
-        """What refuses before anything is looked at. Videos in flight are counted when the row is inserted."""
-        self._parts.life.require()
-        if standing.admission_paused:
-            why = f": {standing.paused_why}" if standing.paused_why else ""
-            raise errors.Unavailable(
-                "ADMISSION_PAUSED",
-                f"no videos are taken at the moment{why}",
-                retry_after_seconds=30,
-            )
-
-    def _new(
-        self,
-        request: video_pb2.CreateVideoRequest,
-        caller: auth.Caller,
-        standing: rows.Standing,
-        fingerprint: bytes,
-    ) -> videos.NewVideo:
-        account = standing.account
-        lane = messages.lane(request.lane)
-        if lane not in account.lanes:
-            raise errors.PermissionDenied(
-                "LANE_NOT_ALLOWED",
-                f"the account may not use the lane {lane}; it may use: {', '.join(account.lanes)}",
-            )
-        spec = videos.normalise(messages.asked_spec(request.spec), self._parts.models, standing.now)
-        return videos.NewVideo(
-            video_id=ids.new_id(),
-            account_id=account.account_id,
-            key_id=caller.key_id,
-            principal=caller.scope,
-            request_id=request.request_id,
-            fingerprint=fingerprint,
-            spec=messages.spec_message(spec).SerializeToString(),
-            lane=lane,
-            weight=account.weight,
-            start_by=videos.start_by(messages.moment(request, "start_by"), lane, standing.now),
-            input_image_id=spec.input_image_id,
-            has_inputs=bool(spec.inputs),
-            quote_id=request.quote_id,
-            max_credits=request.max_credits if request.HasField("max_credits") else None,
-            labels=dict(request.labels),
-            client_reference=request.client_reference,
-        )
-
-    async def _validated(
-        self, request: video_pb2.CreateVideoRequest, new: videos.NewVideo
+    async def RetryVideo(
+        self, request: video_pb2.RetryVideoRequest, context: Any
     ) -> video_pb2.Video:
-        """Everything that CreateVideo would refuse, checked; nothing is stored."""
-        spec = vocabulary_pb2.VideoSpec.FromString(new.spec)
-        lane = messages.lane_number(new.lane)
-        given = messages.spec_inputs(spec)
-        await self._parts.peers.stat_inputs(new.account_id, spec.model, given)
-        price = (await self._parts.peers.price(spec, lane)).credits
-        if new.max_credits is not None and price > new.max_credits:
-            raise errors.FailedPrecondition(
-                "PRICE_CHANGED",
-                f"the video costs {price} credits, above max_credits {new.max_credits}: raise it",
-                credits=price,
-            )
-        available = (await self._parts.peers.balance(new.account_id)).available_credits
-        if available < price:
-            raise errors.FailedPrecondition(
-                "INSUFFICIENT_CREDITS",
-                f"the video costs {price} credits, the account has {available}: add credits",
-                needed=price,
-                available=available,
-            )
-        return video_pb2.Video(
-            account_id=new.account_id,
-            spec=spec,
-            lane=lane,
-            credits=video_pb2.VideoCredits(quoted=price),
-            labels=request.labels,
-            client_reference=request.client_reference,
-            start_by=messages.timestamp(new.start_by),
-        )
-
-    async def BatchCreateVideos(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("BatchCreateVideos")
+        """Makes a video that failed anew, from what was stored of it: a changed catalogue may refuse that."""
+        failed = await common.visible(self._store.videos, request.video_id)
+        return await self._creator.retry(request, failed, common.caller(), patience(context))
 
     async def GetVideo(self, request: video_pb2.GetVideoRequest, context: Any) -> video_pb2.Video:
         """A video as it is now."""
@@ -164,23 +54,17 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
     async def ListVideos(
         self, request: video_pb2.ListVideosRequest, context: Any
     ) -> video_pb2.ListVideosResponse:
-        """The account's videos, newest first."""
+        """The account's videos, a page of them."""
         account_id = common.caller().account(request.account_id)
-        await self._standing(account_id, "", "")
+        await self._creator.standing(account_id)
         size = request.page_size or pages.DEFAULT_SIZE
-        state = (
-            vocabulary_pb2.VideoState.Name(request.state).removeprefix("VIDEO_STATE_")
-            if request.state
-            else ""
-        )
-        listing = ("videos", account_id, state)
-        found = await self._store.videos.listing(
-            account_id, state, self._parts.pages.place(listing, request.page_token), size + 1
-        )
+        listing = messages.listing(request, account_id)
+        place = self._parts.pages.place(listing.key(), request.page_token)
+        found = await self._store.videos.listing(listing, place, size + 1)
         token = ""
         if len(found) > size:
             last = found[size - 1]
-            token = self._parts.pages.token(listing, last.created_at, last.video_id)
+            token = self._parts.pages.token(listing.key(), last.created_at, last.video_id)
         return video_pb2.ListVideosResponse(
             videos=[messages.video_message(video) for video in found[:size]],
             next_page_token=token,
@@ -190,20 +74,50 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         self, request: video_pb2.CancelVideoRequest, context: Any
     ) -> video_pb2.Video:
         """Asks for the end of a video. What is noted here reaches the generator, at the latest by the sweeper."""
-        video = await self._store.videos.get(request.video_id)
-        if video is None or not common.caller().sees(video):
+        return messages.video_message(await self._cancelled(await self._owned(request.video_id)))
+
+    async def DeleteVideo(
+        self, request: video_pb2.DeleteVideoRequest, context: Any
+    ) -> video_pb2.Video:
+        """Removes a video, or has it removed when it has ended. What is noted is done, at the latest by the sweeper."""
+        video = await self._owned(request.video_id)
+        if not video.terminal:
+            if not request.cancel:
+                raise errors.FailedPrecondition(
+                    "VIDEO_NOT_TERMINAL",
+                    f"the video is {video.state}: cancel it first, or delete it with cancel, which does both",
+                )
+            await self._store.removals.when_terminal(video.video_id)
+            video = await self._cancelled(video)
+        if video.terminal and video.deleted_at is None:
+            await self._store.removals.delete(video.video_id)
+            video = await common.visible(self._store.videos, video.video_id)
+            await self._parts.hub.tell(video.video_id)
+        if video.delete_due:
+            try:
+                await self._removal.remove(video)
+            except errors.ServiceError as error:  # the sweeper sees to it
+                log.warning("removal_failed", video_id=video.video_id, error=repr(error))
+        return messages.video_message(video)
+
+    async def _owned(self, video_id: str) -> videos.Video:
+        """A video of the caller's that was not refused, also one whose admission is under way."""
+        video = await self._store.videos.get(video_id)
+        refused = (videos.State.REJECTED, videos.State.ABANDONED)
+        if video is None or not common.caller().sees(video) or video.state in refused:
             raise common.video_not_found()
+        return video
+
+    async def _cancelled(self, video: videos.Video) -> videos.Video:
         if video.state is videos.State.ADMITTING:
             self._parts.life.require()
             abandoned = await self._store.admissions.cancel(video.video_id)
             if abandoned is not None:
-                return messages.video_message(abandoned)
-        if video.state in (videos.State.REJECTED, videos.State.ABANDONED):
-            raise common.video_not_found()
+                return abandoned
         if await self._store.videos.request_cancel(video.video_id) is not None:
             await self._parts.hub.tell(video.video_id)
-        now = await common.visible(self._store.videos, request.video_id)
-        return messages.video_message(now if now.terminal else await self._cancel(now))
+        now = await common.visible(self._store.videos, video.video_id)
+        return now if now.terminal else await self._cancel(now)
 
     async def _cancel(self, video: videos.Video) -> videos.Video:
         try:
@@ -216,12 +130,8 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         )
         if not changed:
             return await common.visible(self._store.videos, video.video_id)
-        await self._parts.hub.tell(video.video_id)
+        await self._parts.hub.tell(changed.video_id)
         return changed
-
-    async def DeleteVideo(self, request: Any, context: Any) -> Any:
-        """Not built yet."""
-        raise common.not_implemented("DeleteVideo")
 
     async def WatchVideo(
         self, request: video_pb2.WatchVideoRequest, context: Any
@@ -246,7 +156,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         self, request: video_pb2.QuoteVideoRequest, context: Any
     ) -> video_pb2.QuoteVideoResponse:
         """The price of a video, without making it."""
-        standing = await self._standing(common.caller().account(request.account_id), "", "")
+        standing = await self._creator.standing(common.caller().account(request.account_id))
         asked = messages.asked_spec(request.spec)
         spec = messages.spec_message(videos.normalise(asked, self._parts.models, standing.now))
         lane = messages.lane_number(messages.lane(request.lane))
@@ -262,7 +172,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         self, request: video_pb2.PreviewInputsRequest, context: Any
     ) -> video_pb2.PreviewInputsResponse:
         """The inputs as they will be sent."""
-        standing = await self._standing(common.caller().account(request.account_id), "", "")
+        standing = await self._creator.standing(common.caller().account(request.account_id))
         account_id = standing.account.account_id
         model = videos.living(request.model, self._parts.models, standing.now)
         size = videos.size(request.width, request.height, model)
@@ -345,7 +255,7 @@ def _asset_id(output: event_pb2.Output, request: video_pb2.GetDownloadUrlRequest
     return made.get(request.rendition_height, "")
 
 
-def _patience(context: Any) -> float:
+def patience(context: Any) -> float:
     """How long the caller still waits."""
     left = context.time_remaining()
     return admission.WAIT_SECONDS if left is None else left - 0.1

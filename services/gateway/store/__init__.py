@@ -5,9 +5,11 @@ from __future__ import annotations
 from kit import postgres
 from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
+from services.gateway.store.batches import BatchStore
 from services.gateway.store.findings import FindingStore
 from services.gateway.store.measures import MeasureStore
 from services.gateway.store.recovery import RecoveryStore
+from services.gateway.store.removals import RemovalStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
 
@@ -20,6 +22,8 @@ class Store:
         self.admissions = AdmissionStore(pool)
         self.videos = VideoStore(pool)
         self.sweeping = SweepStore(pool)
+        self.batches = BatchStore(pool)
         self.findings = FindingStore(pool)
+        self.removals = RemovalStore(pool)
         self.measures = MeasureStore(pool)
         self.recovery = RecoveryStore(pool)

@@ -55,7 +55,7 @@ class AdmissionStore:
 
     async def begin(
         self, new: videos.NewVideo, max_in_flight: int, admit_seconds: float
-    ) -> videos.Video | rows.Request | None:
+    ) -> videos.Video | rows.Request | rows.Duplicate | None:
         """Inserts the row ADMITTING and its request; the earlier request where there is one, None at the limit.
 
         Under the account's lock, so that the count is true and one request_id makes one row.
@@ -77,6 +77,8 @@ class AdmissionStore:
                 return rows.Request(bytes(known["fingerprint"]), known["resource_id"])
             if await connection.fetchval(_IN_FLIGHT, new.account_id) >= max_in_flight:
                 return None
+            if (twin := await _duplicate(connection, new)) is not None:
+                return rows.Duplicate(twin)
             return await _insert(connection, new, admit_seconds)
 
     async def take_over(
@@ -117,6 +119,7 @@ class AdmissionStore:
             f"""
             UPDATE videos SET state = 'PENDING', stage = 'QUEUED', quoted_credits = $3, price_version = $4,
                               policy_version = $5, publishes = 1, updated_at = clock_timestamp(),
+                              revised_at = clock_timestamp(),
                               next_check_at = clock_timestamp() + make_interval(secs => $6)
             WHERE video_id = $1 AND state = 'ADMITTING' AND admit_epoch = $2
             RETURNING {rows.VIDEO_COLUMNS}
@@ -176,6 +179,24 @@ def _lock(account_id: str) -> int:
     return zlib.crc32(account_id.encode()) - 2**31
 
 
+async def _duplicate(connection: postgres.Connection, new: videos.NewVideo) -> str | None:
+    """The newest video by the same request, where its caller does not want it twice; a failed one may be sent again."""
+    if not new.reject_duplicates_seconds:
+        return None
+    return await connection.fetchval(
+        """
+        SELECT r.resource_id FROM requests r JOIN videos v ON v.video_id = r.resource_id
+        WHERE r.account_id = $1 AND r.fingerprint = $2 AND r.method = 'CreateVideo'
+          AND r.created_at > clock_timestamp() - make_interval(secs => $3)
+          AND v.state NOT IN ('FAILED', 'CANCELLED')
+        ORDER BY r.created_at DESC LIMIT 1
+        """,
+        new.account_id,
+        new.fingerprint,
+        new.reject_duplicates_seconds,
+    )
+
+
 async def _insert(
     connection: postgres.Connection, new: videos.NewVideo, admit_seconds: float
 ) -> videos.Video:
@@ -183,9 +204,9 @@ async def _insert(
         f"""
         INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
                             weight, start_by, input_image_id, quote_id, max_credits, labels, client_reference,
-                            key_id, has_inputs, fingerprint, similar_to, next_check_at)
+                            key_id, model, retry_of, has_inputs, fingerprint, similar_to, next_check_at)
         VALUES ($1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5), $6, $7,
-                $8, $9, $10, $11, $12, $13, $14, $16, $17, $15,
+                $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $15,
                 COALESCE((SELECT resource_id FROM requests
                           WHERE account_id = $2 AND fingerprint = $15 AND method = 'CreateVideo'
                             AND created_at > clock_timestamp() - interval '1 minute'
@@ -209,6 +230,8 @@ async def _insert(
         new.client_reference,
         new.fingerprint,
         new.key_id,
+        new.model,
+        new.retry_of,
         new.has_inputs,
     )
     await connection.execute(

@@ -53,6 +53,13 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Another request_id already made what is asked for, a moment ago."""
+
+    video_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Standing:
     """What an admission needs to know before it begins, read at one moment."""
 

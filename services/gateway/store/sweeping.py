@@ -43,13 +43,13 @@ class SweepStore:
         return [rows.video(row) for row in found]
 
     async def take_undo(self, retry_seconds: float) -> list[videos.Video]:
-        """Videos whose Release or Unpin is due."""
+        """Videos whose Release or Unpin is due, or the removal of their assets."""
         found = await self._pool.fetch(
             f"""
             UPDATE videos SET next_check_at = clock_timestamp() + make_interval(secs => $1)
             WHERE video_id IN (
                 SELECT video_id FROM videos
-                WHERE (release_due OR unpin_due) AND next_check_at <= clock_timestamp()
+                WHERE (release_due OR unpin_due OR delete_due) AND next_check_at <= clock_timestamp()
                 ORDER BY next_check_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
             )
             RETURNING {rows.VIDEO_COLUMNS}

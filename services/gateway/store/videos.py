@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from kit import postgres
+from kit import outbox, postgres
 from kit.failpoints import failpoint
-from services.gateway import videos
+from services.gateway import announcements, videos
 from services.gateway.store import rows
+
+_ADMITTED = "state NOT IN ('ADMITTING', 'REJECTED', 'ABANDONED')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +58,62 @@ class VideoStore:
         return [rows.video(row) for row in found]
 
     async def listing(
-        self, account_id: str, state: str, before: tuple[datetime, str] | None, limit: int
+        self, listing: videos.Listing, place: tuple[datetime, str] | None, limit: int
     ) -> list[videos.Video]:
-        """The account's admitted videos, newest first, from after a place; '' as a state: any."""
-        created_at, video_id = before or (None, "")
+        """The account's admitted videos that are not deleted, from after a place."""
+        created_at, video_id = place or (None, "")
+        beyond, way = (">", "ASC") if listing.oldest_first else ("<", "DESC")
+        conditions = ["account_id = $1", _ADMITTED, "deleted_at IS NULL"]
+        conditions.append(f"($2::timestamptz IS NULL OR (created_at, video_id) {beyond} ($2, $3))")
+        values: list[object] = [listing.account_id, created_at, video_id]
+        for condition, value in _filters(listing):
+            values.append(value)
+            conditions.append(condition.format(len(values)))
+        found = await self._pool.fetch(
+            f"""
+            SELECT {rows.VIDEO_COLUMNS} FROM videos WHERE {" AND ".join(conditions)}
+            ORDER BY created_at {way}, video_id {way} LIMIT {limit}
+            """,
+            *values,
+        )
+        return [rows.video(row) for row in found]
+
+    async def revised(
+        self, account_ids: Sequence[str], after: datetime, place: tuple[datetime, str], limit: int
+    ) -> list[videos.Video]:
+        """What was admitted or changed in these accounts after a moment, by when, from after a place."""
         found = await self._pool.fetch(
             f"""
             SELECT {rows.VIDEO_COLUMNS} FROM videos
-            WHERE account_id = $1 AND state NOT IN ('ADMITTING', 'REJECTED', 'ABANDONED')
-              AND ($2 = '' OR state = $2)
-              AND ($3::timestamptz IS NULL OR (created_at, video_id) < ($3, $4))
-            ORDER BY created_at DESC, video_id DESC LIMIT $5
+            WHERE account_id = ANY($1) AND {_ADMITTED} AND revised_at > $2
+              AND (revised_at, video_id) > ($3, $4)
+            ORDER BY revised_at, video_id LIMIT $5
             """,
-            account_id,
-            state,
-            created_at,
-            video_id,
+            list(account_ids),
+            after,
+            *place,
             limit,
         )
         return [rows.video(row) for row in found]
+
+    async def unfinished(self, account_id: str, after: str, limit: int) -> list[videos.Video]:
+        """The account's videos that live or are not settled, by id, from after one."""
+        found = await self._pool.fetch(
+            f"""
+            SELECT {rows.VIDEO_COLUMNS} FROM videos
+            WHERE account_id = $1 AND video_id > $2 AND {_ADMITTED}
+              AND (state IN ('PENDING', 'PROCESSING') OR settlement = 'PENDING')
+            ORDER BY video_id LIMIT $3
+            """,
+            account_id,
+            after,
+            limit,
+        )
+        return [rows.video(row) for row in found]
+
+    async def now(self) -> datetime:
+        """The database's clock."""
+        return await self._pool.fetchval("SELECT clock_timestamp()")
 
     async def project(
         self, video_id: str, fact: videos.Fact, check_after_seconds: float
@@ -84,9 +123,12 @@ class VideoStore:
             row = await connection.fetchrow(
                 f"SELECT {rows.VIDEO_COLUMNS} FROM videos WHERE video_id = $1 FOR UPDATE", video_id
             )
-            changed = videos.project(rows.video(row), fact) if row else None
-            if changed is not None:
+            before = rows.video(row) if row else None
+            changed = videos.project(before, fact) if before else None
+            if before is not None and changed is not None:
                 await _write(connection, changed, fact.seq > 0, check_after_seconds)
+                if changed.deleted_at is not None and before.deleted_at is None:
+                    await outbox.add(connection, announcements.deleted(changed))
                 await failpoint("gateway.project.before_commit")
         if changed is not None:
             await failpoint("gateway.project.after_commit")
@@ -119,6 +161,7 @@ class VideoStore:
         row = await self._pool.fetchrow(
             f"""
             UPDATE videos SET cancel_requested = true, revision = revision + 1,
+                              revised_at = clock_timestamp(),
                               stage = CASE WHEN state = 'PROCESSING' THEN 'CANCELLING' ELSE stage END,
                               next_check_at = clock_timestamp(), updated_at = clock_timestamp()
             WHERE video_id = $1 AND state IN ('PENDING', 'PROCESSING') AND NOT cancel_requested
@@ -127,6 +170,19 @@ class VideoStore:
             video_id,
         )
         return rows.video(row) if row else None
+
+
+def _filters(listing: videos.Listing) -> list[tuple[str, object]]:
+    """Conditions with a hole for their number, and the values for them."""
+    every: list[tuple[str, object]] = [
+        ("state = ${0}", listing.state),
+        ("created_at >= ${0}", listing.created_from),
+        ("created_at < ${0}", listing.created_to),
+        ("model = ${0}", listing.model),
+        ("labels <> '{{}}' AND labels @> ${0}", dict(listing.labels)),
+        ("client_reference <> '' AND client_reference = ${0}", listing.client_reference),
+    ]
+    return [(condition, value) for condition, value in every if value]
 
 
 async def _write(
@@ -142,8 +198,9 @@ async def _write(
             expected_at = $8, outputs = $9, late_outputs = $10, failure_cause = $11, failure_message = $12,
             failure_retryable = $13, cancel_requested = $14, captured_credits = $15, released_credits = $16,
             settlement = $17, unpin_due = $18, started_at = $19, finished_at = $20,
+            deleted_at = $23, delete_due = $24, revised_at = clock_timestamp(),
             accepted_at = CASE WHEN $21 THEN COALESCE(accepted_at, clock_timestamp()) ELSE accepted_at END,
-            next_check_at = CASE WHEN $18 THEN clock_timestamp()
+            next_check_at = CASE WHEN $18 OR $24 THEN clock_timestamp()
                                  ELSE clock_timestamp() + make_interval(secs => $22) END,
             updated_at = clock_timestamp()
         WHERE video_id = $1
@@ -170,4 +227,6 @@ async def _write(
         video.finished_at,
         accepted,
         check_after_seconds,
+        video.deleted_at,
+        video.delete_due,
     )
