@@ -23,7 +23,15 @@ def item(item: ledger_pb2.Item) -> rules.Item:
     """What is priced."""
     lane = rules.Lane(name(vocabulary_pb2.Lane, item.lane, "LANE_"))
     return rules.Item(
-        text(item.model, "item.model"), item.width, item.height, item.seconds, item.variants, lane
+        model=text(item.model, "item.model"),
+        width=item.width,
+        height=item.height,
+        seconds=item.seconds,
+        variants=item.variants,
+        lane=lane,
+        options=tuple(
+            sorted((name, text(item.options[name], "item.options")) for name in item.options)
+        ),
     )
 
 

@@ -19,6 +19,7 @@ VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_MODELS = 1000
 _MOST_SIZES = 100
+_MOST_OPTIONS = 16
 
 Path = tuple[str | int, ...]
 
@@ -90,10 +91,12 @@ class Item:
     seconds: int
     variants: int
     lane: Lane
+    options: tuple[tuple[str, str], ...] = ()
+    """Those that may be charged for, by name."""
 
     def fields(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return {
+        plain = {
             "model": self.model,
             "width": self.width,
             "height": self.height,
@@ -101,11 +104,14 @@ class Item:
             "variants": self.variants,
             "lane": self.lane,
         }
+        # Left out where there are none: items of before are the same as ever.
+        return {**plain, "options": dict(self.options)} if self.options else plain
 
 
 def item_from(fields: Mapping[str, Any]) -> Item:
     """The item that `fields` gave."""
-    return Item(**{**fields, "lane": Lane(fields["lane"])})
+    options = tuple(sorted(fields.get("options", {}).items()))
+    return Item(**{**fields, "lane": Lane(fields["lane"]), "options": options})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,8 @@ class ModelPrice:
 
     minimum_credits: int
     sizes: tuple[SizeClass, ...]
+    option_percent: Mapping[str, Mapping[str, int]]
+    """What each value of an option that is charged for makes of the price, in percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,17 @@ class PriceBook:
                 f"{item.width}x{item.height}: choose another model or size",
             )
         numerator = sizes[0].credits_per_minute * item.seconds * self.lane_percent[item.lane]
-        each = -(-numerator // (60 * 100))
+        denominator = 60 * 100
+        for name, value in item.options:
+            percent = model.option_percent.get(name, {}).get(value)
+            if percent is None:
+                raise errors.InvalidArgument(
+                    "NO_PRICE",
+                    f"price book {self.version} has no price for {name} {value[:64]} of "
+                    f"{item.model}: choose another value, or leave the option out",
+                )
+            numerator, denominator = numerator * percent, denominator * 100
+        each = -(-numerator // denominator)
         return max(model.minimum_credits, each) * item.variants
 
 
@@ -248,7 +266,7 @@ def _model_price(value: object, name: str) -> ModelPrice:
     if not _MODEL.fullmatch(name):
         raise RulesError("is no name of a model: 1 to 64 of A-Z, a-z, 0-9 and ._-", path)
     model = _mapping(value, path)
-    _only(model, path, "minimum_credits", "sizes")
+    _only(model, path, "minimum_credits", "sizes", "option_percent")
     rows = model.get("sizes")
     if not isinstance(rows, list) or not 0 < len(cast("list[object]", rows)) <= _MOST_SIZES:
         raise RulesError(f"must be a list of 1 to {_MOST_SIZES} size classes", (*path, "sizes"))
@@ -265,7 +283,27 @@ def _model_price(value: object, name: str) -> ModelPrice:
             SizeClass(pixels, _whole(credits_, (*spot, "credits_per_minute"), 0, 1_000_000))
         )
     least = _whole(model.get("minimum_credits"), (*path, "minimum_credits"), 0, 1_000_000)
-    return ModelPrice(least, tuple(sizes))
+    return ModelPrice(least, tuple(sizes), _option_percent(model, path))
+
+
+def _option_percent(model: Mapping[str, Any], path: Path) -> dict[str, dict[str, int]]:
+    """What is charged for options; none where nothing is said."""
+    found: dict[str, dict[str, int]] = {}
+    spot = (*path, "option_percent")
+    options = _mapping(model.get("option_percent", {}), spot)
+    if len(options) > _MOST_OPTIONS:
+        raise RulesError(f"must name at most {_MOST_OPTIONS} options", spot)
+    for name, values in options.items():
+        place = (*spot, name)
+        table = _mapping(values, place)
+        if not 0 < len(table) <= _MOST_OPTIONS:
+            raise RulesError(f"must name 1 to {_MOST_OPTIONS} values", place)
+        if not all(isinstance(value, str) for value in table):
+            raise RulesError('must name values as texts: "true", "24"', place)
+        found[name] = {
+            value: _whole(percent, (*place, value), 0, 10_000) for value, percent in table.items()
+        }
+    return found
 
 
 def _spelled(path: Path) -> str:

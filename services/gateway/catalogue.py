@@ -27,6 +27,8 @@ class Option:
     max: float
     choices: tuple[str, ...] = ()
     """The strings that it takes, where there are only these."""
+    is_priced: bool = False
+    """Whether the price depends on it: then the price book names its values."""
 
     def accepts(self, value: OptionValue | None) -> bool:
         """Whether the value has the type and lies within the bounds."""
@@ -158,13 +160,20 @@ def _option(name: str, item: dict[str, Any]) -> Option:
         raise ValueError(f"option {name} has no type {item['type']!r}")
     choices = tuple(str(choice) for choice in item.get("choices", ()))
     option = Option(
-        name, item["type"], float(item.get("min", 0)), float(item.get("max", 0)), choices
+        name=name,
+        type=item["type"],
+        min=float(item.get("min", 0)),
+        max=float(item.get("max", 0)),
+        choices=choices,
+        is_priced=bool(item.get("priced", False)),
     )
     if choices and option.type != "string":
         raise ValueError(f"option {name} has choices and is no string")
     bounded = {"min", "max"} <= item.keys() and option.min <= option.max
     if option.type != "boolean" and not choices and not bounded:
         raise ValueError(f"option {name} has no bounds: min and max are needed")
+    if option.is_priced and option.type == "string" and not choices:
+        raise ValueError(f"option {name} is priced, and a free text: choices are needed")
     return option
 
 

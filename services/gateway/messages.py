@@ -170,6 +170,14 @@ def _option(value: struct_pb2.Value) -> catalogue.OptionValue | None:
     return getattr(value, kind)
 
 
+def option_text(value: struct_pb2.Value) -> str:
+    """An option's value as the price book writes it."""
+    kind = value.WhichOneof("kind")
+    if kind == "bool_value":
+        return "true" if value.bool_value else "false"
+    return f"{value.number_value:.15g}" if kind == "number_value" else value.string_value
+
+
 def spec_message(spec: videos.Spec) -> vocabulary_pb2.VideoSpec:
     """A normalised spec as the contracts carry it."""
     made = vocabulary_pb2.VideoSpec(

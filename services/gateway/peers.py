@@ -133,7 +133,7 @@ class Peers:
             ledger_pb2.ReserveRequest(
                 hold_id=video.video_id,
                 account_id=video.account_id,
-                item=item(messages.stored_spec(video), messages.lane_number(video.lane)),
+                item=self._item(messages.stored_spec(video), messages.lane_number(video.lane)),
                 quote_id=video.quote_id,
                 max_credits=video.max_credits,
                 not_after=messages.timestamp(video.admit_until),
@@ -166,8 +166,13 @@ class Peers:
     ) -> ledger_pb2.PriceQuote:
         """Today's price of a normalised spec."""
         return await self.stubs.credits.Quote(
-            ledger_pb2.QuoteRequest(item=item(spec, lane)), timeout=TIMEOUT_SECONDS
+            ledger_pb2.QuoteRequest(item=self._item(spec, lane)), timeout=TIMEOUT_SECONDS
         )
+
+    def _item(
+        self, spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType
+    ) -> ledger_pb2.Item:
+        return item(spec, lane, self._models.models.get(spec.model))
 
     async def balance(self, account_id: str) -> ledger_pb2.Balance:
         """What an account has."""
@@ -264,8 +269,13 @@ class Peers:
         )
 
 
-def item(spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType) -> ledger_pb2.Item:
-    """What is priced."""
+def item(
+    spec: vocabulary_pb2.VideoSpec,
+    lane: vocabulary_pb2.Lane.ValueType,
+    model: catalogue.Model | None,
+) -> ledger_pb2.Item:
+    """What is priced. Of the options only those that a price depends on: the others may be anybody's words."""
+    priced = {name for name, option in (model.options if model else {}).items() if option.is_priced}
     return ledger_pb2.Item(
         model=spec.model,
         width=spec.width,
@@ -273,4 +283,9 @@ def item(spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType) ->
         seconds=spec.seconds,
         variants=spec.variants,
         lane=lane,
+        options={
+            name: messages.option_text(spec.options[name])
+            for name in spec.options
+            if name in priced
+        },
     )

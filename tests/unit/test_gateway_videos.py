@@ -13,7 +13,7 @@ from google.protobuf import struct_pb2
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import video_pb2
 from kit import errors
-from services.gateway import catalogue, inputs, messages, videos
+from services.gateway import catalogue, inputs, messages, peers, videos
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MODELS = catalogue.parse("""
@@ -200,6 +200,23 @@ def test_a_spec_is_the_same_after_it_was_stored() -> None:
         assert videos.normalise(again, MODELS, NOW) == one
 
 
+def test_only_options_that_cost_go_into_what_is_priced() -> None:
+    """The ledger keeps an item for years: what callers write in their own words is not for it."""
+    model = catalogue.parse("""
+models:
+  - {name: a, sizes: [2x2], seconds: [1], text_to_video: true, max_input_images: 0, options: {
+      sound: {type: boolean, priced: true}, fps: {type: integer, min: 1, max: 60, priced: true},
+      words: {type: string, min: 0, max: 9}}}
+""")
+    options = {"sound": True, "fps": 24.0, "words": "mine"}
+    spec = messages.spec_message(
+        videos.normalise(videos.Spec("a cat", options=options), model, NOW)
+    )
+    made = peers.item(spec, vocabulary_pb2.LANE_VIP, model.default)
+    assert dict(made.options) == {"sound": "true", "fps": "24"}
+    assert not peers.item(spec, vocabulary_pb2.LANE_VIP, None).options
+
+
 def test_an_asset_must_be_what_the_input_says() -> None:
     many = MODELS.models["many"]
     for each, kind, seconds, reason in (
@@ -228,6 +245,7 @@ def test_an_asset_must_be_what_the_input_says() -> None:
         "{type: number, min: 2, max: 1}",
         "{type: integer, choices: [a]}",
         "{type: list, min: 0, max: 1}",
+        "{type: string, min: 0, max: 9, priced: true}",
     ],
 )
 def test_an_option_without_bounds_is_no_catalogue(option: str) -> None:

@@ -227,6 +227,29 @@ def test_price(item: rules.Item, credits_: int) -> None:
     assert BOOK.price(item) == credits_
 
 
+def test_options_that_are_charged_for() -> None:
+    document = price_document()
+    document["models"]["sora-2"]["option_percent"] = {
+        "sound": {"true": 150, "false": 100},
+        "fps": {"24": 100, "48": 205},
+    }
+    book = rules.price_book(document)
+    assert book.price(replace(STANDARD, options=(("sound", "true"),))) == 15
+    assert book.price(replace(STANDARD, options=(("fps", "48"), ("sound", "false")))) == 21
+    both = replace(STANDARD, options=(("fps", "48"), ("sound", "true")))
+    assert book.price(both) == 31, "rounded up once"
+    assert rules.item_from(both.fields()) == both
+    assert "options" not in STANDARD.fields()
+    for options in ((("sound", "loud"),), (("style", "x"),)):
+        with pytest.raises(errors.InvalidArgument) as raised:
+            book.price(replace(STANDARD, options=options))
+        assert raised.value.reason == "NO_PRICE"
+    for wrong in ({"sound": {}}, {"sound": {True: 150}}, {"sound": {"true": -1}}, {"sound": 3}):
+        document["models"]["sora-2"]["option_percent"] = wrong
+        with pytest.raises(rules.RulesError):
+            rules.price_book(document)
+
+
 @pytest.mark.parametrize("change", [{"model": "nope"}, {"width": 8192, "height": 8192}])
 def test_no_price(change: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidArgument) as raised:
