@@ -169,6 +169,10 @@ class Peers:
             ledger_pb2.QuoteRequest(item=self._item(spec, lane)), timeout=TIMEOUT_SECONDS
         )
 
+    def priced(self, video: videos.Video) -> ledger_pb2.Item:
+        """What a video's hold is for."""
+        return self._item(messages.stored_spec(video), messages.lane_number(video.lane))
+
     def _item(
         self, spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType
     ) -> ledger_pb2.Item:

@@ -35,6 +35,7 @@ class Recoverer:
         self, store_: store.Store, peers_: peers.Peers, life: incarnation.Incarnation
     ) -> None:
         self._store = store_
+        self._peers = peers_
         self._stubs = peers_.stubs
         self._life = life
 
@@ -172,7 +173,9 @@ class Recoverer:
             action, detail = vocabulary_pb2.RECOVERY_ACTION_HELD, f"{video.quoted_credits} credits"
             try:
                 if not dry_run:
-                    await self._stubs.credits.RestoreHold(_hold(video), timeout=TIMEOUT_SECONDS)
+                    await self._stubs.credits.RestoreHold(
+                        _hold(video, self._peers.priced(video)), timeout=TIMEOUT_SECONDS
+                    )
                     await failpoint("gateway.recover.after_hold")
             except errors.ServiceError as error:
                 if error.reason not in _CANNOT_HOLD:
@@ -210,13 +213,12 @@ def _changed(done: Sequence[Recovered]) -> list[Recovered]:
     return [one for one in done if one.action != vocabulary_pb2.RECOVERY_ACTION_NONE]
 
 
-def _hold(video: videos.Video) -> ledger_pb2.RestoreHoldRequest:
-    spec = messages.stored_spec(video)
+def _hold(video: videos.Video, item: ledger_pb2.Item) -> ledger_pb2.RestoreHoldRequest:
     return ledger_pb2.RestoreHoldRequest(
         reserve=ledger_pb2.ReserveRequest(
             hold_id=video.video_id,
             account_id=video.account_id,
-            item=peers.item(spec, messages.lane_number(video.lane)),
+            item=item,
             not_after=messages.timestamp(video.admit_until),
             labels=video.labels,
             key_id=video.key_id,
