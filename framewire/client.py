@@ -30,6 +30,7 @@ from framewire import (
     transport,
     types,
     uploads,
+    watching,
 )
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
@@ -213,6 +214,15 @@ class Client(uploads.Uploads):
                     yield video
                 if video.is_settled:
                     return
+
+    async def watch_videos(
+        self, video_ids: Iterable[str] = ()
+    ) -> AsyncGenerator[types.Video, None]:
+        """Many videos on one stream: these, until all are done, or all of the account, without an end."""
+        stream = watching.many(self._transport, self.account_id, video_ids)
+        async with contextlib.aclosing(stream):
+            async for video in stream:
+                yield video
 
     async def cancel_video(self, video_id: str) -> types.Video:
         """Asks for the end of a video; free of charge before it was sent to the provider."""

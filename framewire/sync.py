@@ -128,6 +128,7 @@ class Client:
     get_video = _call(client.Client.get_video)
     list_videos = _iterate(client.Client.list_videos)
     watch_video = _iterate(client.Client.watch_video)
+    watch_videos = _iterate(client.Client.watch_videos)
     cancel_video = _call(client.Client.cancel_video)
     delete_video = _call(client.Client.delete_video)
     quote_video = _call(client.Client.quote_video)

@@ -170,6 +170,9 @@ class Process:
                 ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Callers that are gone without a word: their streams end within a minute and a half.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 # A fixed window for each stream, not one that grows: what senders may send ahead is memory of ours.
                 ("grpc.http2.bdp_probe", 0),

@@ -206,7 +206,7 @@ class Caller:
     """The gateway's services with one key."""
 
     def __init__(self, channel: grpc.aio.Channel, secret: str, account_id: str = "") -> None:
-        self.account_id = account_id
+        self.account_id, self.secret = account_id, secret
         self._metadata = (("authorization", f"Bearer {secret}"),)
         self._stubs = [
             video_pb2_grpc.VideoServiceStub(channel),
@@ -248,6 +248,10 @@ class Caller:
     async def video(self, video_id: str) -> Any:
         return await self.call("GetVideo", video_pb2.GetVideoRequest(video_id=video_id))
 
+    def watch_many(self, *watched: Any, cursor: str = "") -> Any:
+        request = video_pb2.WatchVideosRequest(videos=watched, cursor=cursor)
+        return self.method("WatchVideos")(request, metadata=self._metadata, timeout=30)
+
     def watch(self, video_id: str, after_revision: int = 0) -> Any:
         request = video_pb2.WatchVideoRequest(video_id=video_id, after_revision=after_revision)
         return self.method("WatchVideo")(request, metadata=self._metadata, timeout=20)
@@ -270,6 +274,7 @@ class World:
         self.bus: containers.Nats | nats.Nats
         self.pool: asyncpg.Pool
         self.channel: grpc.aio.Channel
+        self.address = ""
 
     @property
     def operator(self) -> Caller:
@@ -363,6 +368,7 @@ async def running(data_dir: Path) -> AsyncIterator[World]:
         gateway = process.Service(child, data_dir)
         stack.push_async_callback(gateway.stop)
         await gateway.start()
+        made.address = listen
         made.channel = await stack.enter_async_context(grpc.aio.insecure_channel(listen))
         made.pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=1))
         yield made

@@ -55,6 +55,31 @@ def batch(
     running.with_client(work, address, api_key, account, interrupted=interrupted)
 
 
+def watch(video_ids: list[str], address: str, api_key: str, account: str, as_json: bool) -> None:
+    """A line for each change of these videos, or of all of the account."""
+
+    async def work(opened: client.Client) -> None:
+        failed = False
+        async for video in opened.watch_videos(video_ids):
+            failed |= video.state in ("FAILED", "CANCELLED")
+            if as_json:
+                output.print_json(video)
+            else:
+                print(_line(video), flush=True)
+        if failed:
+            raise typer.Exit(output.EXIT_REFUSED)
+
+    running.with_client(work, address, api_key, account, for_account=not video_ids)
+
+
+def _line(video: types.Video) -> str:
+    where = video.state if video.is_terminal else f"{video.state}, {video.stage.lower()}"
+    why = f"{video.failure.message} ({video.failure.cause})" if video.failure else ""
+    credits_text = output.credits_text(video.credits)
+    line = f"{video.video_id}  {where:24}  {video.progress_percent:3} %  {credits_text}  {why}"
+    return line.rstrip()
+
+
 def retry(
     video_id: options.VideoId,
     address: options.Address = "",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framewire import client, errors, outcomes, types
-from framewire.cli import inputs, options, output, progress, running
+from framewire.cli import inputs, many, options, output, progress, running
 
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="What is to be seen, up to 500 characters.")
@@ -130,12 +130,25 @@ def list_videos(
 
 
 def watch(
-    video_id: options.VideoId,
+    video_ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID...]", help="The videos. Default: all of the account.", show_default=False
+        ),
+    ] = None,
     address: options.Address = "",
     api_key: options.ApiKey = "",
+    account: options.Account = "",
     as_json: options.Json = False,
 ) -> None:
-    """Follow a video until it is done and settled; exit code 1 when it made no output."""
+    """Follow videos until they are done and settled; exit code 1 when one made no output."""
+    if video_ids and len(video_ids) == 1:
+        _watch_one(video_ids[0], address, api_key, as_json)
+    else:
+        many.watch(video_ids or [], address, api_key, account, as_json)
+
+
+def _watch_one(video_id: str, address: str, api_key: str, as_json: bool) -> None:
     shown = progress.Shown(quiet=as_json)
 
     async def work(opened: client.Client) -> None:

@@ -71,6 +71,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.VideoService/DeleteVideo": _ANY,
     "framewire.gateway.v1.VideoService/RetryVideo": _ANY,
     "framewire.gateway.v1.VideoService/WatchVideo": _ANY,
+    "framewire.gateway.v1.VideoService/WatchVideos": _ANY,
     "framewire.gateway.v1.VideoService/QuoteVideo": _ANY,
     "framewire.gateway.v1.VideoService/PreviewInputs": _ANY,
     "framewire.gateway.v1.VideoService/GetDownloadUrl": _ANY,

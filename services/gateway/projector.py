@@ -54,7 +54,7 @@ class Projector:
             telemetry.MESSAGES.labels(DURABLE, "unchanged").inc()
             return
         measures.projected(changed, fact.kind)
-        await self._hub.tell(event.video_id)
+        await self._hub.tell(event.video_id, changed.account_id)
 
 
 class ProgressListener:
@@ -75,7 +75,7 @@ class ProgressListener:
         try:
             progress = event_pb2.Progress.FromString(received.data)
             if await self._videos.progress(_progress(progress)):
-                await self._hub.tell(progress.video_id)
+                await self._hub.tell(progress.video_id, progress.account_id)
         except message.DecodeError:
             log.warning("progress_unreadable", size_bytes=len(received.data))
         except Exception as error:

@@ -247,7 +247,7 @@ class Reconciler:
             video_id, fact, self._check_after_seconds
         )
         if changed:
-            await self._hub.tell(video_id)
+            await self._hub.tell(video_id, changed.account_id)
 
     async def _ring(self, subject: reconciliation.Subject) -> None:
         video = await self._store.sweeping.ring_again(subject.video_id, self._check_after_seconds)

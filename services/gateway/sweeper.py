@@ -100,7 +100,7 @@ class Sweeper:
         if fact and changed:
             measures.projected(changed, fact.kind)
             log.info("projected_from_generator", video_id=video.video_id, state=changed.state)
-            await self._hub.tell(video.video_id)
+            await self._hub.tell(video.video_id, video.account_id)
         else:
             await self._store.sweeping.heard_of(video.video_id, self._ages.overdue)
 

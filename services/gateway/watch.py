@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 from nats.aio.msg import Msg
 
@@ -17,74 +18,106 @@ log = telemetry.logger(__name__)
 NUDGE_SUBJECT = "framewire.nudge.v1"
 BATCH = 500
 RETRY_SECONDS = 0.5
+MOST_WAITING = 5000
+MARGIN = timedelta(seconds=30)
+"""How long after its `revised_at` a change may become visible: "since then" is read from so much earlier."""
 
 
 class Watcher:
-    """One watcher's slot: the latest row, however slowly it is taken."""
+    """One watcher's slot: the latest row of each video, however slowly they are taken."""
 
-    def __init__(self) -> None:
-        self._latest: videos.Video | None = None
+    def __init__(self, *, marked: bool = False) -> None:
+        self.marked = marked
+        """Whether it wants to know of each pass over everything."""
+        self._latest: dict[str, videos.Video] = {}
+        self._as_of: datetime | None = None
         self._ready = asyncio.Event()
-        self._closed = False
+        self._closed = ""
 
     def put(self, video: videos.Video) -> None:
-        """Replaces what was not taken yet."""
-        self._latest = video
+        """Replaces what was not taken yet. Who leaves too much behind is sent away, to come back from where it was."""
+        self._latest[video.video_id] = video
+        if len(self._latest) > MOST_WAITING:
+            self.close("too much has changed that was not taken")
         self._ready.set()
 
-    def close(self) -> None:
-        """The process is going away."""
-        self._closed = True
+    def mark(self, as_of: datetime) -> None:
+        """All that was changed until then was put."""
+        self._as_of = as_of
         self._ready.set()
 
-    async def next(self) -> videos.Video:
-        """The latest row, once there is one that was not taken. Raises Unavailable when the process goes away."""
+    def close(self, why: str = "this server is going away") -> None:
+        """There will be no more."""
+        self._closed = self._closed or why
+        self._latest.clear()
+        self._ready.set()
+
+    async def next(self) -> tuple[list[videos.Video], datetime | None]:
+        """The rows that were not taken, once there are some; until when that is all. Raises Unavailable at the end."""
         await self._ready.wait()
         self._ready.clear()
-        if self._closed or self._latest is None:
+        if self._closed:
             raise errors.Unavailable(
                 "DEPENDENCY_UNAVAILABLE",
-                "this server is going away; watch again from the last revision",
+                f"{self._closed}; watch again from where you are",
                 retry_after_seconds=0.1,
             )
-        return self._latest
+        taken, as_of = list(self._latest.values()), self._as_of
+        self._latest, self._as_of = {}, None
+        return taken, as_of
 
 
 class Hub:
-    """The watchers of this replica."""
+    """The watchers of this replica, of single videos and of whole accounts."""
 
     def __init__(self, videos_: store.VideoStore, bus_: bus.Bus, floor_seconds: float) -> None:
         self._videos = videos_
         self._bus = bus_
         self._floor_seconds = floor_seconds
-        self._watchers: dict[str, set[Watcher]] = {}
+        self._of_video: dict[str, set[Watcher]] = {}
+        self._of_account: dict[str, set[Watcher]] = {}
+        self._floor: datetime | None = None
         self._dirty: set[str] = set()
         self._bell = loops.Wake()
         self._closed = False
 
     @contextmanager
-    def watch(self, video_id: str) -> Iterator[Watcher]:
-        """A watcher of a video."""
-        watcher = Watcher()
+    def watch(self, video_ids: Iterable[str], *, marked: bool = False) -> Iterator[Watcher]:
+        """A watcher of these videos."""
+        with self._watching(self._of_video, video_ids, marked) as watcher:
+            yield watcher
+
+    @contextmanager
+    def watch_account(self, account_id: str) -> Iterator[Watcher]:
+        """A watcher of all videos of an account."""
+        with self._watching(self._of_account, (account_id,), True) as watcher:
+            yield watcher
+
+    @contextmanager
+    def _watching(
+        self, watchers: dict[str, set[Watcher]], keys: Iterable[str], marked: bool
+    ) -> Iterator[Watcher]:
+        watcher, mine = Watcher(marked=marked), set(keys)
         if self._closed:
             watcher.close()
-        self._watchers.setdefault(video_id, set()).add(watcher)
+        for key in mine:
+            watchers.setdefault(key, set()).add(watcher)
         try:
             yield watcher
         finally:
-            mine = self._watchers[video_id]
-            mine.discard(watcher)
-            if not mine:
-                del self._watchers[video_id]
+            for key in mine:
+                watchers[key].discard(watcher)
+                if not watchers[key]:
+                    del watchers[key]
 
-    async def tell(self, video_id: str) -> None:
+    async def tell(self, video_id: str, account_id: str) -> None:
         """A row was changed: tells the watchers here at once, and the other replicas. Never raises."""
-        self.nudge(video_id)
-        await self._bus.tell(NUDGE_SUBJECT, video_id.encode())
+        self.nudge(video_id, account_id)
+        await self._bus.tell(NUDGE_SUBJECT, f"{video_id} {account_id}".encode())
 
-    def nudge(self, video_id: str) -> None:
+    def nudge(self, video_id: str, account_id: str) -> None:
         """A row may have changed."""
-        if video_id in self._watchers:
+        if video_id in self._of_video or account_id in self._of_account:
             self._dirty.add(video_id)
             self._bell.ring()
 
@@ -95,28 +128,62 @@ class Hub:
             while not stopping.is_set():
                 await self._bell.wait(max(0.0, read_all_at - time.monotonic()), stopping)
                 wanted, self._dirty = self._dirty, set()
-                if time.monotonic() >= read_all_at:
-                    wanted = set(self._watchers)
+                everything = time.monotonic() >= read_all_at
+                if everything:
+                    wanted |= set(self._of_video)
                     read_all_at = time.monotonic() + self._floor_seconds
-                await self._read(wanted)
+                await self._read(wanted, everything)
         finally:
             self._closed = True
-            for watchers in self._watchers.values():
+            for watchers in (*self._of_video.values(), *self._of_account.values()):
                 for watcher in watchers:
                     watcher.close()
 
-    async def _read(self, video_ids: set[str]) -> None:
+    async def _read(self, video_ids: set[str], everything: bool) -> None:
         ordered = sorted(video_ids)
         try:
             for start in range(0, len(ordered), BATCH):
                 for video in await self._videos.many(ordered[start : start + BATCH]):
-                    for watcher in self._watchers.get(video.video_id, ()):
-                        watcher.put(video)
+                    self._put(video)
+            if everything:
+                await self._read_all()
         except Exception as error:
             log.warning("watch_read_failed", error=repr(error))
             self._dirty |= video_ids
             await asyncio.sleep(RETRY_SECONDS)
             self._bell.ring()
+
+    async def _read_all(self) -> None:
+        """What changed in the watched accounts since the last time; whoever watches learns how far that goes."""
+        marked = {
+            watcher
+            for watchers in (*self._of_video.values(), *self._of_account.values())
+            for watcher in watchers
+            if watcher.marked
+        }
+        if not marked:
+            self._floor = None
+            return
+        as_of = await self._videos.now()
+        since, place = (self._floor or as_of) - MARGIN, None
+        accounts = list(self._of_account)
+        while accounts:
+            page = await self._videos.revised(accounts, since, place, BATCH)
+            for video in page:
+                self._put(video)
+            if len(page) < BATCH:
+                break
+            place = page[-1].revised_at, page[-1].video_id
+        self._floor = as_of
+        for watcher in marked:
+            watcher.mark(as_of)
+
+    def _put(self, video: videos.Video) -> None:
+        for watcher in self._of_video.get(video.video_id, ()):
+            watcher.put(video)
+        if video.state not in videos.HIDDEN:
+            for watcher in self._of_account.get(video.account_id, ()):
+                watcher.put(video)
 
 
 class Nudges:
@@ -130,6 +197,7 @@ class Nudges:
         """Listens until told to stop."""
 
         async def heard(message: Msg) -> None:
-            self._hub.nudge(message.data.decode(errors="replace"))
+            video_id, _, account_id = message.data.decode(errors="replace").partition(" ")
+            self._hub.nudge(video_id, account_id)
 
         await self._bus.listen(NUDGE_SUBJECT, heard, stopping)

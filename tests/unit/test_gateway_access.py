@@ -108,10 +108,20 @@ async def test_a_slow_watcher_gets_the_latest_and_holds_up_nobody() -> None:
     watcher = watch.Watcher()
     for revision in range(2, 1000):
         watcher.put(replace(PENDING, revision=revision))
-    assert (await watcher.next()).revision == 999
+    taken, _ = await watcher.next()
+    assert [video.revision for video in taken] == [999]
     waiting = asyncio.ensure_future(watcher.next())
     await asyncio.sleep(0)
     assert not waiting.done()
     watcher.close()
     with pytest.raises(errors.Unavailable):
         await waiting
+
+
+async def test_a_watcher_that_leaves_too_much_behind_is_sent_away() -> None:
+    watcher = watch.Watcher()
+    for number in range(watch.MOST_WAITING + 1):
+        watcher.put(replace(PENDING, video_id=f"{number}"))
+    with pytest.raises(errors.Unavailable) as told:
+        await watcher.next()
+    assert "was not taken" in told.value.message

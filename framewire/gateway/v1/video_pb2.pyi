@@ -758,6 +758,94 @@ class WatchVideoResponse(_message.Message):
 Global___WatchVideoResponse: _TypeAlias = WatchVideoResponse  # noqa: Y015
 
 @_typing.final
+class WatchedVideo(_message.Message):
+    """A video to be watched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    video_id: _builtins.str
+    """The video."""
+    after_revision: _builtins.int
+    """The last revision seen; 0: none."""
+    def __init__(
+        self,
+        *,
+        video_id: _builtins.str = ...,
+        after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchedVideo: _TypeAlias = WatchedVideo  # noqa: Y015
+
+@_typing.final
+class WatchVideosRequest(_message.Message):
+    """Asks to be told of many videos."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose; may be empty when the caller is a member of one account."""
+    cursor: _builtins.str
+    """Of all of the account: the last cursor seen, after a break; empty: from now."""
+    @_builtins.property
+    def videos(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedVideo]:
+        """Which; empty: all of the account."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        videos: _abc.Iterable[Global___WatchedVideo] | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cursor", b"cursor", "videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchVideosRequest: _TypeAlias = WatchVideosRequest  # noqa: Y015
+
+@_typing.final
+class WatchVideosResponse(_message.Message):
+    """A video changed; or, every ten seconds or so, where the stream is: a sign of life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Of all of the account: everything up to here was told. For WatchVideosRequest.cursor; what is told again then has a revision that
+    was seen. Opaque.
+    """
+    @_builtins.property
+    def video(self) -> Global___Video:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        video: Global___Video | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["video", b"video"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "video", b"video"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchVideosResponse: _TypeAlias = WatchVideosResponse  # noqa: Y015
+
+@_typing.final
 class QuoteVideoRequest(_message.Message):
     """Asks for a price."""
 

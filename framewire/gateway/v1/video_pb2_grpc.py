@@ -76,6 +76,11 @@ class VideoServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoResponse.FromString,
                 _registered_method=True)
+        self.WatchVideos = channel.unary_stream(
+                '/framewire.gateway.v1.VideoService/WatchVideos',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosResponse.FromString,
+                _registered_method=True)
         self.QuoteVideo = channel.unary_unary(
                 '/framewire.gateway.v1.VideoService/QuoteVideo',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.QuoteVideoRequest.SerializeToString,
@@ -163,6 +168,15 @@ class VideoServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchVideos(self, request, context):
+        """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
+        the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
+        gets UNAVAILABLE: watch again from the last cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def QuoteVideo(self, request, context):
         """The price of a video, without making it; a quote to give to CreateVideo.
         """
@@ -228,6 +242,11 @@ def add_VideoServiceServicer_to_server(servicer, server):
                     servicer.WatchVideo,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoResponse.SerializeToString,
+            ),
+            'WatchVideos': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchVideos,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosResponse.SerializeToString,
             ),
             'QuoteVideo': grpc.unary_unary_rpc_method_handler(
                     servicer.QuoteVideo,
@@ -463,6 +482,33 @@ class VideoService:
             '/framewire.gateway.v1.VideoService/WatchVideo',
             framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchVideos(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/framewire.gateway.v1.VideoService/WatchVideos',
+            framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_video__pb2.WatchVideosResponse.FromString,
             options,
             channel_credentials,
             insecure,

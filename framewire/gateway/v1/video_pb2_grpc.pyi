@@ -66,6 +66,11 @@ class VideoServiceStub:
     """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
     be skipped, the terminal one never. After a break, call again with the last revision seen.
     """
+    WatchVideos: _grpc.UnaryStreamMultiCallable[_video_pb2.WatchVideosRequest, _video_pb2.WatchVideosResponse]
+    """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
+    the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
+    gets UNAVAILABLE: watch again from the last cursor.
+    """
     QuoteVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.QuoteVideoRequest, _video_pb2.QuoteVideoResponse]
     """The price of a video, without making it; a quote to give to CreateVideo."""
     PreviewInputs: _grpc.UnaryUnaryMultiCallable[_video_pb2.PreviewInputsRequest, _video_pb2.PreviewInputsResponse]
@@ -114,6 +119,11 @@ class VideoServiceAsyncStub(VideoServiceStub):
     WatchVideo: _aio.UnaryStreamMultiCallable[_video_pb2.WatchVideoRequest, _video_pb2.WatchVideoResponse]  # type: ignore[assignment]
     """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
     be skipped, the terminal one never. After a break, call again with the last revision seen.
+    """
+    WatchVideos: _aio.UnaryStreamMultiCallable[_video_pb2.WatchVideosRequest, _video_pb2.WatchVideosResponse]  # type: ignore[assignment]
+    """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
+    the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
+    gets UNAVAILABLE: watch again from the last cursor.
     """
     QuoteVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.QuoteVideoRequest, _video_pb2.QuoteVideoResponse]  # type: ignore[assignment]
     """The price of a video, without making it; a quote to give to CreateVideo."""
@@ -208,6 +218,17 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_video_pb2.WatchVideoResponse], _abc.AsyncIterator[_video_pb2.WatchVideoResponse]]:
         """The video now, if newer than after_revision, then each later state, until it is terminal and settled. Intermediate states may
         be skipped, the terminal one never. After a break, call again with the last revision seen.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchVideos(
+        self,
+        request: _video_pb2.WatchVideosRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_video_pb2.WatchVideosResponse], _abc.AsyncIterator[_video_pb2.WatchVideosResponse]]:
+        """Many videos on one stream, as WatchVideo tells of one: those that are named, until all of them are terminal and settled; or all of
+        the account, without an end: what lives now, or what changed since `cursor`, then each change. A reader that falls far behind
+        gets UNAVAILABLE: watch again from the last cursor.
         """
 
     @_abc_1.abstractmethod

@@ -19,9 +19,10 @@ async def visible(videos_: store.VideoStore, video_id: str) -> videos.Video:
     return video
 
 
-def video_not_found() -> errors.NotFound:
+def video_not_found(video_id: str = "") -> errors.NotFound:
     """No such video, or not the caller's: not to be told apart."""
-    return errors.NotFound("VIDEO_NOT_FOUND", "there is no such video, or it is not yours")
+    which = f"video {video_id}" if video_id else "such video"
+    return errors.NotFound("VIDEO_NOT_FOUND", f"there is no {which}, or it is not yours")
 
 
 def check_reuse(earlier: bytes, now: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any
 
 from framewire.events.v1 import event_pb2
@@ -11,7 +10,7 @@ from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
 from kit import errors, pages, telemetry
 from services.gateway import admission, inputs, messages, peers, removal, videos
-from services.gateway.api import batches, common, creating
+from services.gateway.api import batches, common, creating, watching
 
 log = telemetry.logger(__name__)
 
@@ -27,6 +26,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         self._creator = creating.Creator(parts)
         self._batches = batches.Batches(self._creator, parts.store)
         self._removal = removal.Removal(parts.store, parts.peers)
+        self._watching = watching.Watching(parts)
 
     async def CreateVideo(
         self, request: video_pb2.CreateVideoRequest, context: Any
@@ -92,7 +92,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         if video.terminal and video.deleted_at is None:
             await self._store.removals.delete(video.video_id)
             video = await common.visible(self._store.videos, video.video_id)
-            await self._parts.hub.tell(video.video_id)
+            await self._parts.hub.tell(video.video_id, video.account_id)
         if video.delete_due:
             try:
                 await self._removal.remove(video)
@@ -115,7 +115,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
             if abandoned is not None:
                 return abandoned
         if await self._store.videos.request_cancel(video.video_id) is not None:
-            await self._parts.hub.tell(video.video_id)
+            await self._parts.hub.tell(video.video_id, video.account_id)
         now = await common.visible(self._store.videos, video.video_id)
         return now if now.terminal else await self._cancel(now)
 
@@ -130,27 +130,28 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         )
         if not changed:
             return await common.visible(self._store.videos, video.video_id)
-        await self._parts.hub.tell(changed.video_id)
+        await self._parts.hub.tell(changed.video_id, changed.account_id)
         return changed
 
     async def WatchVideo(
         self, request: video_pb2.WatchVideoRequest, context: Any
     ) -> AsyncIterator[video_pb2.WatchVideoResponse]:
         """The video now, if newer, then each later state, until it is terminal and settled."""
-        with self._parts.hub.watch(request.video_id) as watcher:
-            # Read after the watcher is there: what changes from here on is not missed.
-            video = await common.visible(self._store.videos, request.video_id)
-            seen = request.after_revision
-            sent: videos.Video | None = None
-            while True:
-                if video.revision > seen or (sent is not None and _moved(sent, video)):
-                    yield video_pb2.WatchVideoResponse(video=messages.video_message(video))
-                    seen, sent = video.revision, video
-                elif sent is None:
-                    sent = video
-                if video.finished:
-                    return
-                video = await watcher.next()
+        async for response in self._watching.one(request):
+            yield response
+
+    async def WatchVideos(
+        self, request: video_pb2.WatchVideosRequest, context: Any
+    ) -> AsyncIterator[video_pb2.WatchVideosResponse]:
+        """Many videos, as WatchVideo."""
+        if request.videos:
+            stream = self._watching.named(request)
+        else:
+            account_id = common.caller().account(request.account_id)
+            await self._creator.standing(account_id)
+            stream = self._watching.account(account_id, request.cursor)
+        async for response in stream:
+            yield response
 
     async def QuoteVideo(
         self, request: video_pb2.QuoteVideoRequest, context: Any
@@ -259,11 +260,3 @@ def patience(context: Any) -> float:
     """How long the caller still waits."""
     left = context.time_remaining()
     return admission.WAIT_SECONDS if left is None else left - 0.1
-
-
-def _moved(before: videos.Video, now: videos.Video) -> bool:
-    return _place(before) != _place(now)
-
-
-def _place(video: videos.Video) -> tuple[str, int, int, datetime | None]:
-    return video.stage, video.progress_percent, video.queue_position, video.expected_at

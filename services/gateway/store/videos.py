@@ -79,19 +79,23 @@ class VideoStore:
         return [rows.video(row) for row in found]
 
     async def revised(
-        self, account_ids: Sequence[str], after: datetime, place: tuple[datetime, str], limit: int
+        self,
+        account_ids: Sequence[str],
+        after: datetime,
+        place: tuple[datetime, str] | None,
+        limit: int,
     ) -> list[videos.Video]:
         """What was admitted or changed in these accounts after a moment, by when, from after a place."""
         found = await self._pool.fetch(
             f"""
             SELECT {rows.VIDEO_COLUMNS} FROM videos
             WHERE account_id = ANY($1) AND {_ADMITTED} AND revised_at > $2
-              AND (revised_at, video_id) > ($3, $4)
+              AND ($3::timestamptz IS NULL OR (revised_at, video_id) > ($3, $4))
             ORDER BY revised_at, video_id LIMIT $5
             """,
             list(account_ids),
             after,
-            *place,
+            *(place or (None, "")),
             limit,
         )
         return [rows.video(row) for row in found]
