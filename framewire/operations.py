@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from google.protobuf import message as protobuf
 
-from framewire import encode, reconciliation, transport, types
+from framewire import encode, reconciliation, recovery, transport, types
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode, enum_name
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
@@ -153,6 +153,17 @@ class Operations:
         request = operator_pb2.ListQuarantinedRequest(account_id=account_id, page_size=100, why=why)
         answer = await self._transport.unary(self._stub.ListQuarantined, request)
         return tuple(decode(types.Quarantined, each) for each in answer.quarantined)
+
+    async def recover(self, *, dry_run: bool = False, why: str = "") -> recovery.Recovery:
+        """Makes good what restored databases forgot, then opens their services. Idempotent; may be run again."""
+        request = operator_pb2.RecoverRequest(dry_run=dry_run, why=why)
+        # Not begun anew by itself: what the first run did would be missing from the answer of the second.
+        parts = await self._transport.collect(self._stub.Recover, request, once=True)
+        done = [part.video for part in parts if part.HasField("video")]
+        return recovery.Recovery(
+            tuple(decode(recovery.Recovered, one) for one in done),
+            decode(recovery.Done, parts[-1].done),
+        )
 
     async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
         return decode(kind, await self._transport.unary(send, request))

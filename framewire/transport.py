@@ -45,14 +45,16 @@ class Transport:
             lambda left: send(request, metadata=self._metadata, timeout=left)
         )
 
-    async def collect(self, send: Callable[..., Any], request: object) -> list[Any]:
-        """One idempotent server stream that ends by itself, whole; begun anew where it breaks off."""
+    async def collect(
+        self, send: Callable[..., Any], request: object, *, once: bool = False
+    ) -> list[Any]:
+        """One idempotent server stream that ends by itself, whole; begun anew where it breaks off, unless `once`."""
 
         async def whole(_: float) -> list[Any]:
             call = send(request, metadata=self._metadata, timeout=STREAM_SECONDS)
             return [response async for response in call]
 
-        return await self._retried(whole)
+        return await self._retried(whole, 0.0 if once else None)
 
     async def upload(
         self, send: Callable[..., Awaitable[T]], requests: Callable[[], AsyncIterator[object]]
@@ -62,8 +64,10 @@ class Transport:
             lambda left: send(requests(), metadata=self._metadata, timeout=left)
         )
 
-    async def _retried(self, attempt: Callable[[float], Awaitable[T]]) -> T:
-        patience = Patience(self._retry_seconds)
+    async def _retried(
+        self, attempt: Callable[[float], Awaitable[T]], retry_seconds: float | None = None
+    ) -> T:
+        patience = Patience(self._retry_seconds if retry_seconds is None else retry_seconds)
         while True:
             try:
                 return await attempt(patience.left())
@@ -117,7 +121,8 @@ class Patience:
         """Sleeps until the next try; raises the error when none is to be made."""
         exhausted = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         again = error.code in _AGAIN or (exhausted and error.retry_after_seconds is not None)
-        again &= error.reason != "ADMISSION_PAUSED"  # an operator's pause does not pass in seconds
+        # An operator's pause, and a recovery, do not pass in seconds.
+        again &= error.reason not in ("ADMISSION_PAUSED", "RECOVERY")
         ceiling = min(2.0, 0.1 * 2**self._tries)
         # Full jitter would let a crowd of watchers come back at once too often: half of it is fixed.
         pause = max(ceiling * random.uniform(0.5, 1.0), error.retry_after_seconds or 0.0)

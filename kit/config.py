@@ -26,6 +26,8 @@ class ServiceSettings(BaseSettings):
     """postgresql://user:password@host:port/database, this service's own."""
     database_pool_size: int = 10
     """Most connections of the pool."""
+    incarnation_seconds: float = 10
+    """How often a database is compared with what is kept of it outside, where its service does that."""
     nats_url: str = "nats://127.0.0.1:4222"
     """Where the bus is."""
     service_token_secret: SecretStr

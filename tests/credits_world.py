@@ -19,7 +19,7 @@ from framewire.events.v1 import event_pb2
 from kit import auth, errors, ids, migrate, pages, postgres, rpc
 from services.credits import api, documents, floor, holds, ledger, operations, rules, settlement
 from services.credits.store import Store
-from tests import containers
+from tests import containers, lives
 
 HERE = Path(rules.__file__).parent
 TEN = rules.Item("sora-2", 1280, 720, 6, 1, rules.Lane.STANDARD)
@@ -125,7 +125,8 @@ async def served(world: World, generator: Any = None) -> AsyncIterator[Callable[
     tokens = auth.ServiceTokens("credits", secret)
     server = grpc.aio.server(interceptors=[rpc.ServerInterceptor(api.authenticate(tokens))])
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(
-        api.LedgerService(world.books, pages.Pages(b"secret"), asking), server
+        api.LedgerService(world.books, pages.Pages(b"secret"), asking, lives.open_life(world.pool)),
+        server,
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -20,7 +20,7 @@ from framewire.generator.v1 import job_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import ids, migrate, postgres
 from services.generator import attempts, catalogue, standings, turns
-from services.generator.store import Store, rows
+from services.generator.store import Store, recovery, rows
 from tests import containers
 
 Account = catalogue.ProviderAccount
@@ -193,6 +193,21 @@ class World:
     async def state(self, video_id: str) -> str:
         """Of its newest attempt."""
         return str((await self.attempt(video_id)).state)
+
+    async def doubted(self, attempt: rows.Attempt, *, beside_twin: bool = False) -> None:
+        """A restore forgot whether it was sent."""
+        shown = attempt.fingerprint
+        if beside_twin:
+            twin = await self.attempt((await self.accept()).video_id)
+            await self.doubted(twin)
+            shown = twin.fingerprint
+        suspicion = recovery.Suspicion(("main", "second"), shown, 1, HOUR, HOUR)
+
+        def suspect(job: job_pb2.Job, _: str, __: str | None) -> recovery.Suspicion | None:
+            return suspicion if job.video_id == attempt.video_id else None
+
+        window = recovery.Window(datetime.now(UTC), datetime.now(UTC))
+        await self.store.recovery.doubt_rest(window, suspect, dry_run=False)
 
     async def events(self, video_id: str) -> list[str]:
         """Kinds, in order."""

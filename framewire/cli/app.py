@@ -18,6 +18,7 @@ from framewire.cli import (
     operators,
     output,
     reconcile,
+    recover,
     storing,
     top,
     videos,
@@ -55,6 +56,7 @@ app.command()(credits.entries)
 app.command()(credits.usage)
 app.command()(credits.grant)
 app.command()(reconcile.reconcile)
+app.command()(recover.recover)
 app.command("events")(account.feed)
 app.command()(top.top)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from framewire import subjects
 from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.generator.v1 import attempt_pb2_grpc
-from kit import auth, bus, outbox, pages, postgres, rpc, service
+from kit import auth, bus, incarnation, outbox, pages, postgres, rpc, service
 from services.credits import api, checking, config, documents, floor, settlement, store
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -22,6 +22,8 @@ async def main(settings: config.Settings) -> None:
         tokens = auth.ServiceTokens("credits", settings.service_token_secret.get_secret_value())
         generator = await process.enter(rpc.channel(settings.generator_address, tokens))
 
+        life = incarnation.Incarnation("credits", pool, nats, settings.incarnation_seconds)
+        await life.begin()
         relay = outbox.Relay(pool, nats, subjects.EVENTS_STREAM)
         books = store.Store(
             pool,
@@ -44,12 +46,13 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
-            api.LedgerService(books, pages.Pages(settings.page_secret()), asking),
+            api.LedgerService(books, pages.Pages(settings.page_secret()), asking, life),
         )
         process.loop(relay)
-        process.loop(settlement.Consumer(nats, settling))
-        process.loop(asking)
-        process.loop(floor.Expiry(books, settings.expiry_seconds))
+        process.loop(life)
+        process.loop(life.gate(settlement.Consumer(nats, settling)))
+        process.loop(life.gate(asking))
+        process.loop(life.gate(floor.Expiry(books, settings.expiry_seconds)))
         process.loop(outbox.Retention(pool))
         process.loop(checking.BooksCheck(books, settings.check_books_seconds))
         await process.run(api.authenticate(tokens))

@@ -7,7 +7,8 @@ from typing import Any
 
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import vocabulary_pb2
-from kit import auth, errors, pages, rpc
+from kit import auth, errors, incarnation, pages, rpc
+from kit.failpoints import failpoint
 from services.credits import (
     documents,
     floor,
@@ -43,6 +44,9 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "SurveyHolds": frozenset({"gateway", "operator"}),
     "AssessHolds": frozenset({"gateway", "operator"}),
     "SettleHold": frozenset({"gateway", "operator"}),
+    "GetRecovery": frozenset({"gateway", "operator"}),
+    "RestoreHold": frozenset({"gateway", "operator"}),
+    "EndRecovery": frozenset({"gateway", "operator"}),
 }
 
 
@@ -59,7 +63,14 @@ def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """The ledger, served."""
 
-    def __init__(self, books: store.Store, pages_: pages.Pages, floor_: floor.Floor) -> None:
+    def __init__(
+        self,
+        books: store.Store,
+        pages_: pages.Pages,
+        floor_: floor.Floor,
+        life: incarnation.Incarnation,
+    ) -> None:
+        self._life = life
         self._ledger = books.ledger
         self._statements = books.statements
         self._accounts = books.accounts
@@ -106,23 +117,49 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def Reserve(self, request: ledger_pb2.ReserveRequest, context: Any) -> Any:
         """Prices and holds credits."""
-        reservation = operations.Reservation(
-            hold_id=request.hold_id,
-            account_id=request.account_id,
-            item=messages.item(request.item),
-            not_after=messages.moment(request.not_after, "not_after"),
-            quote_id=request.quote_id,
-            max_credits=request.max_credits if request.HasField("max_credits") else None,
-            labels={
-                messages.text(key, "labels"): messages.text(value, "labels")
-                for key, value in request.labels.items()
-            },
-            key_id=request.key_id,
-        )
+        self._life.require()
+        reservation = operations.Reservation(**_reservation(request))
         return messages.hold(await self._ledger.reserve(reservation))
+
+    async def GetRecovery(self, request: ledger_pb2.GetRecoveryRequest, context: Any) -> Any:
+        """Whether it may move credits."""
+        return messages.standing(await self._life.standing())
+
+    async def RestoreHold(self, request: ledger_pb2.RestoreHoldRequest, context: Any) -> Any:
+        """Holds credits again that a restore forgot."""
+        if self._life.open:
+            raise errors.FailedPrecondition(
+                "NOT_IN_RECOVERY", "the ledger's database is the one that went on"
+            )
+        await self._check_versions(request)
+        restoration = operations.Restoration(
+            **_reservation(request.reserve),
+            credits=request.credits,
+            price_version=messages.text(request.price_version, "price_version"),
+            policy_version=messages.text(request.policy_version, "policy_version"),
+        )
+        return messages.hold(await self._ledger.reserve(restoration))
+
+    async def _check_versions(self, request: ledger_pb2.RestoreHoldRequest) -> None:
+        for kind, version in (
+            (rules.Kind.PRICE_BOOK, request.price_version),
+            (rules.Kind.REFUND_POLICY, request.policy_version),
+        ):
+            if not await self._rulebooks.versions(kind, version):
+                raise errors.NotFound(
+                    "RULEBOOK_NOT_FOUND",
+                    f"{kind} {version} was forgotten, too: add and activate it again first",
+                )
+
+    async def EndRecovery(self, request: ledger_pb2.EndRecoveryRequest, context: Any) -> Any:
+        """Opens."""
+        await failpoint("credits.recover.before_open")
+        await self._life.end_recovery()
+        return messages.standing(await self._life.standing())
 
     async def Capture(self, request: ledger_pb2.CaptureRequest, context: Any) -> Any:
         """Takes part or all of a hold."""
+        self._life.require()
         cause = messages.name(vocabulary_pb2.Cause, request.cause, "CAUSE_")
         operator = messages.text(request.operator, "operator")
         return messages.hold(
@@ -131,6 +168,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def Release(self, request: ledger_pb2.ReleaseRequest, context: Any) -> Any:
         """Gives a hold back."""
+        self._life.require()
         cause = messages.name(vocabulary_pb2.Cause, request.cause, "CAUSE_")
         operator = messages.text(request.operator, "operator")
         return messages.hold(
@@ -139,6 +177,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def Refund(self, request: ledger_pb2.RefundRequest, context: Any) -> Any:
         """Gives captured credits back."""
+        self._life.require()
         loss = request.taken_from == ledger_pb2.REFUND_FROM_LOSS
         given = await self._ledger.refund(
             request.hold_id,
@@ -306,8 +345,25 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def SettleHold(self, request: ledger_pb2.SettleHoldRequest, context: Any) -> Any:
         """Settles a hold by what the generator says."""
+        self._life.require()
         return messages.hold(await self._floor.settle(request.hold_id))
 
     async def _rulebook(self, kind: rules.Kind, version: str) -> ledger_pb2.Rulebook:
         (found,) = await self._rulebooks.versions(kind, version)
         return messages.rulebook(found)
+
+
+def _reservation(request: ledger_pb2.ReserveRequest) -> dict[str, Any]:
+    return {
+        "hold_id": request.hold_id,
+        "account_id": request.account_id,
+        "item": messages.item(request.item),
+        "not_after": messages.moment(request.not_after, "not_after"),
+        "quote_id": request.quote_id,
+        "max_credits": request.max_credits if request.HasField("max_credits") else None,
+        "labels": {
+            messages.text(key, "labels"): messages.text(value, "labels")
+            for key, value in request.labels.items()
+        },
+        "key_id": request.key_id,
+    }

@@ -9,7 +9,7 @@ from google.protobuf import timestamp_pb2
 
 from framewire.credits.v1 import ledger_pb2
 from framewire.events.v1 import vocabulary_pb2
-from kit import errors
+from kit import errors, incarnation
 from services.credits import caps, holds, ledger, rules, usage
 from services.credits.store import accounts, rulebooks, statements
 
@@ -190,4 +190,15 @@ def rulebook(found: rulebooks.Rulebook) -> ledger_pb2.Rulebook:
         in_force=found.in_force,
         effective_from=timestamp(found.effective_from),
         activated_by=found.activated_by,
+    )
+
+
+def standing(found: incarnation.Standing) -> vocabulary_pb2.RecoveryStanding:
+    """Whether the ledger may move credits."""
+    return vocabulary_pb2.RecoveryStanding(
+        open=found.open,
+        incarnation_id=found.incarnation_id,
+        reason=found.reason,
+        since=timestamp(found.since) if found.since else None,
+        restored_to=timestamp(found.restored_to) if found.restored_to else None,
     )

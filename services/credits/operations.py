@@ -223,6 +223,44 @@ class Reservation(_Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Restoration(Reservation):
+    """Credits that a restored ledger forgot to hold, at the price of before; not refused for time or caps."""
+
+    credits: int = 0
+    price_version: str = ""
+    policy_version: str = ""
+
+    def judge(self, batch: batches.Batch) -> holds.Hold:
+        """The hold, now or before. A refusal is not remembered: credits that are granted again make it good."""
+        known = batch.holds.get(self.hold_id)
+        if known is not None:
+            return holds.check_replay(known, self.account_id, self.fingerprint)
+        books, parts = ledger.reserve(
+            batch.account(self.account_id), self.hold_id, self.credits, batch.now
+        )
+        hold = holds.Hold(
+            hold_id=self.hold_id,
+            account_id=self.account_id,
+            state=holds.HoldState.HELD,
+            created_at=batch.now,
+            fingerprint=self.fingerprint,
+            item=self.item.fields(),
+            labels=self.labels,
+            key_id=self.key_id,
+            reserved=self.credits,
+            price_version=self.price_version,
+            policy_version=self.policy_version,
+            not_after=self.not_after,
+        )
+        batch.keep(hold, parts)
+        batch.post(books)
+        verdict = batch.unsettled.get(self.hold_id)
+        if verdict is not None and verdict.account_id == self.account_id:
+            hold = batch.settle_by_policy(hold, verdict)
+        return hold
+
+
+@dataclass(frozen=True, slots=True)
 class Capture(_Operation):
     """So many of the held credits are to be taken and the rest given back; 0 is a release."""
 

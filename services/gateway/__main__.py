@@ -15,7 +15,7 @@ from framewire.gateway.v1 import (
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth as service_auth
-from kit import bus, outbox, pages, postgres, rpc, service
+from kit import bus, incarnation, outbox, pages, postgres, rpc, service
 from services.gateway import (
     admission,
     auth,
@@ -28,6 +28,7 @@ from services.gateway import (
     projector,
     publisher,
     reconciler,
+    recoverer,
     store,
     sweeper,
     tasks,
@@ -43,6 +44,8 @@ async def main(settings: config.Settings) -> None:
         url = settings.database_url.get_secret_value()
         pool = await process.enter(postgres.pool(url, "gateway", settings.database_pool_size))
         nats = await process.enter(bus.connect(settings.nats_url, "gateway"))
+        life = incarnation.Incarnation("gateway", pool, nats, settings.incarnation_seconds)
+        await life.begin()
         behind = peers.Peers(await _stubs(process, settings), models)
         kept = store.Store(pool)
         limiter = limits.Limiter(kept.limits)
@@ -55,14 +58,13 @@ async def main(settings: config.Settings) -> None:
         shielded = await process.enter(tasks.Shielded(settings.admit_seconds))
         timing = admission.Timing(settings.admit_seconds, settings.sweep_unaccepted_seconds)
         projecting = projector.Projector(kept.videos, hub, settings.sweep_overdue_seconds)
-        process.loop(outbox.Relay(pool, nats, subjects.EVENTS_STREAM))
-        process.loop(outbox.Retention(pool))
-        process.loop(hub)
+        relay = outbox.Relay(pool, nats, subjects.EVENTS_STREAM)
+        for loop in (relay, outbox.Retention(pool), hub, life, projecting.loop(nats)):
+            process.loop(loop)
         process.loop(watch.Nudges(nats, hub))
-        process.loop(projecting.loop(nats))
         process.loop(projector.ProgressListener(kept.videos, nats, hub))
-        process.loop(sweeper.Sweeper(kept, behind, ringing, hub, _ages(settings)))
-        process.loop(sweeper.Purge(kept))
+        process.loop(life.gate(sweeper.Sweeper(kept, behind, ringing, hub, _ages(settings))))
+        process.loop(life.gate(sweeper.Purge(kept)))
         process.loop(measures.Measures(kept.measures))
 
         parts = creating.Parts(
@@ -74,6 +76,7 @@ async def main(settings: config.Settings) -> None:
             limiter=limiter,
             pages=pages.Pages(settings.page_secret()),
             check_after_seconds=settings.sweep_overdue_seconds,
+            life=life,
         )
         reconciling = reconciler.Reconciler(kept, behind, ringing, hub, settings)
         process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
@@ -87,7 +90,14 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(
             operator_pb2_grpc.add_OperatorServiceServicer_to_server,
-            operators.OperatorApi(kept, behind, _defaults(settings), reconciling, callers.issuers),
+            operators.OperatorApi(
+                kept,
+                behind,
+                _defaults(settings),
+                reconciling,
+                callers.issuers,
+                recoverer.Recoverer(kept, behind, life),
+            ),
         )
         await process.run(callers)
 

@@ -115,6 +115,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/ListAttempts": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Reconcile": _OPERATORS,
     "framewire.gateway.v1.OperatorService/Repair": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/Recover": _OPERATORS,
     "framewire.gateway.v1.OperatorService/GetAttempt": _OPERATORS,
     "framewire.gateway.v1.OperatorService/ResolveAttempt": _OPERATORS,
     "framewire.gateway.v1.OperatorService/RetryAttempt": _OPERATORS,

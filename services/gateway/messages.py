@@ -225,6 +225,17 @@ def job(video: videos.Video) -> job_pb2.Job:
         weight=video.weight,
         start_by=timestamp(video.start_by),
         admitted_at=timestamp(video.created_at),
+        admission=job_pb2.Admission(
+            request_id=video.request_id,
+            principal=video.principal,
+            fingerprint=video.fingerprint,
+            key_id=video.key_id,
+            labels=video.labels,
+            client_reference=video.client_reference,
+            quoted_credits=video.quoted_credits or 0,
+            price_version=video.price_version,
+            policy_version=video.policy_version,
+        ),
     )
 
 

@@ -39,6 +39,9 @@ RETRIED = {
             "SurveyHolds",
             "AssessHolds",
             "SettleHold",
+            "GetRecovery",
+            "RestoreHold",
+            "EndRecovery",
         )
     ),
     "storage": tuple(
@@ -59,7 +62,15 @@ RETRIED = {
         )
     ),
     "generator": tuple(
-        f"{_ATTEMPTS}/{method}" for method in ("GetVideoOutcome", "CancelAttempt", "SurveyVideos")
+        f"{_ATTEMPTS}/{method}"
+        for method in (
+            "GetVideoOutcome",
+            "CancelAttempt",
+            "SurveyVideos",
+            "GetRecovery",
+            "RecoverVideos",
+            "EndRecovery",
+        )
     ),
 }
 """Methods that are idempotent by contract: tried again while UNAVAILABLE."""
@@ -84,6 +95,8 @@ def is_refusal(error: errors.ServiceError) -> bool:
 
 def for_caller(error: errors.ServiceError) -> errors.ServiceError:
     """What a caller of ours is told: a refusal as it is, everything else as "not now"."""
+    if error.reason == "RECOVERY":
+        return error
     if is_refusal(error) and error.reason not in _NOT_THE_CALLERS:
         return error
     return unavailable()
@@ -155,6 +168,10 @@ class Peers:
         return await self.stubs.credits.Quote(
             ledger_pb2.QuoteRequest(item=self._item(spec, lane)), timeout=TIMEOUT_SECONDS
         )
+
+    def priced(self, video: videos.Video) -> ledger_pb2.Item:
+        """What a video's hold is for."""
+        return self._item(messages.stored_spec(video), messages.lane_number(video.lane))
 
     def _item(
         self, spec: vocabulary_pb2.VideoSpec, lane: vocabulary_pb2.Lane.ValueType

@@ -165,6 +165,9 @@ class Video:
     delete_when_terminal: bool
     delete_due: bool
     revised_at: datetime
+    price_version: str = ""
+    policy_version: str = ""
+    fingerprint: bytes = b""
 
     @property
     def terminal(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from framewire import subjects
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
-from kit import auth, bus, outbox, postgres, rpc, service
+from kit import auth, bus, incarnation, outbox, postgres, rpc, service
 from services.generator import (
     api,
     assets,
@@ -48,6 +48,8 @@ async def main(settings: config.Settings) -> None:
         channel = await process.enter(rpc.channel(settings.storage_address, tokens, RETRIED))
         stored = assets.Assets(storage_pb2_grpc.StorageServiceStub(channel))
 
+        life = incarnation.Incarnation("generator", pool, connected, settings.incarnation_seconds)
+        await life.begin()
         relay = outbox.Relay(pool, connected, subjects.EVENTS_STREAM)
         database = store.Store(pool, relay.ring)
         await database.accounts.ensure(list(opened.accounts))
@@ -61,14 +63,18 @@ async def main(settings: config.Settings) -> None:
         fetcher = fetch.Fetcher(settings, database, opened, downloads, teller)
         jobs = intake.Intake(database.videos, opened, dispatcher.wake)
 
-        process.loop(jobs.loop(connected))
-        process.loop(dispatcher)
-        process.loop(resolve.Resolver(settings, database, opened, shared, dispatcher.wake))
-        process.loop(poll.Poller(settings, database, opened, teller, fetcher.wake, shared))
-        process.loop(fetcher)
+        process.loop(life)
+        for gated in (
+            jobs.loop(connected),
+            dispatcher,
+            resolve.Resolver(settings, database, opened, shared, dispatcher.wake),
+            poll.Poller(settings, database, opened, teller, fetcher.wake, shared),
+            fetcher,
+            sweep.Sweeper(settings, database, opened),
+            late.LateRenders(settings, database, opened, downloads, shared),
+        ):
+            process.loop(life.gate(gated))
         process.loop(progress.Estimator(settings, database, opened, teller))
-        process.loop(sweep.Sweeper(settings, database, opened))
-        process.loop(late.LateRenders(settings, database, opened, downloads, shared))
         process.loop(relay)
         process.loop(outbox.Retention(pool))
         process.loop(measures.Measures(database, opened))
@@ -79,7 +85,7 @@ async def main(settings: config.Settings) -> None:
             process.loop(receiver.Receiver(settings.webhooks_listen, keys, database.hints))
         process.serve(
             attempt_pb2_grpc.add_AttemptServiceServicer_to_server,
-            api.AttemptApi(database, opened, shared, dispatcher.wake),
+            api.AttemptApi(database, opened, shared, dispatcher.wake, life),
         )
 
         async def authenticate(_: str, metadata: Mapping[str, str]) -> str:

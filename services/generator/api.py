@@ -8,23 +8,39 @@ from typing import Any
 from google.protobuf import timestamp_pb2
 
 from framewire.events.v1 import vocabulary_pb2
-from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
-from kit import errors, loops, pages
-from services.generator import catalogue, events, operate, pools, quota, standings, survey
-from services.generator.store import Store, operators, videos
+from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc, job_pb2
+from kit import errors, incarnation, loops, pages
+from services.generator import (
+    catalogue,
+    events,
+    operate,
+    pools,
+    quota,
+    recover,
+    standings,
+    survey,
+)
+from services.generator.store import Store, operators, recovery, videos
 
 
 class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
     """The gRPC face. Every caller is a service of ours; operators come through the gateway."""
 
     def __init__(
-        self, store: Store, pools_: pools.Pools, quota_: quota.Quota, dispatch: loops.Wake
+        self,
+        store: Store,
+        pools_: pools.Pools,
+        quota_: quota.Quota,
+        dispatch: loops.Wake,
+        life: incarnation.Incarnation,
     ) -> None:
         self._store = store
         self._pools = pools_
         self._lists = survey.Lists(store.survey, quota_, pools_)
         self._dispatch = dispatch
         self._operators = operate.Operators(store, pools_, quota_)
+        self._life = life
+        self._recovery = recover.Recovery(store, pools_, quota_, life)
 
     async def GetVideoOutcome(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
         """Where a video stands."""
@@ -35,6 +51,7 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
 
     async def CancelAttempt(self, request: Any, context: Any) -> attempt_pb2.VideoOutcome:
         """Asks for the end of a video."""
+        self._life.require()
         return _outcome(await self._store.videos.cancel(request.video_id, request.account_id))
 
     async def ListAttempts(self, request: Any, context: Any) -> attempt_pb2.ListAttemptsResponse:
@@ -110,6 +127,9 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
                 attempt_pb2.SurveyedVideo(
                     outcome=_outcome(video.outcome),
                     attempts=[_attempt(row) for row in video.attempts],
+                    job=job_pb2.Job.FromString(video.job)
+                    if request.with_jobs and video.job
+                    else None,
                 )
                 for video in found[:size]
             ],
@@ -149,6 +169,7 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
 
     async def ResolveAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:
         """What became of an undecided attempt."""
+        self._life.require()
         resolution = request.resolution
         adopts = resolution == attempt_pb2.ATTEMPT_RESOLUTION_ADOPT
         if resolution and adopts != bool(request.provider_job_id):
@@ -170,11 +191,52 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
 
     async def RetryAttempt(self, request: Any, context: Any) -> attempt_pb2.Attempt:
         """Sends the video of an undecided attempt again."""
+        self._life.require()
         done = await self._operators.retry(
             request.video_id, request.number, request.accept_double_cost
         )
         self._dispatch.ring()
         return _attempt(await self._store.operators.listed(done))
+
+    async def GetRecovery(self, request: Any, context: Any) -> vocabulary_pb2.RecoveryStanding:
+        """Whether it may send."""
+        return _standing(await self._life.standing())
+
+    async def RecoverVideos(self, request: Any, context: Any) -> attempt_pb2.RecoverVideosResponse:
+        """Makes good what was forgotten of these."""
+        known = [_known(video) for video in request.videos]
+        done = await self._recovery.videos(known, dry_run=request.dry_run)
+        return attempt_pb2.RecoverVideosResponse(videos=[_recovered(one) for one in done])
+
+    async def EndRecovery(self, request: Any, context: Any) -> attempt_pb2.EndRecoveryResponse:
+        """Makes good the rest, and opens."""
+        done = await self._recovery.end(dry_run=request.dry_run)
+        self._dispatch.ring()
+        return attempt_pb2.EndRecoveryResponse(videos=[_recovered(one) for one in done])
+
+
+def _standing(found: incarnation.Standing) -> vocabulary_pb2.RecoveryStanding:
+    return vocabulary_pb2.RecoveryStanding(
+        open=found.open,
+        incarnation_id=found.incarnation_id,
+        reason=found.reason,
+        since=_moment(found.since),
+        restored_to=_moment(found.restored_to),
+    )
+
+
+def _known(video: attempt_pb2.KnownVideo) -> recovery.Known:
+    state = vocabulary_pb2.VideoState.Name(video.state).removeprefix("VIDEO_STATE_")
+    return recovery.Known(video.job, state, video.last_event, events.moment(video.created_at))
+
+
+def _recovered(done: recovery.Done) -> vocabulary_pb2.RecoveredVideo:
+    video_id, action, detail = done
+    return vocabulary_pb2.RecoveredVideo(
+        video_id=video_id,
+        action=vocabulary_pb2.RecoveryAction.Value(f"RECOVERY_ACTION_{action}"),
+        detail=detail,
+    )
 
 
 def _outcome(outcome: videos.Outcome) -> attempt_pb2.VideoOutcome:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from kit import ids
+
 
 class State(StrEnum):
     """State of an attempt."""
@@ -32,9 +34,18 @@ class State(StrEnum):
 TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 NEXT: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.PREPARING, State.RENDERING, State.FAILED, State.CANCELLED}),
-    State.PREPARING: frozenset({State.QUEUED, State.SUBMITTING, State.FAILED, State.CANCELLED}),
-    State.SUBMITTING: frozenset({State.QUEUED, State.UNKNOWN, State.RENDERING, State.FAILED}),
+    # UNKNOWN, or UNRESOLVED beside a twin, also from QUEUED and PREPARING: after a restore nobody knows what was sent.
+    State.QUEUED: frozenset(
+        {State.PREPARING, State.UNKNOWN, State.UNRESOLVED, State.RENDERING}
+        | {State.FAILED, State.CANCELLED}
+    ),
+    State.PREPARING: frozenset(
+        {State.QUEUED, State.SUBMITTING, State.UNKNOWN, State.UNRESOLVED}
+        | {State.FAILED, State.CANCELLED}
+    ),
+    State.SUBMITTING: frozenset(
+        {State.QUEUED, State.UNKNOWN, State.UNRESOLVED, State.RENDERING, State.FAILED}
+    ),
     State.UNKNOWN: frozenset({State.QUEUED, State.UNRESOLVED, State.RENDERING, State.FAILED}),
     State.UNRESOLVED: frozenset({State.QUEUED, State.RENDERING, State.FETCHING, State.FAILED}),
     State.RENDERING: frozenset({State.FETCHING, State.UNRESOLVED, State.FAILED, State.CANCELLED}),
@@ -101,6 +112,14 @@ class Undecided:
     """When a pass first proved that the job was not there."""
     marker: str = ""
     """What the list shows of ours alone; empty where nothing was sent that it would show."""
+    sent_until: datetime | None = None
+    """Of one whose fate a restore forgot: it may have been sent at any time from submitted_at until then."""
+
+    @property
+    def quiet_from(self) -> datetime:
+        """From then on a create of it that came through is there."""
+        last = self.sent_until or self.submitted_at
+        return last + self.post_timeout + self.settle_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +169,11 @@ def visible_fingerprint(prompt: str, model: str, width: int, height: int, second
     return hashlib.sha256(shown.encode()).hexdigest()
 
 
+def attempt_id(video_id: str, number: int) -> str:
+    """Always the same, so that an attempt that a restore forgot comes back with its marker, its key and its assets."""
+    return ids.derived_id("attempt", video_id, number)
+
+
 def marker(attempt_id: str) -> str:
     """The name under which an attempt's first image is sent: shown again by some, it says whose the job is."""
     return file_name(attempt_id, 0, "jpg")
@@ -174,7 +198,7 @@ def marked_attempt(shown: str) -> str:
 
 def decide(attempt: Undecided, listed: ListPass | None, now: datetime) -> Decision:
     """What is to be done with an attempt whose create is undecided. `listed` is None where the provider has no list."""
-    quiet_from = attempt.submitted_at + attempt.post_timeout + attempt.settle_time
+    quiet_from = attempt.quiet_from
     if attempt.evidence is Evidence.KEYED and now < attempt.submitted_at + attempt.key_ttl / 2:
         if not attempt.sender_gone and now < quiet_from:
             return Wait(_seconds(quiet_from - now))
@@ -226,8 +250,7 @@ def _candidates(attempt: Undecided, jobs: Sequence[ListedJob]) -> list[ListedJob
 
 def _in_time(attempt: Undecided, job: ListedJob) -> bool:
     """Made while our create could still come through."""
-    latest = attempt.submitted_at + attempt.post_timeout + attempt.settle_time + attempt.clock_skew
-    return job.created_at <= latest
+    return job.created_at <= attempt.quiet_from + attempt.clock_skew
 
 
 def _seconds(span: timedelta) -> float:

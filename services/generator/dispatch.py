@@ -179,7 +179,7 @@ class Dispatcher:
             log.error("input_not_taken", provider_account=attempt.provider_account, why=str(error))
             await self._cannot_be_sent(attempt, str(error))
             return None
-        if attempt.key_pinned and _sha256(body) != attempt.body_sha256:
+        if attempt.key_pinned and attempt.body_sha256 not in (None, _sha256(body)):
             # The same key with another body would be another job, or an error that says nothing. Its lease runs out,
             # again and again, until resolve_by.
             log.error("body_changed", attempt_id=attempt.attempt_id)

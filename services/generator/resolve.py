@@ -86,6 +86,9 @@ class Resolver:
                 if adopted:
                     await self._store.submissions.accepted(attempt, provider_job_id)
                     log.info("job_adopted", attempt_id=attempt.attempt_id)
+            case attempts.SendAgain() if attempt.suspects:
+                shown = self._pools.providers[attempt.suspects[0]].shown(attempt.job.spec)
+                await self._store.submissions.suspect_next(attempt, shown)
             case attempts.SendAgain(same_key):
                 log.info("job_sent_again", attempt_id=attempt.attempt_id, same_key=same_key)
                 await failpoint("generator.resolve.before_put_back")
@@ -182,8 +185,10 @@ def _undecided(
     marker: str,
 ) -> attempts.Undecided:
     assert attempt.submitted_at is not None
+    # A second send under the key would be harmless at this account only.
+    keyed = account.evidence is attempts.Evidence.KEYED and bool(attempt.suspects)
     return attempts.Undecided(
-        evidence=account.evidence,
+        evidence=attempts.Evidence.BLIND if keyed else account.evidence,
         fingerprint=attempt.fingerprint,
         submitted_at=attempt.submitted_at,
         post_timeout=timedelta(seconds=account.post_timeout_seconds),
@@ -194,4 +199,5 @@ def _undecided(
         claimants=around.claimants,
         absent_since=attempt.absent_since,
         marker=marker,
+        sent_until=attempt.sent_until,
     )

@@ -57,6 +57,16 @@ MATRIX = {
         "storage.fit.after_object",
     ),
 }
+RECOVERY = {
+    "generator": ("generator.recover.after_video", "generator.recover.before_open"),
+    "credits": (
+        "gateway.recover.after_hold",
+        "credits.recover.before_open",
+        "gateway.recover.before_open",
+    ),
+    "gateway": ("gateway.recover.after_video", "gateway.recover.before_open"),
+}
+"""By the service whose database is restored: where the recovery is struck. The point names who dies."""
 ELSEWHERE = {
     # Reached only when something else has failed before: test_pauses.py and the services' own tests.
     "gateway.abandon.before_release",
@@ -69,6 +79,8 @@ ELSEWHERE = {
     "generator.late.after_commit",
     "credits.release.before_commit",
     "storage.quarantine.after_object",
+    # While a restored system recovers: not struck by any test yet.
+    *(point for points in RECOVERY.values() for point in points),
     "gateway.delete.after_commit",
     "gateway.delete.after_assets",
 }

@@ -402,7 +402,7 @@ async def test_every_edge_that_the_store_takes_is_an_edge_of_the_machine(world: 
     """Drives every method of the store from every state, and compares each move that happens with NEXT."""
     moves: set[tuple[str, str]] = set()
     for state in attempts.State:
-        for method in range(12):
+        for method in range(14):
             attempt = await in_state(world, state)
             if attempt is None:
                 continue
@@ -466,6 +466,8 @@ async def drive(world: World, attempt: Any, method: int) -> None:
         renders.late,
         lambda: renders.finished(attempt, datetime.now(UTC) + HOUR),
         lambda: _adopted(world, attempt, made_up),
+        lambda: world.doubted(attempt),
+        lambda: world.doubted(attempt, beside_twin=True),
     ]
     if methods[method] == renders.late:
         await world.pool.execute("UPDATE attempts SET render_deadline = '-infinity'")

@@ -14,6 +14,7 @@ from kit import errors, loops
 from services.generator import api, attempts, catalogue, events, pools, quota
 from services.generator.providers import contract
 from services.generator.store import videos
+from tests import lives
 from tests.generator_world import World, server, world
 
 __all__ = ["server", "world"]
@@ -54,7 +55,7 @@ def served(world: World, *pages: tuple[contract.Job, ...] | None, shared: bool =
     providers = cast("dict[str, contract.Provider]", dict.fromkeys(accounts, ScriptedList(*pages)))
     opened = pools.Pools(accounts, providers, frozenset({"azure", "runway"}))
     quota_ = quota.Quota(world.store.accounts, opened)
-    return api.AttemptApi(world.store, opened, quota_, loops.Wake())
+    return api.AttemptApi(world.store, opened, quota_, loops.Wake(), lives.open_life(world.pool))
 
 
 async def surveyed(served_: api.AttemptApi, **fields: Any) -> list[attempt_pb2.SurveyedVideo]:

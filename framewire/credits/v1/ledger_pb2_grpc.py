@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from framewire.credits.v1 import ledger_pb2 as framewire_dot_credits_dot_v1_dot_ledger__pb2
+from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_dot_vocabulary__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -135,6 +136,21 @@ class LedgerServiceStub:
                 '/framewire.credits.v1.LedgerService/SettleHold',
                 request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SettleHoldRequest.SerializeToString,
                 response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.FromString,
+                _registered_method=True)
+        self.GetRecovery = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/GetRecovery',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.GetRecoveryRequest.SerializeToString,
+                response_deserializer=framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.FromString,
+                _registered_method=True)
+        self.RestoreHold = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/RestoreHold',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.RestoreHoldRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.FromString,
+                _registered_method=True)
+        self.EndRecovery = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/EndRecovery',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.EndRecoveryRequest.SerializeToString,
+                response_deserializer=framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.FromString,
                 _registered_method=True)
 
 
@@ -299,6 +315,28 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRecovery(self, request, context):
+        """Whether the ledger may move credits, or waits for its recovery.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreHold(self, request, context):
+        """Holds credits again that a restored ledger forgot, at the price and under the policy of before. Idempotent by hold_id.
+        FAILED_PRECONDITION: NOT_IN_RECOVERY, INSUFFICIENT_CREDITS. NOT_FOUND/RULEBOOK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndRecovery(self, request, context):
+        """Opens. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -401,6 +439,21 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.SettleHold,
                     request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SettleHoldRequest.FromString,
                     response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.SerializeToString,
+            ),
+            'GetRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecovery,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.GetRecoveryRequest.FromString,
+                    response_serializer=framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.SerializeToString,
+            ),
+            'RestoreHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreHold,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.RestoreHoldRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.SerializeToString,
+            ),
+            'EndRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndRecovery,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.EndRecoveryRequest.FromString,
+                    response_serializer=framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -945,6 +998,87 @@ class LedgerService:
             '/framewire.credits.v1.LedgerService/SettleHold',
             framewire_dot_credits_dot_v1_dot_ledger__pb2.SettleHoldRequest.SerializeToString,
             framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/GetRecovery',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.GetRecoveryRequest.SerializeToString,
+            framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/RestoreHold',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.RestoreHoldRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/EndRecovery',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.EndRecoveryRequest.SerializeToString,
+            framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.FromString,
             options,
             channel_credentials,
             insecure,

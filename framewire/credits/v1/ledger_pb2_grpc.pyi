@@ -5,6 +5,7 @@ The credit ledger: double entry, lots, and holds that are captured or released o
 
 from collections import abc as _abc
 from framewire.credits.v1 import ledger_pb2 as _ledger_pb2
+from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -104,6 +105,14 @@ class LedgerServiceStub:
     """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
     NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
     """
+    GetRecovery: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetRecoveryRequest, _vocabulary_pb2.RecoveryStanding]
+    """Whether the ledger may move credits, or waits for its recovery."""
+    RestoreHold: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.RestoreHoldRequest, _ledger_pb2.Hold]
+    """Holds credits again that a restored ledger forgot, at the price and under the policy of before. Idempotent by hold_id.
+    FAILED_PRECONDITION: NOT_IN_RECOVERY, INSUFFICIENT_CREDITS. NOT_FOUND/RULEBOOK_NOT_FOUND.
+    """
+    EndRecovery: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.EndRecoveryRequest, _vocabulary_pb2.RecoveryStanding]
+    """Opens. Idempotent."""
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -181,6 +190,14 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
     NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
     """
+    GetRecovery: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetRecoveryRequest, _vocabulary_pb2.RecoveryStanding]  # type: ignore[assignment]
+    """Whether the ledger may move credits, or waits for its recovery."""
+    RestoreHold: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RestoreHoldRequest, _ledger_pb2.Hold]  # type: ignore[assignment]
+    """Holds credits again that a restored ledger forgot, at the price and under the policy of before. Idempotent by hold_id.
+    FAILED_PRECONDITION: NOT_IN_RECOVERY, INSUFFICIENT_CREDITS. NOT_FOUND/RULEBOOK_NOT_FOUND.
+    """
+    EndRecovery: _aio.UnaryUnaryMultiCallable[_ledger_pb2.EndRecoveryRequest, _vocabulary_pb2.RecoveryStanding]  # type: ignore[assignment]
+    """Opens. Idempotent."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reserves, captures and releases credits. Called by services and operators only. Amounts are whole credits.
@@ -375,5 +392,31 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Settles a hold at once by what the generator says of its video, as the floor does to one that is overdue. Idempotent.
         NOT_FOUND: HOLD_NOT_FOUND, ATTEMPT_NOT_FOUND. FAILED_PRECONDITION/VIDEO_NOT_TERMINAL.
         """
+
+    @_abc_1.abstractmethod
+    def GetRecovery(
+        self,
+        request: _ledger_pb2.GetRecoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vocabulary_pb2.RecoveryStanding, _abc.Awaitable[_vocabulary_pb2.RecoveryStanding]]:
+        """Whether the ledger may move credits, or waits for its recovery."""
+
+    @_abc_1.abstractmethod
+    def RestoreHold(
+        self,
+        request: _ledger_pb2.RestoreHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Hold, _abc.Awaitable[_ledger_pb2.Hold]]:
+        """Holds credits again that a restored ledger forgot, at the price and under the policy of before. Idempotent by hold_id.
+        FAILED_PRECONDITION: NOT_IN_RECOVERY, INSUFFICIENT_CREDITS. NOT_FOUND/RULEBOOK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def EndRecovery(
+        self,
+        request: _ledger_pb2.EndRecoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vocabulary_pb2.RecoveryStanding, _abc.Awaitable[_vocabulary_pb2.RecoveryStanding]]:
+        """Opens. Idempotent."""
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -162,6 +162,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: only a FAILED or CANCELLED video is made anew."""
     ERROR_REASON_VIDEO_DELETED: _ErrorReason.ValueType  # 102
     """FAILED_PRECONDITION: the video was deleted, and what it was to be with it."""
+    ERROR_REASON_RECOVERY: _ErrorReason.ValueType  # 140
+    """UNAVAILABLE: a database was restored and what it forgot is not made good yet; nothing was done. RetryInfo says when to try again."""
+    ERROR_REASON_NOT_IN_RECOVERY: _ErrorReason.ValueType  # 141
+    """FAILED_PRECONDITION: only while the service is in RECOVERY."""
     ERROR_REASON_INPUT_NOT_SUPPORTED: _ErrorReason.ValueType  # 110
     """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
     ERROR_REASON_MEMBER_ROLE_DIFFERS: _ErrorReason.ValueType  # 120
@@ -314,6 +318,10 @@ ERROR_REASON_VIDEO_NOT_FAILED: ErrorReason.ValueType  # 101
 """FAILED_PRECONDITION: only a FAILED or CANCELLED video is made anew."""
 ERROR_REASON_VIDEO_DELETED: ErrorReason.ValueType  # 102
 """FAILED_PRECONDITION: the video was deleted, and what it was to be with it."""
+ERROR_REASON_RECOVERY: ErrorReason.ValueType  # 140
+"""UNAVAILABLE: a database was restored and what it forgot is not made good yet; nothing was done. RetryInfo says when to try again."""
+ERROR_REASON_NOT_IN_RECOVERY: ErrorReason.ValueType  # 141
+"""FAILED_PRECONDITION: only while the service is in RECOVERY."""
 ERROR_REASON_INPUT_NOT_SUPPORTED: ErrorReason.ValueType  # 110
 """INVALID_ARGUMENT: the model does not start videos from this; the message lists what it takes."""
 ERROR_REASON_MEMBER_ROLE_DIFFERS: ErrorReason.ValueType  # 120

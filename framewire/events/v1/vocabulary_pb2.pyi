@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -264,6 +265,58 @@ SETTLEMENT_DONE: Settlement.ValueType  # 2
 """Captured and released amounts are final."""
 Global___Settlement: _TypeAlias = Settlement  # noqa: Y015
 
+class _RecoveryAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RecoveryActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecoveryAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECOVERY_ACTION_UNSPECIFIED: _RecoveryAction.ValueType  # 0
+    """Not set."""
+    RECOVERY_ACTION_NONE: _RecoveryAction.ValueType  # 1
+    """Nothing was forgotten of it."""
+    RECOVERY_ACTION_DOUBTED: _RecoveryAction.ValueType  # 2
+    """It may have been sent: its attempt is UNKNOWN, and is sent again only after proof that no provider has it."""
+    RECOVERY_ACTION_RECREATED: _RecoveryAction.ValueType  # 3
+    """The generator had forgotten it: its attempt is there again, UNKNOWN."""
+    RECOVERY_ACTION_ENDED: _RecoveryAction.ValueType  # 4
+    """It had ended: its end was taken over from the gateway."""
+    RECOVERY_ACTION_ADOPTED: _RecoveryAction.ValueType  # 5
+    """A provider's job that was paid for it is on record again."""
+    RECOVERY_ACTION_HELD: _RecoveryAction.ValueType  # 6
+    """The ledger had forgotten its credits: they are held again, at the same price."""
+    RECOVERY_ACTION_NOT_HELD: _RecoveryAction.ValueType  # 7
+    """The ledger had forgotten its credits and cannot hold them again; the detail says why."""
+    RECOVERY_ACTION_READMITTED: _RecoveryAction.ValueType  # 8
+    """The gateway had forgotten it: it is there again, with its request_id."""
+    RECOVERY_ACTION_NOT_READMITTED: _RecoveryAction.ValueType  # 9
+    """The gateway had forgotten it and cannot make it again; the detail says why."""
+
+class RecoveryAction(_RecoveryAction, metaclass=_RecoveryActionEnumTypeWrapper):
+    """What a recovery did for a video."""
+
+RECOVERY_ACTION_UNSPECIFIED: RecoveryAction.ValueType  # 0
+"""Not set."""
+RECOVERY_ACTION_NONE: RecoveryAction.ValueType  # 1
+"""Nothing was forgotten of it."""
+RECOVERY_ACTION_DOUBTED: RecoveryAction.ValueType  # 2
+"""It may have been sent: its attempt is UNKNOWN, and is sent again only after proof that no provider has it."""
+RECOVERY_ACTION_RECREATED: RecoveryAction.ValueType  # 3
+"""The generator had forgotten it: its attempt is there again, UNKNOWN."""
+RECOVERY_ACTION_ENDED: RecoveryAction.ValueType  # 4
+"""It had ended: its end was taken over from the gateway."""
+RECOVERY_ACTION_ADOPTED: RecoveryAction.ValueType  # 5
+"""A provider's job that was paid for it is on record again."""
+RECOVERY_ACTION_HELD: RecoveryAction.ValueType  # 6
+"""The ledger had forgotten its credits: they are held again, at the same price."""
+RECOVERY_ACTION_NOT_HELD: RecoveryAction.ValueType  # 7
+"""The ledger had forgotten its credits and cannot hold them again; the detail says why."""
+RECOVERY_ACTION_READMITTED: RecoveryAction.ValueType  # 8
+"""The gateway had forgotten it: it is there again, with its request_id."""
+RECOVERY_ACTION_NOT_READMITTED: RecoveryAction.ValueType  # 9
+"""The gateway had forgotten it and cannot make it again; the detail says why."""
+Global___RecoveryAction: _TypeAlias = RecoveryAction  # noqa: Y015
+
 @_typing.final
 class VideoSpec(_message.Message):
     """What a video is to be. As callers send it, empty fields mean "the model's default"; once admitted, every field is filled in and
@@ -428,3 +481,75 @@ class CropBounds(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CropBounds: _TypeAlias = CropBounds  # noqa: Y015
+
+@_typing.final
+class RecoveryStanding(_message.Message):
+    """Whether a service may act, or waits for its recovery after a restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    INCARNATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    RESTORED_TO_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """True: its database is the one that went on."""
+    incarnation_id: _builtins.str
+    """This life of the database; a recovery begins another."""
+    reason: _builtins.str
+    """Why it is closed; empty: it is open."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When that was found, by the database's clock."""
+
+    @_builtins.property
+    def restored_to(self) -> _timestamp_pb2.Timestamp:
+        """The database knows everything up to then."""
+
+    def __init__(
+        self,
+        *,
+        open: _builtins.bool = ...,
+        incarnation_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        restored_to: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["restored_to", b"restored_to", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation_id", b"incarnation_id", "open", b"open", "reason", b"reason", "restored_to", b"restored_to", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveryStanding: _TypeAlias = RecoveryStanding  # noqa: Y015
+
+@_typing.final
+class RecoveredVideo(_message.Message):
+    """What a recovery did for one video."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    video_id: _builtins.str
+    """The video; empty where none is known."""
+    action: Global___RecoveryAction.ValueType
+    """What was done, or would be."""
+    detail: _builtins.str
+    """More of it, for an operator."""
+    def __init__(
+        self,
+        *,
+        video_id: _builtins.str = ...,
+        action: Global___RecoveryAction.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "detail", b"detail", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveredVideo: _TypeAlias = RecoveredVideo  # noqa: Y015

@@ -169,6 +169,11 @@ class OperatorServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetAccountRequest.SerializeToString,
                 response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Account.FromString,
                 _registered_method=True)
+        self.Recover = channel.unary_stream(
+                '/framewire.gateway.v1.OperatorService/Recover',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RecoverResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -362,6 +367,14 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recover(self, request, context):
+        """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+        services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -494,6 +507,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.SetAccount,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetAccountRequest.FromString,
                     response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.Account.SerializeToString,
+            ),
+            'Recover': grpc.unary_stream_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RecoverRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.RecoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1199,6 +1217,33 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/SetAccount',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.SetAccountRequest.SerializeToString,
             framewire_dot_gateway_dot_v1_dot_operator__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/Recover',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.RecoverRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.RecoverResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,10 @@ class OperatorServiceStub:
     """
     SetAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetAccountRequest, _operator_pb2.Account]
     """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent."""
+    Recover: _grpc.UnaryStreamMultiCallable[_operator_pb2.RecoverRequest, _operator_pb2.RecoverResponse]
+    """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+    services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -165,6 +169,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """
     SetAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetAccountRequest, _operator_pb2.Account]  # type: ignore[assignment]
     """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent."""
+    Recover: _aio.UnaryStreamMultiCallable[_operator_pb2.RecoverRequest, _operator_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+    services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For principals with the role OPERATOR only; PERMISSION_DENIED/ROLE_NOT_ALLOWED otherwise."""
@@ -385,5 +393,15 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Account, _abc.Awaitable[_operator_pb2.Account]]:
         """Changes the lanes that an account may use and its weight inside a lane, for videos from now on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _operator_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.RecoverResponse], _abc.AsyncIterator[_operator_pb2.RecoverResponse]]:
+        """Makes good what restored databases forgot, then opens their services: docs/recovery.md. Answers what it did for each video, then the
+        services. Idempotent; broken off, it can be run again. UNAVAILABLE/DEPENDENCY_UNAVAILABLE.
+        """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,6 +6,7 @@ Attempts: everything between "job accepted" and "video stored or failed"."""
 from collections import abc as _abc
 from framewire.events.v1 import event_pb2 as _event_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
+from framewire.generator.v1 import job_pb2 as _job_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -817,10 +818,13 @@ class SurveyVideosRequest(_message.Message):
     CREATED_SINCE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WITH_JOBS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most so many; 0: 50."""
     page_token: _builtins.str
     """From the previous page; empty: the first."""
+    with_jobs: _builtins.bool
+    """True: with their jobs, then at most 200 a page."""
     @_builtins.property
     def video_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """These, at most 500; then the answer has one page."""
@@ -836,10 +840,11 @@ class SurveyVideosRequest(_message.Message):
         created_since: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        with_jobs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since", "page_size", b"page_size", "page_token", b"page_token", "video_ids", b"video_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_since", b"created_since", "page_size", b"page_size", "page_token", b"page_token", "video_ids", b"video_ids", "with_jobs", b"with_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -853,6 +858,7 @@ class SurveyedVideo(_message.Message):
 
     OUTCOME_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcome(self) -> Global___VideoOutcome:
         """Where it stands; its last event is the terminal one when it has ended."""
@@ -861,15 +867,20 @@ class SurveyedVideo(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Its attempts, by number."""
 
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """Its job, where it was asked for and is known."""
+
     def __init__(
         self,
         *,
         outcome: Global___VideoOutcome | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        job: _job_pb2.Job | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "job", b"job", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1016,3 +1027,158 @@ class SurveyProviderJobsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SurveyProviderJobsResponse: _TypeAlias = SurveyProviderJobsResponse  # noqa: Y015
+
+@_typing.final
+class GetRecoveryRequest(_message.Message):
+    """Asks whether it is open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryRequest: _TypeAlias = GetRecoveryRequest  # noqa: Y015
+
+@_typing.final
+class KnownVideo(_message.Message):
+    """A video as the gateway knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    state: _vocabulary_pb2.VideoState.ValueType
+    """Its state there."""
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """Its job, as it was rung."""
+
+    @_builtins.property
+    def last_event(self) -> _event_pb2.Event:
+        """Its last event there, as far as the gateway keeps it; its seq counts."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made, by the gateway's clock."""
+
+    def __init__(
+        self,
+        *,
+        job: _job_pb2.Job | None = ...,
+        state: _vocabulary_pb2.VideoState.ValueType = ...,
+        last_event: _event_pb2.Event | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "job", b"job", "last_event", b"last_event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "job", b"job", "last_event", b"last_event", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownVideo: _TypeAlias = KnownVideo  # noqa: Y015
+
+@_typing.final
+class RecoverVideosRequest(_message.Message):
+    """Makes good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """True: only say what would be done."""
+    @_builtins.property
+    def videos(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownVideo]:
+        """At most 200 of them."""
+
+    def __init__(
+        self,
+        *,
+        videos: _abc.Iterable[Global___KnownVideo] | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverVideosRequest: _TypeAlias = RecoverVideosRequest  # noqa: Y015
+
+@_typing.final
+class RecoverVideosResponse(_message.Message):
+    """What was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def videos(self) -> _containers.RepeatedCompositeFieldContainer[_vocabulary_pb2.RecoveredVideo]:
+        """A video each."""
+
+    def __init__(
+        self,
+        *,
+        videos: _abc.Iterable[_vocabulary_pb2.RecoveredVideo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverVideosResponse: _TypeAlias = RecoverVideosResponse  # noqa: Y015
+
+@_typing.final
+class EndRecoveryRequest(_message.Message):
+    """Opens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """True: only say what would be done."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndRecoveryRequest: _TypeAlias = EndRecoveryRequest  # noqa: Y015
+
+@_typing.final
+class EndRecoveryResponse(_message.Message):
+    """What was done before it opened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def videos(self) -> _containers.RepeatedCompositeFieldContainer[_vocabulary_pb2.RecoveredVideo]:
+        """A video each."""
+
+    def __init__(
+        self,
+        *,
+        videos: _abc.Iterable[_vocabulary_pb2.RecoveredVideo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndRecoveryResponse: _TypeAlias = EndRecoveryResponse  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_dot_vocabulary__pb2
 from framewire.generator.v1 import attempt_pb2 as framewire_dot_generator_dot_v1_dot_attempt__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -84,6 +85,21 @@ class AttemptServiceStub:
                 '/framewire.generator.v1.AttemptService/SurveyProviderJobs',
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsResponse.FromString,
+                _registered_method=True)
+        self.GetRecovery = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/GetRecovery',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.GetRecoveryRequest.SerializeToString,
+                response_deserializer=framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.FromString,
+                _registered_method=True)
+        self.RecoverVideos = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/RecoverVideos',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.RecoverVideosRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.RecoverVideosResponse.FromString,
+                _registered_method=True)
+        self.EndRecovery = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/EndRecovery',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EndRecoveryRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EndRecoveryResponse.FromString,
                 _registered_method=True)
 
 
@@ -169,6 +185,29 @@ class AttemptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRecovery(self, request, context):
+        """Whether the generator may send, or waits for its recovery.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecoverVideos(self, request, context):
+        """Makes good what a restored generator forgot of videos that the gateway knows. Sends nothing. Idempotent.
+        FAILED_PRECONDITION/NOT_IN_RECOVERY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndRecovery(self, request, context):
+        """Doubts every other live attempt, puts paid jobs of ended videos on record, and opens. Idempotent: of an open one it says nothing.
+        UNAVAILABLE/DEPENDENCY_UNAVAILABLE while a provider does not give its list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttemptServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -221,6 +260,21 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.SurveyProviderJobs,
                     request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsResponse.SerializeToString,
+            ),
+            'GetRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecovery,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.GetRecoveryRequest.FromString,
+                    response_serializer=framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.SerializeToString,
+            ),
+            'RecoverVideos': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverVideos,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.RecoverVideosRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.RecoverVideosResponse.SerializeToString,
+            ),
+            'EndRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndRecovery,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EndRecoveryRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EndRecoveryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -494,6 +548,87 @@ class AttemptService:
             '/framewire.generator.v1.AttemptService/SurveyProviderJobs',
             framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.SurveyProviderJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/GetRecovery',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.GetRecoveryRequest.SerializeToString,
+            framewire_dot_events_dot_v1_dot_vocabulary__pb2.RecoveryStanding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverVideos(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/RecoverVideos',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.RecoverVideosRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.RecoverVideosResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/EndRecovery',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.EndRecoveryRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.EndRecoveryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 Attempts: everything between "job accepted" and "video stored or failed"."""
 
 from collections import abc as _abc
+from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2 as _attempt_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -65,6 +66,16 @@ class AttemptServiceStub:
     """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
     account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
     """
+    GetRecovery: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.GetRecoveryRequest, _vocabulary_pb2.RecoveryStanding]
+    """Whether the generator may send, or waits for its recovery."""
+    RecoverVideos: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.RecoverVideosRequest, _attempt_pb2.RecoverVideosResponse]
+    """Makes good what a restored generator forgot of videos that the gateway knows. Sends nothing. Idempotent.
+    FAILED_PRECONDITION/NOT_IN_RECOVERY.
+    """
+    EndRecovery: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.EndRecoveryRequest, _attempt_pb2.EndRecoveryResponse]
+    """Doubts every other live attempt, puts paid jobs of ended videos on record, and opens. Idempotent: of an open one it says nothing.
+    UNAVAILABLE/DEPENDENCY_UNAVAILABLE while a provider does not give its list.
+    """
 
 @_typing.type_check_only
 class AttemptServiceAsyncStub(AttemptServiceStub):
@@ -102,6 +113,16 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     SurveyProviderJobs: _aio.UnaryUnaryMultiCallable[_attempt_pb2.SurveyProviderJobsRequest, _attempt_pb2.SurveyProviderJobsResponse]  # type: ignore[assignment]
     """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
     account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
+    """
+    GetRecovery: _aio.UnaryUnaryMultiCallable[_attempt_pb2.GetRecoveryRequest, _vocabulary_pb2.RecoveryStanding]  # type: ignore[assignment]
+    """Whether the generator may send, or waits for its recovery."""
+    RecoverVideos: _aio.UnaryUnaryMultiCallable[_attempt_pb2.RecoverVideosRequest, _attempt_pb2.RecoverVideosResponse]  # type: ignore[assignment]
+    """Makes good what a restored generator forgot of videos that the gateway knows. Sends nothing. Idempotent.
+    FAILED_PRECONDITION/NOT_IN_RECOVERY.
+    """
+    EndRecovery: _aio.UnaryUnaryMultiCallable[_attempt_pb2.EndRecoveryRequest, _attempt_pb2.EndRecoveryResponse]  # type: ignore[assignment]
+    """Doubts every other live attempt, puts paid jobs of ended videos on record, and opens. Idempotent: of an open one it says nothing.
+    UNAVAILABLE/DEPENDENCY_UNAVAILABLE while a provider does not give its list.
     """
 
 class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -197,6 +218,34 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_attempt_pb2.SurveyProviderJobsResponse, _abc.Awaitable[_attempt_pb2.SurveyProviderJobsResponse]]:
         """The provider's side: one page of the provider's own list, with the attempt that each job belongs to. Takes one request of the
         account's quota. NOT_FOUND/ACCOUNT_NOT_FOUND; UNAVAILABLE/DEPENDENCY_UNAVAILABLE when the provider does not answer.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRecovery(
+        self,
+        request: _attempt_pb2.GetRecoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vocabulary_pb2.RecoveryStanding, _abc.Awaitable[_vocabulary_pb2.RecoveryStanding]]:
+        """Whether the generator may send, or waits for its recovery."""
+
+    @_abc_1.abstractmethod
+    def RecoverVideos(
+        self,
+        request: _attempt_pb2.RecoverVideosRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.RecoverVideosResponse, _abc.Awaitable[_attempt_pb2.RecoverVideosResponse]]:
+        """Makes good what a restored generator forgot of videos that the gateway knows. Sends nothing. Idempotent.
+        FAILED_PRECONDITION/NOT_IN_RECOVERY.
+        """
+
+    @_abc_1.abstractmethod
+    def EndRecovery(
+        self,
+        request: _attempt_pb2.EndRecoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.EndRecoveryResponse, _abc.Awaitable[_attempt_pb2.EndRecoveryResponse]]:
+        """Doubts every other live attempt, puts paid jobs of ended videos on record, and opens. Idempotent: of an open one it says nothing.
+        UNAVAILABLE/DEPENDENCY_UNAVAILABLE while a provider does not give its list.
         """
 
 def add_AttemptServiceServicer_to_server(servicer: AttemptServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,10 +3,12 @@
 isort:skip_file
 The job: what the gateway rings the generator with, on stream JOBS, subject framewire.jobs.v1, as protobuf."""
 
+from collections import abc as _abc
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -33,6 +35,7 @@ class Job(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     START_BY_FIELD_NUMBER: _builtins.int
     ADMITTED_AT_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """The video, which is also its hold."""
     account_id: _builtins.str
@@ -53,6 +56,10 @@ class Job(_message.Message):
     def admitted_at(self) -> _timestamp_pb2.Timestamp:
         """When it was admitted."""
 
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """What the gateway's row of it said when it was rung, so that a gateway that was restored can have it again."""
+
     def __init__(
         self,
         *,
@@ -63,11 +70,88 @@ class Job(_message.Message):
         weight: _builtins.int = ...,
         start_by: _timestamp_pb2.Timestamp | None = ...,
         admitted_at: _timestamp_pb2.Timestamp | None = ...,
+        admission: Global___Admission | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted_at", b"admitted_at", "spec", b"spec", "start_by", b"start_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "admitted_at", b"admitted_at", "spec", b"spec", "start_by", b"start_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "admitted_at", b"admitted_at", "lane", b"lane", "spec", b"spec", "start_by", b"start_by", "video_id", b"video_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "admission", b"admission", "admitted_at", b"admitted_at", "lane", b"lane", "spec", b"spec", "start_by", b"start_by", "video_id", b"video_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Admission(_message.Message):
+    """How a video was asked for and admitted; the generator keeps it and reads nothing of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CLIENT_REFERENCE_FIELD_NUMBER: _builtins.int
+    QUOTED_CREDITS_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request_id that it is bound to."""
+    principal: _builtins.str
+    """The key of a service, which acts for many; empty for others."""
+    fingerprint: _builtins.bytes
+    """SHA-256 over the request."""
+    key_id: _builtins.str
+    """The API key that asked."""
+    client_reference: _builtins.str
+    """The caller's own name for it."""
+    quoted_credits: _builtins.int
+    """Credits that were reserved."""
+    price_version: _builtins.str
+    """Version of the price book that they are from."""
+    policy_version: _builtins.str
+    """Version of the refund policy on the hold."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's labels."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        principal: _builtins.str = ...,
+        fingerprint: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        client_reference: _builtins.str = ...,
+        quoted_credits: _builtins.int = ...,
+        price_version: _builtins.str = ...,
+        policy_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_reference", b"client_reference", "fingerprint", b"fingerprint", "key_id", b"key_id", "labels", b"labels", "policy_version", b"policy_version", "price_version", b"price_version", "principal", b"principal", "quoted_credits", b"quoted_credits", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admission: _TypeAlias = Admission  # noqa: Y015

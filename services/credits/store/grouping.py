@@ -171,7 +171,9 @@ class Groups:
             for one in wanted
             if isinstance(one, operations.Reservation) and one.quote_id
         }
-        policies = {hold.policy_version or "" for hold in found.holds.values()}
+        policies = {hold.policy_version or "" for hold in found.holds.values()} | {
+            one.policy_version for one in wanted if isinstance(one, operations.Restoration)
+        }
         open_books = batches.Batch(
             now=found.now,
             before=found.books,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import video_pb2
-from kit import errors, ids, pages
+from kit import errors, ids, incarnation, pages
 from services.gateway import (
     admission,
     auth,
@@ -33,6 +33,7 @@ class Parts:
     limiter: limits.Limiter
     pages: pages.Pages
     check_after_seconds: float
+    life: incarnation.Incarnation
 
 
 class Creator:
@@ -61,6 +62,7 @@ class Creator:
         if standing.earlier is not None:
             video = await self._parts.admission.replay(standing.earlier, fingerprint, patience)
             return messages.video_message(video)
+        self._parts.life.require()
         if patience <= 0:
             raise errors.DeadlineExceeded(
                 "DEADLINE_EXCEEDED",

@@ -12,7 +12,7 @@ from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import errors
-from services.gateway import messages, peers, reconciler, store, videos
+from services.gateway import messages, peers, reconciler, recoverer, store, videos
 from services.gateway.api import access, common
 from services.gateway.store import findings
 
@@ -42,12 +42,14 @@ class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceService
         defaults: Defaults,
         reconciler_: reconciler.Reconciler,
         issuers: Collection[str],
+        recoverer_: recoverer.Recoverer,
     ) -> None:
         super().__init__(kept, issuers)
         self._accounts = kept.accounts
         self._peers = peers_
         self._defaults = defaults
         self._reconciler = reconciler_
+        self._recoverer = recoverer_
 
     async def CreateAccount(
         self, request: operator_pb2.CreateAccountRequest, context: Any
@@ -247,6 +249,26 @@ class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceService
                     yield operator_pb2.ReconcileResponse(done=_pass(part))
                 else:
                     yield operator_pb2.ReconcileResponse(finding=_finding(part))
+        except errors.ServiceError as error:
+            outcome = error.reason
+            raise peers.for_caller(error) from error
+        finally:
+            await self._accounts.audit_ends(audit_id, outcome)
+
+    async def Recover(
+        self, request: operator_pb2.RecoverRequest, context: Any
+    ) -> AsyncIterator[operator_pb2.RecoverResponse]:
+        """Makes good what restored databases forgot, and opens."""
+        detail = {"dry_run": request.dry_run}
+        caller, outcome = common.caller().key_id, "BROKEN_OFF"
+        audit_id = await self._accounts.audit_begins(caller, "Recover", "", request.why, detail)
+        try:
+            async for part in self._recoverer.run(dry_run=request.dry_run):
+                if isinstance(part, operator_pb2.RecoverDone):
+                    outcome = "OK"
+                    yield operator_pb2.RecoverResponse(done=part)
+                else:
+                    yield operator_pb2.RecoverResponse(video=part)
         except errors.ServiceError as error:
             outcome = error.reason
             raise peers.for_caller(error) from error

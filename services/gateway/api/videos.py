@@ -110,6 +110,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
 
     async def _cancelled(self, video: videos.Video) -> videos.Video:
         if video.state is videos.State.ADMITTING:
+            self._parts.life.require()
             abandoned = await self._store.admissions.cancel(video.video_id)
             if abandoned is not None:
                 return abandoned

@@ -10,6 +10,7 @@ from services.gateway.store.findings import FindingStore
 from services.gateway.store.limits import LimitStore
 from services.gateway.store.measures import MeasureStore
 from services.gateway.store.principals import PrincipalStore
+from services.gateway.store.recovery import RecoveryStore
 from services.gateway.store.removals import RemovalStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.videos import VideoStore
@@ -29,3 +30,4 @@ class Store:
         self.findings = FindingStore(pool)
         self.removals = RemovalStore(pool)
         self.measures = MeasureStore(pool)
+        self.recovery = RecoveryStore(pool)

@@ -70,11 +70,11 @@ class AdmissionStore:
             made AS (
                 INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec,
                                     lane, weight, start_by, input_image_id, quote_id, max_credits, labels,
-                                    client_reference, key_id, has_inputs, model, retry_of, similar_to,
-                                    next_check_at)
+                                    client_reference, key_id, has_inputs, model, retry_of, fingerprint,
+                                    similar_to, next_check_at)
                 SELECT $1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5),
                        $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $19, $21,
-                       $22,
+                       $22, $16,
                        COALESCE((SELECT resource_id FROM requests
                                  WHERE account_id = $2 AND fingerprint = $16 AND method = 'CreateVideo'
                                    AND created_at > clock_timestamp() - interval '1 minute'

@@ -13,6 +13,7 @@ from services.generator.store.measures import MeasureStore
 from services.generator.store.operators import OperatorStore
 from services.generator.store.outputs import OutputStore
 from services.generator.store.queue import QueueStore
+from services.generator.store.recovery import RecoveryStore
 from services.generator.store.renders import RenderStore
 from services.generator.store.submissions import SubmissionStore
 from services.generator.store.survey import SurveyStore
@@ -36,3 +37,4 @@ class Store:
         self.late = LateStore(pool)
         self.operators = OperatorStore(pool)
         self.measures = MeasureStore(pool)
+        self.recovery = RecoveryStore(pool)

@@ -16,7 +16,8 @@ ATTEMPT_COLUMNS = """
     a.provider_account, a.provider_job_id, a.fingerprint, a.body_sha256, a.submissions, a.key_pinned,
     a.submitted_at, a.resolve_by, a.render_deadline, a.absent_since, a.content_expires_at,
     a.progress_percent, a.progress_at, a.not_found_count, a.not_found_since, a.fetch_tries,
-    a.progress_version, a.start_by, a.created_at, a.expected_at, v.job, v.cancel_requested, v.traceparent,
+    a.sent_until, a.suspects, a.progress_version, a.start_by, a.created_at,
+    a.expected_at, v.job, v.cancel_requested, v.traceparent,
     coalesce(extract(epoch FROM clock_timestamp() - a.not_found_since), 0)::float8 AS not_found_seconds
 """
 ATTEMPT_FROM = "attempts a JOIN videos v USING (video_id)"
@@ -54,6 +55,10 @@ class Attempt:
     not_found_seconds: float
     fetch_tries: int
     progress_version: int
+    sent_until: datetime | None
+    """A restore forgot its fate: it may have been sent from submitted_at until then."""
+    suspects: tuple[str, ...]
+    """Provider accounts that it may have been sent to as well."""
     start_by: datetime
     created_at: datetime
     expected_at: datetime | None
@@ -79,5 +84,6 @@ def attempt(row: asyncpg.Record) -> Attempt:
     """An attempt from a row of ATTEMPT_COLUMNS."""
     values: dict[str, Any] = {name: row[name] for name in Attempt.__slots__}
     values["state"] = attempts.State(values["state"])
+    values["suspects"] = tuple(values["suspects"])
     values["job"] = job_pb2.Job.FromString(bytes(values["job"]))
     return Attempt(**values)

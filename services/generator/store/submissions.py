@@ -46,9 +46,9 @@ class SubmissionStore:
     ) -> bool:
         """Commits that the attempt is about to be sent, on the connection that holds the worker's advisory lock.
 
-        False when it may not be sent: cancelled, no longer the caller's, a twin is undecided, its key too old, or a job
-        of it turned up. Only after True may anything be sent, and at once. `fingerprint` is what the list will show of
-        what is sent now: names in the catalogue may have changed since the job was accepted.
+        False when it may not be sent: cancelled, no longer the caller's, a twin is undecided, its key too old, a job of
+        it turned up, or the database waits for its recovery. Only after True may anything be sent, and at once.
+        `fingerprint` is what the list will show of what is sent now: names in the catalogue may have changed since.
         """
         try:
             return bool(
@@ -58,12 +58,14 @@ class SubmissionStore:
                         submitted_at = CASE WHEN a.key_pinned THEN a.submitted_at ELSE clock_timestamp() END,
                         lease_until = clock_timestamp() + $4, fingerprint = $9,
                         resolve_by = clock_timestamp() + $5, render_deadline = clock_timestamp() + $6,
-                        body_sha256 = $7, cost_micros = $8, absent_since = NULL
+                        body_sha256 = $7, cost_micros = $8, absent_since = NULL, sent_until = NULL,
+                        suspects = '{}'
                     FROM videos v
                     WHERE a.attempt_id = $1 AND a.fence = $2 AND a.state = 'PREPARING'
                       AND v.video_id = a.video_id AND (a.key_pinned OR NOT v.cancel_requested)
                       AND (NOT a.key_pinned OR a.submitted_at + $10 > clock_timestamp())
                       AND NOT EXISTS (SELECT 1 FROM provider_jobs j WHERE j.attempt_id = a.attempt_id)
+                      AND NOT EXISTS (SELECT 1 FROM incarnation WHERE recovery_since IS NOT NULL)
                     RETURNING true
                     """,
                     attempt.attempt_id,
@@ -250,7 +252,9 @@ class SubmissionStore:
                 """
                 SELECT (SELECT count(*) FROM attempts
                         WHERE provider_account = $1 AND fingerprint = $2 AND provider_job_id IS NULL
-                          AND state IN ('SUBMITTING', 'UNKNOWN', 'UNRESOLVED'))
+                          AND (state IN ('SUBMITTING', 'UNKNOWN', 'UNRESOLVED')
+                               -- Ended before a restore: its job is somewhere in the list, too.
+                               OR (state = 'FAILED' AND sent_until IS NOT NULL)))
                      + (SELECT count(*) FROM late_renders l JOIN attempts a USING (attempt_id)
                         WHERE l.provider_account = $1 AND l.provider_job_id IS NULL AND l.state = 'LOOKING'
                           AND a.fingerprint = $2)
@@ -267,6 +271,19 @@ class SubmissionStore:
                 job_ids,
             )
         return Surroundings(claimants, frozenset(row["provider_job_id"] for row in known))
+
+    async def suspect_next(self, attempt: rows.Attempt, fingerprint: str) -> None:
+        """It is proved that one account does not have it: the next one that may is looked at."""
+        await self._pool.execute(
+            """
+            UPDATE attempts SET state = 'UNRESOLVED', provider_account = suspects[1], suspects = suspects[2:],
+                fingerprint = $3, absent_since = NULL, next_step_at = clock_timestamp()
+            WHERE attempt_id = $1 AND fence = $2 AND state IN ('UNKNOWN', 'UNRESOLVED')
+            """,
+            attempt.attempt_id,
+            attempt.fence,
+            fingerprint,
+        )
 
     async def wait(
         self, attempt: rows.Attempt, delay: timedelta, *, absent: bool, unresolved: bool

@@ -11,7 +11,7 @@ from kit import postgres
 from services.generator.store import videos
 
 _VIDEOS = """
-    SELECT v.video_id, v.account_id, v.state, v.last_event, v.cancel_requested, v.created_at,
+    SELECT v.video_id, v.account_id, v.state, v.last_event, v.cancel_requested, v.created_at, v.job,
            (SELECT a.state FROM attempts a WHERE a.video_id = v.video_id
             ORDER BY a.number DESC LIMIT 1) AS attempt_state
     FROM videos v WHERE
@@ -25,6 +25,8 @@ class Surveyed:
     outcome: videos.Outcome
     created_at: datetime
     attempts: Sequence[Mapping[str, Any]]
+    job: bytes
+    """As it arrived; empty where it never did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,11 @@ class SurveyStore:
         for row in tries:
             by_video.setdefault(row["video_id"], []).append(dict(row))
         return [
-            Surveyed(videos.outcome(row), row["created_at"], by_video.get(row["video_id"], []))
+            Surveyed(
+                videos.outcome(row),
+                row["created_at"],
+                by_video.get(row["video_id"], []),
+                bytes(row["job"] or b""),
+            )
             for row in found
         ], as_of

@@ -10,10 +10,10 @@ from typing import Any
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import job_pb2
 from framewire.storage.v1 import storage_pb2
-from kit import ids, postgres, telemetry
+from kit import postgres, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, events
-from services.generator.store import estimates, rows, telling
+from services.generator.store import estimates, recovery, rows, telling
 
 ORDINARY_WEIGHT = 100
 MAX_WEIGHT = 1000
@@ -105,7 +105,7 @@ class VideoStore:
                                   fingerprint, start_by, model, queue_position, expected_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9, $10, $11, $12) RETURNING attempt_id
             """,
-            ids.new_id(),
+            attempts.attempt_id(job.video_id, number),
             job.video_id,
             number,
             job.account_id,
@@ -227,9 +227,12 @@ class VideoStore:
                 "SELECT $1::timestamptz > clock_timestamp()", attempt.start_by
             )
             if another_try and in_time and not video.cancel_requested:
-                await self._insert_attempt(
+                further = await self._insert_attempt(
                     connection, attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint
                 )
+                if attempt.sent_until is not None:
+                    # A restore may have forgotten that it was tried again, too.
+                    await recovery.doubt_further(connection, attempt.attempt_id, further)
             else:
                 event = events.failed(verdict.cause, stage, text, verdict.retryable)
                 await telling.tell(connection, video, event)
