@@ -57,6 +57,7 @@ check: $(VENV)/dev ## format, lint, types, import walls, contracts, drift of the
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
+	@BUF=$(BIN)/buf proto/breaking.sh
 	@PYTHON=$(BIN)/python proto/generate.sh
 	@git diff --exit-code --stat -- framewire docs/api.md || (echo "stubs or docs/api.md differ from proto/: run make proto and commit" && exit 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import SecretStr, ValidationError
@@ -32,6 +33,14 @@ class ServiceSettings(BaseSettings):
     """Where the bus is."""
     service_token_secret: SecretStr
     """Signs the tokens between services; the same for all of them, at least 32 characters."""
+    tls_certificate_file: Path | None = None
+    """What the server at `listen` and channels show, PEM; none: plain text. The server reads it again on change."""
+    tls_key_file: Path | None = None
+    """Its key."""
+    tls_client_ca_file: Path | None = None
+    """Only callers with a certificate of this authority are let in; none: anybody. For all but the gateway."""
+    tls_ca_file: Path | None = None
+    """The authority of the other services' certificates; none: they are called in plain text. Read at the start."""
     reflection: bool = True
     """Whether gRPC reflection is served; off in production."""
     drain_seconds: float = 20

@@ -288,9 +288,12 @@ def _with_headers(details: Any, tokens: auth.ServiceTokens) -> grpc.aio.ClientCa
 
 
 def channel(
-    address: str, tokens: auth.ServiceTokens, retried: Iterable[str] = ()
+    address: str,
+    tokens: auth.ServiceTokens,
+    retried: Iterable[str] = (),
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> grpc.aio.Channel:
-    """A channel to another service. Calls raise `kit.errors`.
+    """A channel to another service, in plain text without credentials. Calls raise `kit.errors`.
 
     Methods in `retried` ("package.Service/Method"), idempotent by contract, are tried again while UNAVAILABLE, inside
     their deadline.
@@ -307,20 +310,21 @@ def channel(
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [{"name": names, "retryPolicy": policy}] if names else [],
     }
-    return grpc.aio.insecure_channel(
-        f"dns:///{address}",
-        options=[
-            ("grpc.service_config", json.dumps(config)),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ],
-        interceptors=[
-            _UnaryUnaryClient(tokens),
-            _StreamUnaryClient(tokens),
-            _UnaryStreamClient(tokens),
-        ],
-    )
+    options = [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ]
+    interceptors = [
+        _UnaryUnaryClient(tokens),
+        _StreamUnaryClient(tokens),
+        _UnaryStreamClient(tokens),
+    ]
+    target = f"dns:///{address}"
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)

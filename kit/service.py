@@ -30,7 +30,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from pydantic import SecretStr
 
-from kit import config, loops, migrate, rpc, telemetry
+from kit import config, loops, migrate, rpc, telemetry, tls
 
 log = telemetry.logger(__name__)
 
@@ -133,7 +133,9 @@ class Process:
     async def run(self, authenticate: rpc.Authenticate) -> None:
         """Serves until SIGTERM or until a loop dies, then drains. A dead loop ends the process with its error."""
         server, checker = self._server(authenticate)
-        port = server.add_insecure_port(self._settings.listen)
+        tls.check(self._settings)
+        shown, listen = tls.server(self._settings), self._settings.listen
+        port = server.add_secure_port(listen, shown) if shown else server.add_insecure_port(listen)
         await server.start()
         probes = await self._probes(checker)
         loops_ = [*self._loops, loops.Lag()]

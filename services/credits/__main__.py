@@ -7,7 +7,7 @@ from pathlib import Path
 from framewire import subjects
 from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.generator.v1 import attempt_pb2_grpc
-from kit import auth, bus, incarnation, outbox, pages, postgres, rpc, service
+from kit import auth, bus, incarnation, outbox, pages, postgres, rpc, service, tls
 from services.credits import api, checking, config, documents, floor, settlement, store
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -20,7 +20,9 @@ async def main(settings: config.Settings) -> None:
         pool = await process.enter(postgres.pool(url, "credits", settings.database_pool_size))
         nats = await process.enter(bus.connect(settings.nats_url, "credits"))
         tokens = auth.ServiceTokens("credits", settings.service_token_secret.get_secret_value())
-        generator = await process.enter(rpc.channel(settings.generator_address, tokens))
+        generator = await process.enter(
+            rpc.channel(settings.generator_address, tokens, credentials=tls.client(settings))
+        )
 
         life = incarnation.Incarnation("credits", pool, nats, settings.incarnation_seconds)
         await life.begin()

@@ -15,7 +15,7 @@ from framewire.gateway.v1 import (
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth as service_auth
-from kit import bus, incarnation, outbox, pages, postgres, rpc, service
+from kit import bus, incarnation, outbox, pages, postgres, rpc, service, tls
 from services.gateway import (
     admission,
     auth,
@@ -124,7 +124,7 @@ async def _stubs(process: service.Process, settings: config.Settings) -> peers.S
     secret = settings.service_token_secret.get_secret_value()
     tokens = service_auth.ServiceTokens("gateway", secret)
     credits_, storage, generator = [
-        await process.enter(rpc.channel(address, tokens, peers.RETRIED[name]))
+        await process.enter(rpc.channel(address, tokens, peers.RETRIED[name], tls.client(settings)))
         for name, address in (
             ("credits", settings.credits_address),
             ("storage", settings.storage_address),

@@ -9,7 +9,7 @@ from pathlib import Path
 from framewire import subjects
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
-from kit import auth, bus, incarnation, outbox, postgres, rpc, service
+from kit import auth, bus, incarnation, outbox, postgres, rpc, service, tls
 from services.generator import (
     api,
     assets,
@@ -45,7 +45,9 @@ async def main(settings: config.Settings) -> None:
         connected = await process.enter(bus.connect(settings.nats_url, "generator"))
         opened = pools.open_pools(settings)
         await process.enter(aclosing(opened))
-        channel = await process.enter(rpc.channel(settings.storage_address, tokens, RETRIED))
+        channel = await process.enter(
+            rpc.channel(settings.storage_address, tokens, RETRIED, tls.client(settings))
+        )
         stored = assets.Assets(storage_pb2_grpc.StorageServiceStub(channel))
 
         life = incarnation.Incarnation("generator", pool, connected, settings.incarnation_seconds)
