@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests import monitoring, promql
@@ -106,6 +107,7 @@ def _read_by(alert: str) -> set[str]:
 
 if PROMTOOL := shutil.which("promtool"):
 
+    @pytest.mark.long  # all cases of all rules: minutes on a busy machine
     def test_promtool_agrees() -> None:
         """The real engine, where it is installed: syntax, and all cases."""
         for command in (["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]):
