@@ -88,17 +88,11 @@ async def main(settings: config.Settings) -> None:
             account_pb2_grpc.add_AccountServiceServicer_to_server,
             accounts.AccountApi(kept.accounts, behind, models),
         )
-        process.serve(
-            operator_pb2_grpc.add_OperatorServiceServicer_to_server,
-            operators.OperatorApi(
-                kept,
-                behind,
-                _defaults(settings),
-                reconciling,
-                callers.issuers,
-                recoverer.Recoverer(kept, behind, life),
-            ),
+        recovering = recoverer.Recoverer(kept, behind, life)
+        operating = operators.OperatorApi(
+            kept, behind, _defaults(settings), reconciling, callers.issuers, recovering
         )
+        process.serve(operator_pb2_grpc.add_OperatorServiceServicer_to_server, operating)
         await process.run(callers)
 
 
