@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
 
 import asyncpg
 
@@ -50,6 +52,33 @@ async def pool(url: str, name: str, size: int) -> AsyncIterator[Pool]:
         yield opened
     finally:
         opened.terminate()
+
+
+def array(column: Sequence[Any]) -> str:
+    """A column as Postgres writes arrays, to be passed as `$1::text::bigint[]`: for statements with thousands of values.
+
+    The driver's own encoder asks of each value whether it is a sequence, which costs more than all else about it.
+    """
+    if column.count(None) == len(column):
+        return f"{{{','.join(['NULL'] * len(column))}}}"
+    try:
+        text = '","'.join(column)
+    except TypeError:
+        return f"{{{','.join(map(_element, column))}}}"
+    if "\\" in text or text.count('"') != 2 * (len(column) - 1):
+        return f"{{{','.join(map(_element, column))}}}"
+    return f'{{"{text}"}}'
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, timedelta):
+        return f'"{value.days} days {value.seconds * 1_000_000 + value.microseconds} microseconds"'
+    text = value if isinstance(value, str) else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _show(opened: Pool) -> None:

@@ -21,7 +21,7 @@ from prometheus_client import Counter, Histogram
 
 from kit import errors, failpoints, ids, outbox, postgres, telemetry
 from services.credits import announcements, batches, ledger, operations
-from services.credits.store import posting, rulebooks
+from services.credits.store import posting, rulebooks, writing
 
 log = telemetry.logger(__name__)
 
@@ -199,7 +199,7 @@ class Groups:
             messages += [
                 waiting.context.run(_message, fact, open_books) for fact in open_books.facts[first:]
             ]
-        await posting.write(connection, open_books)
+        await writing.write(connection, open_books)
         if messages:
             await outbox.add_all(connection, sorted(messages, key=lambda row: row.ce_id))
         return verdicts, bool(messages)
