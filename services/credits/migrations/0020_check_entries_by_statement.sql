@@ -13,11 +13,14 @@ BEGIN
             coalesce(sum(credits) FILTER (WHERE book = 'held'), 0) AS held_change
         FROM fresh GROUP BY account_id, seq
     ) f
-    -- The transfer is a new one: a balanced pair that came later would change history, too.
-    LEFT JOIN transfers t ON t.account_id = f.account_id AND t.seq = f.seq
-        AND t.xmin = pg_current_xact_id()::xid
-    WHERE t.seq IS NULL OR f.first_line <> 0 OR f.lines < 2 OR f.total <> 0
-        OR f.available_change <> t.available_change OR f.held_change <> t.held_change
+    WHERE f.first_line <> 0 OR f.lines < 2 OR f.total <> 0
+        -- The transfer is a new one: a balanced pair that came later would change history, too. No join, whose plan, made
+        -- while the table was small, went through all of it.
+        OR (
+            SELECT t.available_change = f.available_change AND t.held_change = f.held_change
+            FROM transfers t
+            WHERE t.account_id = f.account_id AND t.seq = f.seq AND t.xmin = pg_current_xact_id()::xid
+        ) IS NOT TRUE
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'transfer % of account % does not balance', lopsided.seq, lopsided.account_id
@@ -30,3 +33,14 @@ BEGIN
     ), 'entries');
     RETURN NULL;
 END $$;
+
+-- As before, at a fifth of the cost: counting repetitions is what is slow about them.
+ALTER TABLE holds
+    DROP CONSTRAINT holds_hold_id_check,
+    DROP CONSTRAINT holds_key_id_check,
+    ADD CONSTRAINT holds_hold_id_check CHECK (length(hold_id) = 26 AND hold_id !~ '[^a-z0-9]') NOT VALID,
+    ADD CONSTRAINT holds_key_id_check CHECK (length(key_id) IN (0, 26) AND key_id !~ '[^a-z0-9]') NOT VALID;
+ALTER TABLE transfers
+    DROP CONSTRAINT transfers_trace_id_check,
+    ADD CONSTRAINT transfers_trace_id_check
+        CHECK (length(trace_id) IN (0, 32) AND trace_id !~ '[^0-9a-f]') NOT VALID;
