@@ -59,26 +59,26 @@ def array(column: Sequence[Any]) -> str:
 
     The driver's own encoder asks of each value whether it is a sequence, which costs more than all else about it.
     """
-    if column.count(None) == len(column):
-        return f"{{{','.join(['NULL'] * len(column))}}}"
+    if not column:
+        return "{}"
+    if type(column[0]) is int:
+        return f"{{{str(list(column))[1:-1].replace('None', 'NULL')}}}"
     try:
         text = '","'.join(column)
+        if "\\" not in text and text.count('"') == 2 * (len(column) - 1):
+            return f'{{"{text}"}}'
     except TypeError:
-        return f"{{{','.join(map(_element, column))}}}"
-    if "\\" in text or text.count('"') != 2 * (len(column) - 1):
-        return f"{{{','.join(map(_element, column))}}}"
-    return f'{{"{text}"}}'
+        pass  # not only strings
+    written = {value: _element(value) for value in set(column)}
+    return f"{{{','.join([written[value] for value in column])}}}"
 
 
 def _element(value: Any) -> str:
     if value is None:
         return "NULL"
-    if isinstance(value, int):
-        return str(value)
     if isinstance(value, timedelta):
-        return f'"{value.days} days {value.seconds * 1_000_000 + value.microseconds} microseconds"'
-    text = value if isinstance(value, str) else str(value)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        value = f"{value.days} days {value.seconds * 1_000_000 + value.microseconds} microseconds"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _show(opened: Pool) -> None:

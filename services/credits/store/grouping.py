@@ -13,7 +13,7 @@ import contextvars
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -84,7 +84,8 @@ class Groups:
                 retry_after_seconds=0.5,
             )
         verdict = asyncio.get_running_loop().create_future()
-        origin = replace(operation.origin, trace_id=telemetry.trace_id())
+        asked = operation.origin
+        origin = ledger.Origin(telemetry.trace_id(), asked.operator, asked.purchase)
         shard.queue.append(_Waiting(operation, verdict, contextvars.copy_context(), origin))
         if shard.posting is None:
             # A task of its own: the caller who happened to come first may leave.
