@@ -55,7 +55,7 @@ async def pool(url: str, name: str, size: int) -> AsyncIterator[Pool]:
 
 
 def array(column: Sequence[Any]) -> str:
-    """A column as Postgres writes arrays, to be passed as `$1::text::bigint[]`: for statements with thousands of values.
+    """A column as Postgres writes arrays, to be passed as `$1::text::bigint[]`: for statements with many values.
 
     The driver's own encoder asks of each value whether it is a sequence, which costs more than all else about it.
     """

@@ -384,7 +384,8 @@ def _post(books: Books, transfer: Transfer) -> Books:
             move[line.book is Book.HELD] += line.credits
     for lot_id, (available, held) in moves.items():
         lot = lots[lot_id] = lots[lot_id].moved(available, held)
-        assert lot.available >= 0 and lot.held >= 0, transfer
+        assert lot.available >= 0, transfer
+        assert lot.held >= 0, transfer
         all_available += available
         all_held += held
     after = Books(
