@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,15 @@ from framewire.storage.v1 import storage_pb2 as pb
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth, errors, rpc
 from services.local import stack
-from tests import containers, picture_server
+from tests import containers, picture_server, pictures
 from tests.waiting import eventually
 
 IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
 CLIP = pb.ASSET_KIND_INPUT_VIDEO
 CHUNK = 256 * 1024
 STALL_SECONDS = 1.0
+BODY = pictures.plain((200, 40, 40))
+"""What is PUT to a URL where nothing else is said."""
 SETTINGS = {
     "STORAGE_STALL_SECONDS": f"{STALL_SECONDS}",
     "STORAGE_SWEEP_SECONDS": "0.1",
@@ -153,9 +157,58 @@ class World:
         ) in (0, None)
         return True
 
+    def arm(self, point: str) -> None:
+        """The service kills itself there, once."""
+        (self.data_dir / "failpoints").write_text(f"{point}=kill\n")
+
+    async def revive(self) -> None:
+        """Starts the service again after it was killed, and waits until it answers on our channel."""
+        assert await self.stack.supervisor.wait_exit("storage") == -9
+        await self.stack.supervisor.start("storage")
+
+        async def answers() -> bool:
+            try:
+                await self.listed("a" * 26)
+            except errors.Unavailable:  # the channel has not connected again
+                return False
+            return True
+
+        await eventually(answers)
+
     def scratch(self) -> list[Path]:
         place = self.stack.data_dir / "scratch"
         return [path for path in place.glob("process-*/*") if path.name != "lock"]
+
+
+async def create(
+    world: World, account: str, size: int = len(BODY), owner: str = "one"
+) -> pb.CreateUploadResponse:
+    request = pb.CreateUploadRequest(
+        account_id=account, owner=owner, size_bytes=size, media_type="image/jpeg"
+    )
+    return await world.stub.CreateUpload(request, timeout=10)
+
+
+async def complete(world: World, account: str, upload_id: str) -> pb.Asset:
+    request = pb.CompleteUploadRequest(account_id=account, upload_id=upload_id)
+    return await world.stub.CompleteUpload(request, timeout=30)
+
+
+async def send(url: str, headers: Mapping[str, str], body: bytes = BODY) -> int:
+    def put() -> int:
+        request = urllib.request.Request(url, body, dict(headers), method="PUT")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    return await asyncio.to_thread(put)
+
+
+def incoming(world: World, account: str) -> list[str]:
+    found = world.s3.list_objects("framewire-inputs", f"incoming/{account}/", recursive=True)
+    return [str(item.object_name) for item in found]
 
 
 async def pieces(body: bytes) -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2
 
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
 from kit import auth, errors, pages, rpc
+from kit.failpoints import failpoint
 from services.storage import (
     api_keeping,
     assets,
@@ -228,6 +229,7 @@ class StorageApi(api_keeping.KeepingApi, storage_pb2_grpc.StorageServiceServicer
     async def Delete(self, request: storage_pb2.DeleteRequest, context: Any) -> storage_pb2.Asset:
         """Hides an asset, then removes its bytes; the sweeper does that again when it fails here."""
         asset = await self._store.library.delete(request.account_id, request.asset_id)
+        await failpoint("storage.delete.after_commit")
         await self._sweeper.remove(await self._store.library.deleting(asset.asset_id, DELETE_BATCH))
         return _asset(await self._store.library.in_any_state(asset.asset_id))
 

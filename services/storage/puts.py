@@ -159,8 +159,10 @@ class Keeper:
             poster = rows.Poster(poster_identity, named)
         keys = [stored.object_key, *([poster.stored.object_key] if poster else [])]
         await self._store.making.note_keys(nonce, keys)
+        await failpoint("storage.put.after_keys")
         await self._put(identity, stored, work.main)
         if poster is not None and work.poster is not None:
+            await failpoint("storage.put.before_poster")
             await self._put(poster.identity, poster.stored, work.poster)
         if identity.kind is assets.Kind.RENDITION:
             await failpoint("storage.fit.after_object")
@@ -192,6 +194,7 @@ class Keeper:
             async with asyncio.timeout(CLEAN_UP_SECONDS):
                 left = await self._store.making.give_up(nonce)
                 if left is not None:
+                    await failpoint("storage.put.after_give_up")
                     await self._blobs.remove(left.bucket, left.object_keys)
                     await self._store.making.end_put(nonce)
         except Exception as error:

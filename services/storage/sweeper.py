@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from kit import loops, telemetry
+from kit.failpoints import failpoint
 from services.storage import assets, blobs, config, store
 
 log = telemetry.logger(__name__)
@@ -38,6 +39,7 @@ class Sweeper:
         """One pass; True when there is more to do."""
         given_up = await self._store.making.leftovers(self._leftover, BATCH)
         for left in given_up:
+            await failpoint("storage.sweep.after_give_up")
             log.warning("put_leftover", nonce=left.nonce, objects=len(left.object_keys))
             await self._blobs.remove(left.bucket, left.object_keys)
         # A process that was paused may have stored something after the first removal: the put is remembered for as
@@ -45,11 +47,13 @@ class Sweeper:
         over = await self._store.making.swept(self._leftover, BATCH)
         for left in over:
             await self._blobs.remove(left.bucket, left.object_keys)
+            await failpoint("storage.sweep.after_objects")
             await self._store.making.end_put(left.nonce)
         uploads = await self._store.announced.over(BATCH)
         for upload in uploads:
             if upload.object_key is not None:
                 await self._blobs.remove(assets.Bucket.INPUT, [upload.object_key])
+                await failpoint("storage.sweep.after_upload")
             await self._store.announced.forget(upload.upload_id)
         deleting = await self.remove(await self._store.library.deleting(None, BATCH))
         return BATCH in (len(given_up), len(over), len(uploads), deleting)
@@ -59,5 +63,7 @@ class Sweeper:
         for asset in deleting:
             assert asset.object_key is not None
             await self._blobs.remove(assets.BUCKETS[asset.kind], [asset.object_key])
+            await failpoint("storage.delete.after_object")
             await self._store.library.deleted(asset.asset_id)
+            await failpoint("storage.delete.after_row")
         return len(deleting)

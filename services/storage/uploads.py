@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kit import errors, ids
+from kit.failpoints import failpoint
 from services.storage import assets, blobs, config, puts, store
 from services.storage.store import announced
 
@@ -52,6 +53,7 @@ class Uploads:
             self._settings.upload_keep_seconds,
         )
         assert upload.object_key is not None
+        await failpoint("storage.upload.after_row")
         headers = {"content-length": str(size_bytes), "content-type": media_type}
         url, expires_at = self._blobs.sign_put(
             identity.bucket, upload.object_key, headers, self._settings.upload_url_seconds
@@ -78,14 +80,18 @@ class Uploads:
                 "UPLOAD_INCOMPLETE", "nothing has arrived at the upload's URL; PUT the bytes first"
             )
         assert upload.size_bytes is not None
+        await failpoint("storage.complete.before_take")
         try:
             assets.check_arrived(upload.size_bytes, "", size_bytes, "")
             chunks = self._blobs.read(identity.bucket, upload.object_key, 0, size_bytes)
             taken = await self._puts.take(puts.Header(identity, size_bytes), chunks)
         except errors.InvalidArgument:
             # The URL is good for another try with the right bytes.
+            await failpoint("storage.complete.after_refusal")
             await self._blobs.remove(identity.bucket, [upload.object_key])
             raise
         # Stopped here, or PUT once more: the sweeper removes it when the upload's time is over.
+        await failpoint("storage.complete.after_take")
         await self._blobs.remove(identity.bucket, [upload.object_key])
+        await failpoint("storage.complete.after_object")
         return taken

@@ -90,6 +90,36 @@ LEDGER = (
     "credits.capture.before_commit",
     "credits.refund.before_commit",
 )
+STORAGE: dict[str, tuple[str, ...]] = {
+    "put": (
+        "storage.put.after_row",
+        "storage.put.after_keys",
+        "storage.put.before_poster",
+        "storage.put.after_object",
+        "storage.put.before_ready",
+        "storage.put.after_ready",
+    ),
+    "refused_put": ("storage.put.after_give_up",),
+    "fit": ("storage.put.after_keys", "storage.fit.after_object", "storage.put.before_ready"),
+    "create_upload": ("storage.upload.after_row",),
+    "complete": (
+        "storage.complete.before_take",
+        "storage.put.after_row",
+        "storage.put.after_object",
+        "storage.put.after_ready",
+        "storage.complete.after_take",
+        "storage.complete.after_object",
+    ),
+    "refused_complete": ("storage.complete.after_refusal",),
+    "delete": (
+        "storage.delete.after_commit",
+        "storage.delete.after_object",
+        "storage.delete.after_row",
+    ),
+    "sweep_put": ("storage.sweep.after_give_up", "storage.sweep.after_objects"),
+    "sweep_upload": ("storage.sweep.after_upload",),
+}
+"""Where storage is killed in each of its calls and in its sweeper: tests/integration/test_storage_kills.py."""
 RULES = (
     "credits.account_rules.before_commit",
     "credits.rulebook.before_commit",
@@ -101,6 +131,11 @@ RULES = (
 def cases(*services: str) -> list[tuple[str, str]]:
     """The crash points of some services, with the service that each kills."""
     return [(service, point) for service in services for point in MATRIX[service]]
+
+
+def storage_cases(*calls: str) -> list[tuple[str, str]]:
+    """Crash points of storage alone, with the call that each is struck in."""
+    return [(call, point) for call in calls for point in STORAGE[call]]
 
 
 @asynccontextmanager

@@ -196,11 +196,13 @@ async def test_a_worker_killed_during_a_request_costs_one_retry(tmp_path: Path) 
 async def test_bytes_that_bring_down_two_workers_are_judged(
     tmp_path: Path, number: signal.Signals, error: type[Exception], reason: Reason | None
 ) -> None:
-    image = image_file(tmp_path / "a")
+    image, endless = image_file(tmp_path / "a"), tmp_path / "endless"
+    os.mkfifo(endless)  # opening it lasts until somebody writes into it: nobody does
     async with sandbox.MediaWorkers(tmp_path, sandbox.Settings(size=1)) as pool:
-        task, first = await stopped_mid_request(pool, image)
+        first = pool.pids[0]
+        task = asyncio.ensure_future(pool.inspect_image(endless))
+        await asyncio.sleep(0)
         os.kill(first, number)
-        os.kill(first, signal.SIGCONT)
         await eventually(lambda: pool.pids not in ([], [first]))
         os.kill(pool.pids[0], number)
         with pytest.raises(error) as raised:

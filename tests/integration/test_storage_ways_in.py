@@ -4,58 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from framewire.storage.v1 import storage_pb2 as pb
 from kit import errors, ids
-from tests import picture_server, pictures
-from tests.storage_world import World, opened, refused, world
+from tests import picture_server
+from tests.storage_world import (
+    BODY,
+    World,
+    complete,
+    create,
+    incoming,
+    opened,
+    refused,
+    send,
+    world,
+)
 from tests.waiting import eventually
 
 __all__ = ["world"]  # fixture
-
-BODY = pictures.plain((200, 40, 40))
-
-
-async def create(
-    world: World, account: str, size: int = len(BODY), owner: str = "one"
-) -> pb.CreateUploadResponse:
-    request = pb.CreateUploadRequest(
-        account_id=account, owner=owner, size_bytes=size, media_type="image/jpeg"
-    )
-    return await world.stub.CreateUpload(request, timeout=10)
-
-
-async def complete(world: World, account: str, upload_id: str) -> pb.Asset:
-    request = pb.CompleteUploadRequest(account_id=account, upload_id=upload_id)
-    return await world.stub.CompleteUpload(request, timeout=30)
-
-
-async def send(url: str, headers: Mapping[str, str], body: bytes = BODY) -> int:
-    def put() -> int:
-        request = urllib.request.Request(url, body, dict(headers), method="PUT")
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status
-        except urllib.error.HTTPError as error:
-            return error.code
-
-    return await asyncio.to_thread(put)
 
 
 async def fetch(world: World, account: str, url: str, owner: str = "one") -> pb.Asset:
     request = pb.ImportRequest(account_id=account, owner=owner, url=url)
     return await world.stub.Import(request, timeout=30)
-
-
-def incoming(world: World, account: str) -> list[str]:
-    found = world.s3.list_objects("framewire-inputs", f"incoming/{account}/", recursive=True)
-    return [str(item.object_name) for item in found]
 
 
 @pytest.fixture(scope="module")
