@@ -112,7 +112,7 @@ async def test_a_days_spending_goes_on_from_what_was_kept(
         await world.reserve(account, key_id=KEY)
     assert refused.value.metadata["left"] == "5"
     assert await kept() == {"": (5, 40), KEY: (5, 40)}
-    # Whatever comes after that counts, also what does not ask for the cap; the rest of a part that is captured is given back.
+    # What comes after that counts, also what asks for no cap; of a hold that is captured in part the rest is free.
     await world.books.ledger.release(held[0].hold_id, account, "INTERNAL")
     await world.books.ledger.capture(held[1].hold_id, 4, "NONE")
     with has_reason("CREDIT_CAP_REACHED") as refused:

@@ -144,8 +144,8 @@ async def spending(
 ) -> caps.Spending:
     """What was spent today of the caps that reservations meet; most meet none, and cost no statement.
 
-    From the last sum that was kept on, or from the day's first transfer: by keys alone, for an index on the time of holds
-    would be everybody's. What took long to sum up is to be kept (`marks`).
+    From the last sum that was kept on, or from the day's first transfer: by keys alone, for an index on the time of
+    holds would be everybody's. What took long to sum up is to be kept (`marks`).
     """
     met = {
         (one.account_id, name)
