@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
 
 import asyncpg
 
@@ -50,6 +52,33 @@ async def pool(url: str, name: str, size: int) -> AsyncIterator[Pool]:
         yield opened
     finally:
         opened.terminate()
+
+
+def array(column: Sequence[Any]) -> str:
+    """A column as Postgres writes arrays, to be passed as `$1::text::bigint[]`: for statements with many values.
+
+    The driver's own encoder asks of each value whether it is a sequence, which costs more than all else about it.
+    """
+    if not column:
+        return "{}"
+    if type(column[0]) is int:
+        return f"{{{str(list(column))[1:-1].replace('None', 'NULL')}}}"
+    try:
+        text = '","'.join(column)
+        if "\\" not in text and text.count('"') == 2 * (len(column) - 1):
+            return f'{{"{text}"}}'
+    except TypeError:
+        pass  # not only strings
+    written = {value: _element(value) for value in set(column)}
+    return f"{{{','.join([written[value] for value in column])}}}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, timedelta):
+        value = f"{value.days} days {value.seconds * 1_000_000 + value.microseconds} microseconds"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _show(opened: Pool) -> None:

@@ -129,10 +129,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
-    async def enter(self, method: str, request: Any, context: Any) -> Any:
-        """Authenticates the caller and checks the request; answers the request to be served."""
-        _caller.set(await self._authenticate(method, _metadata(context)))
-        left = context.time_remaining()
+    async def enter(
+        self, method: str, request: Any, metadata: Mapping[str, str], left: float | None
+    ) -> Any:
+        """Authenticates the caller and checks the request, with so many seconds left; answers it to be served."""
+        _caller.set(await self._authenticate(method, metadata))
         if left is not None and left <= 0:
             raise errors.DeadlineExceeded(
                 "DEADLINE_EXCEEDED", "the deadline was over on arrival; try again with more time"
@@ -165,11 +166,11 @@ def _metadata(context: Any) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _served(method: str, context: Any) -> AsyncIterator[None]:
+async def _served(method: str, metadata: Mapping[str, str], context: Any) -> AsyncIterator[None]:
     """What surrounds a call: its trace, its time, and its failure as the caller gets it."""
-    started, code = time.monotonic(), "OK"
+    started, code, tell = time.monotonic(), "OK", log.debug
     telemetry.RPC_IN_FLIGHT.inc()
-    with telemetry.span(method, SpanKind.SERVER, _metadata(context)):
+    with telemetry.span(method, SpanKind.SERVER, metadata):
         try:
             yield
         except (asyncio.CancelledError, GeneratorExit):
@@ -177,22 +178,26 @@ async def _served(method: str, context: Any) -> AsyncIterator[None]:
             raise
         except Exception as error:
             known = _known(error, method)
-            code = known.code
+            # Metrics count what went well; a line for each call would cost more than most calls.
+            code, tell = known.code, log.info
             telemetry.RPC_REFUSALS.labels(method, known.reason).inc()
             await _abort(context, known)
         finally:
             telemetry.RPC_IN_FLIGHT.dec()
             seconds = time.monotonic() - started
             telemetry.RPC_SECONDS.labels("server", method, code).observe(seconds)
-            log.info("rpc_served", method=method, code=code, seconds=round(seconds, 6))
+            tell("rpc_served", method=method, code=code, seconds=round(seconds, 6))
 
 
 def _wrap_unary(interceptor: ServerInterceptor, method: str, handler: Any) -> Any:
     behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def served(request: Any, context: Any) -> Any:
-        async with _served(method, context):
-            return await behavior(await interceptor.enter(method, request, context), context)
+        metadata = _metadata(context)
+        async with _served(method, metadata, context):
+            left = context.time_remaining()
+            entered = await interceptor.enter(method, request, metadata, left)
+            return await behavior(entered, context)
 
     return served
 
@@ -201,8 +206,10 @@ def _wrap_stream(interceptor: ServerInterceptor, method: str, handler: Any) -> A
     behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def served(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with _served(method, context):
-            entered = await interceptor.enter(method, request, context)
+        metadata = _metadata(context)
+        async with _served(method, metadata, context):
+            left = context.time_remaining()
+            entered = await interceptor.enter(method, request, metadata, left)
             async for response in behavior(entered, context):
                 yield response
 

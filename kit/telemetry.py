@@ -15,6 +15,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import Span, SpanKind
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
@@ -91,7 +92,11 @@ def configure(service: str, log_level: str, otlp_endpoint: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
-    provider = TracerProvider(resource=Resource.create({"service.name": f"framewire-{service}"}))
+    # Where spans go nowhere they are not recorded either; traces keep their ids, which logs and rows carry.
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": f"framewire-{service}"}),
+        sampler=None if otlp_endpoint else ALWAYS_OFF,
+    )
     if otlp_endpoint:
         # Imported only where traces go somewhere: it is a tenth of every start.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

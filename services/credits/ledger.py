@@ -377,21 +377,17 @@ def _with_lot(books: Books, lot: Lot) -> Books:
 
 def _post(books: Books, transfer: Transfer) -> Books:
     lots, all_available, all_held = dict(books.lots), 0, 0
+    moves: dict[str, list[int]] = {}
     for line in transfer.lines:
-        if line.lot_id is None:
-            continue
-        lot = lots[line.lot_id]
-        available = held = 0
-        if line.book is Book.AVAILABLE:
-            available = line.credits
-        else:
-            held = line.credits
+        if line.lot_id is not None:
+            move = moves.setdefault(line.lot_id, [0, 0])
+            move[line.book is Book.HELD] += line.credits
+    for lot_id, (available, held) in moves.items():
+        lot = lots[lot_id] = lots[lot_id].moved(available, held)
+        assert lot.available >= 0, transfer
+        assert lot.held >= 0, transfer
         all_available += available
         all_held += held
-        lots[line.lot_id] = lot.moved(available, held)
-    for line in transfer.lines:
-        lot = lots[line.lot_id] if line.lot_id is not None else None
-        assert lot is None or (lot.available >= 0 and lot.held >= 0), transfer
     after = Books(
         books.account_id,
         books.available + all_available,

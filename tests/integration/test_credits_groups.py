@@ -317,10 +317,10 @@ async def test_the_database_itself_refuses_what_does_not_belong_together(world: 
     hold, fresh = await world.reserve(account), ids.new_id()
     lot = await world.pool.fetchval("SELECT lot_id FROM lots WHERE account_id = $1", other)
 
-    def entries(seq: int, *lines: tuple[str, str, int]) -> str:
+    def entries(seq: int, *lines: tuple[str, str, int], first: int = 0) -> str:
         values = [
-            f"('{account}', {seq}, {7 + place}, '{book}', {lot_id}, {credits_})"
-            for place, (book, lot_id, credits_) in enumerate(lines)
+            f"('{account}', {seq}, {place}, '{book}', {lot_id}, {credits_})"
+            for place, (book, lot_id, credits_) in enumerate(lines, first)
         ]
         columns = "(account_id, seq, line, book, lot_id, credits)"
         return f"INSERT INTO entries {columns} VALUES {', '.join(values)}"
@@ -333,14 +333,19 @@ async def test_the_database_itself_refuses_what_does_not_belong_together(world: 
         "WITH t AS (INSERT INTO transfers (account_id, seq, kind, available_change, held_change,"
         f" created_at) VALUES ('{account}', 9, 'EXPIRE', -5, 0, now()))"
     )
+    own = await world.pool.fetchval("SELECT lot_id FROM lots WHERE account_id = $1", account)
     pair = (("revenue", "NULL", 5), ("loss", "NULL", -5))
+    right = (("available", repr(own), -5), ("breakage", "NULL", 5))
     refused = {
         asyncpg.CheckViolationError: [
             # Later than its transfer; without one; of another sum than the transfer says; lopsided.
-            entries(1, *pair),
+            entries(1, *pair, first=7),
             entries(9, *pair),
             f"{transfer} {entries(9, *pair)}",
             f"{transfer} {entries(9, pair[0])}",
+            # As its transfer says, and as often as that: what does not begin with line 0 would come on top of it.
+            f"{transfer} {entries(9, *right, first=2)}",
+            f"{transfer} {entries(9, *right)}; {entries(9, *right, first=2)}",
         ],
         asyncpg.ForeignKeyViolationError: [
             # Another account's lot; then an account, a price version and a hold that there are not.

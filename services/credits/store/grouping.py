@@ -13,7 +13,7 @@ import contextvars
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -21,7 +21,7 @@ from prometheus_client import Counter, Histogram
 
 from kit import errors, failpoints, ids, outbox, postgres, telemetry
 from services.credits import announcements, batches, ledger, operations
-from services.credits.store import posting, rulebooks
+from services.credits.store import posting, rulebooks, writing
 
 log = telemetry.logger(__name__)
 
@@ -84,7 +84,8 @@ class Groups:
                 retry_after_seconds=0.5,
             )
         verdict = asyncio.get_running_loop().create_future()
-        origin = replace(operation.origin, trace_id=telemetry.trace_id())
+        asked = operation.origin
+        origin = ledger.Origin(telemetry.trace_id(), asked.operator, asked.purchase)
         shard.queue.append(_Waiting(operation, verdict, contextvars.copy_context(), origin))
         if shard.posting is None:
             # A task of its own: the caller who happened to come first may leave.
@@ -199,7 +200,7 @@ class Groups:
             messages += [
                 waiting.context.run(_message, fact, open_books) for fact in open_books.facts[first:]
             ]
-        await posting.write(connection, open_books)
+        await writing.write(connection, open_books)
         if messages:
             await outbox.add_all(connection, sorted(messages, key=lambda row: row.ce_id))
         return verdicts, bool(messages)

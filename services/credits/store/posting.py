@@ -1,4 +1,4 @@
-"""How the books of some accounts are read under their locks and written down again, in a constant number of statements.
+"""How the books of some accounts are read under their locks, in a constant number of statements.
 
 Accounts are locked in the order of their ids, all by one statement, before anything else: no two postings can deadlock.
 """
@@ -6,7 +6,7 @@ Accounts are locked in the order of their ids, all by one statement, before anyt
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,9 +21,6 @@ BEGIN = (
 )
 """A posting's transaction, in one round trip. Its statements look up rows by key, with plans that are made once,
 perhaps while the tables are still small: the planner must not count on that."""
-
-
-_NO_ORIGIN = ledger.Origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +165,7 @@ async def spending(
             FROM unnest($1::text[], $2::text[]) AS w (account_id, key_id)
             CROSS JOIN LATERAL (SELECT first_seq_at(w.account_id, $3) AS seq OFFSET 0) first
             """,
-            *_columns(2, met),
+            *([names[place] for names in sorted(met)] for place in (0, 1)),
             spent.began,
         )
         spent.credits = {(row["account_id"], row["key_id"]): row["credits"] for row in rows}
@@ -234,188 +231,3 @@ def _hold(fields: Sequence[Any]) -> holds.Hold:
     for name in ("item", "labels", "refusal", "verdict"):
         row[name] = json.loads(row[name]) if row[name] is not None else None
     return hold_from(row)
-
-
-_WRITE = """
-WITH posted_accounts AS (
-    UPDATE accounts a SET available = u.available, held = u.held, last_seq = u.last_seq
-    FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-        AS u (account_id, available, held, last_seq, before)
-    WHERE a.account_id = u.account_id AND a.last_seq = u.before
-    RETURNING 1
-), new_lots AS (
-    INSERT INTO lots (account_id, lot_id, source, priority, expires_at, created_at, granted, available,
-        held, parent_lot_id)
-    SELECT * FROM unnest($7::text[], $8::text[], $9::text[], $10::int[], $11::timestamptz[],
-        $12::timestamptz[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[])
-), changed_lots AS (
-    UPDATE lots l SET available = u.available, held = u.held, expires_at = u.expires_at
-    FROM unnest($74::text[], $75::bigint[], $76::bigint[], $77::timestamptz[])
-        AS u (lot_id, available, held, expires_at)
-    WHERE l.lot_id = u.lot_id
-), new_holds AS (
-    INSERT INTO holds (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
-        captured, released, refunded, price_version, policy_version, refusal, not_after, cause, verdict,
-        settled_at, key_id)
-    SELECT hold_id, account_id, state, created_at, fingerprint, item::jsonb, labels::jsonb, reserved,
-        captured, released, refunded, price_version, policy_version, refusal::jsonb, not_after, cause,
-        verdict::jsonb, settled_at, key_id
-    FROM unnest($17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::text[], $22::text[],
-        $23::text[], $24::bigint[], $25::bigint[], $26::bigint[], $27::bigint[], $28::text[],
-        $29::text[], $30::text[], $31::timestamptz[], $32::text[], $33::text[], $34::timestamptz[],
-        $78::text[])
-        AS u (hold_id, account_id, state, created_at, fingerprint, item, labels, reserved,
-            captured, released, refunded, price_version, policy_version, refusal, not_after, cause,
-            verdict, settled_at, key_id)
-), changed_holds AS (
-    UPDATE holds h SET state = u.state, captured = u.captured, released = u.released,
-        refunded = u.refunded, cause = u.cause, verdict = u.verdict::jsonb, settled_at = u.settled_at
-    FROM unnest($35::text[], $36::text[], $37::bigint[], $38::bigint[], $39::bigint[], $40::text[],
-        $41::text[], $42::timestamptz[])
-        AS u (hold_id, state, captured, released, refunded, cause, verdict, settled_at)
-    WHERE h.hold_id = u.hold_id AND h.state IN ('HELD', u.state)
-    RETURNING 1
-), new_parts AS (
-    INSERT INTO hold_lots (hold_id, position, lot_id, credits, lifetime_left, captured, released)
-    SELECT * FROM unnest($43::text[], $44::smallint[], $45::text[], $46::bigint[], $47::interval[],
-        $48::bigint[], $49::bigint[])
-), changed_parts AS (
-    UPDATE hold_lots p SET captured = u.captured, released = u.released
-    FROM unnest($50::text[], $51::smallint[], $52::bigint[], $53::bigint[])
-        AS u (hold_id, position, captured, released)
-    WHERE p.hold_id = u.hold_id AND p.position = u.position
-), posted_transfers AS (
-    INSERT INTO transfers (account_id, seq, kind, available_change, held_change, hold_id, cause, note,
-        trace_id, operator, purchase, created_at)
-    SELECT *, $1 FROM unnest($54::text[], $55::bigint[], $56::text[], $57::bigint[], $58::bigint[],
-        $59::text[], $60::text[], $61::text[], $79::text[], $80::text[], $81::text[])
-), posted_entries AS (
-    INSERT INTO entries (account_id, seq, line, book, credits, lot_id)
-    SELECT * FROM unnest($62::text[], $63::bigint[], $64::smallint[], $65::text[], $66::bigint[],
-        $67::text[])
-), new_requests AS (
-    INSERT INTO requests (account_id, method, request_id, fingerprint, lot_id, created_at)
-    SELECT *, $1 FROM unnest($68::text[], $69::text[], $70::uuid[], $71::text[], $72::text[])
-), met AS (
-    DELETE FROM unsettled WHERE video_id = ANY($73::text[])
-)
-SELECT (SELECT count(*) FROM posted_accounts) AS accounts, (SELECT count(*) FROM changed_holds) AS holds
-"""
-
-
-async def write(connection: postgres.Connection, batch: batches.Batch) -> bool:
-    """Writes down what operations made of a batch, in one statement; false when there is nothing to write."""
-    moved = sorted(account_id for account_id, books in batch.books.items() if books.transfers)
-    if not (moved or batch.new_holds or batch.changed_holds or batch.new_requests):
-        return False
-    new, changed = sorted(batch.new_holds), sorted(batch.changed_holds)
-    row = await connection.fetchrow(
-        _WRITE,
-        batch.now,
-        *_columns(5, (_account_row(batch, account_id) for account_id in moved)),
-        *_columns(10, (row for account_id in moved for row in _new_lots(batch, account_id))),
-        *_columns(18, (_hold_row(batch.holds[hold_id]) for hold_id in new)),
-        *_columns(8, (_changed_row(batch.holds[hold_id]) for hold_id in changed)),
-        *_columns(7, (row for hold_id in new for row in _part_rows(batch, hold_id))),
-        *_columns(
-            4,
-            (
-                (hold_id, place, captured, released)
-                for hold_id in sorted(batch.changed_parts)
-                for _, place, _, _, _, captured, released in _part_rows(batch, hold_id)
-            ),
-        ),
-        *_columns(8, (row for account_id in moved for row in _transfer_rows(batch, account_id))),
-        *_columns(6, (row for account_id in moved for row in _entry_rows(batch, account_id))),
-        *_columns(5, (_request_row(batch, request) for request in batch.new_requests)),
-        [fact.hold.hold_id for fact in batch.facts if isinstance(fact, batches.Settled)],
-        *_columns(4, (row for account_id in moved for row in _changed_lots(batch, account_id))),
-        [batch.holds[hold_id].key_id for hold_id in new],
-        *_columns(3, (row for account_id in moved for row in _origin_rows(batch, account_id))),
-    )
-    assert row is not None
-    assert row["accounts"] == len(moved), "an account was written without its lock"
-    assert row["holds"] == len(changed), "a hold was settled twice"
-    return True
-
-
-def _columns(width: int, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return list(zip(*rows, strict=True)) or [()] * width
-
-
-def _json(value: Any) -> str | None:
-    return json.dumps(value) if value is not None else None
-
-
-def _account_row(batch: batches.Batch, account_id: str) -> tuple[Any, ...]:
-    books, before = batch.books[account_id], batch.before[account_id]
-    return account_id, books.available, books.held, books.last_seq, before.last_seq
-
-
-def _new_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
-    before = batch.before[account_id].lots
-    for lot in batch.books[account_id].lots.values():
-        if lot.lot_id not in before:
-            yield (
-                *(account_id, lot.lot_id, lot.source, lot.priority, lot.expires_at, lot.created_at),
-                *(lot.granted, lot.available, lot.held, lot.parent_lot_id),
-            )
-
-
-def _changed_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
-    before = batch.before[account_id].lots
-    for lot in batch.books[account_id].lots.values():
-        if lot.lot_id in before and before[lot.lot_id] is not lot:
-            yield lot.lot_id, lot.available, lot.held, lot.expires_at
-
-
-def _hold_row(hold: holds.Hold) -> tuple[Any, ...]:
-    refusal = holds.refusal_fields(hold.refusal) if hold.refusal is not None else None
-    return (
-        *(hold.hold_id, hold.account_id, hold.state, hold.created_at, hold.fingerprint),
-        *(_json(hold.item), json.dumps(dict(hold.labels)) if hold.labels else "{}"),
-        *(hold.reserved, hold.captured, hold.released, hold.refunded),
-        *(hold.price_version, hold.policy_version, _json(refusal), hold.not_after),
-        *(hold.cause, _json(hold.verdict), hold.settled_at),
-    )
-
-
-def _changed_row(hold: holds.Hold) -> tuple[Any, ...]:
-    return (
-        *(hold.hold_id, hold.state, hold.captured, hold.released, hold.refunded),
-        *(hold.cause, _json(hold.verdict), hold.settled_at),
-    )
-
-
-def _part_rows(batch: batches.Batch, hold_id: str) -> Iterable[tuple[Any, ...]]:
-    for place, part in enumerate(batch.parts.get(hold_id, ())):
-        yield (
-            *(hold_id, place, part.lot_id, part.credits, part.lifetime_left),
-            *(part.captured, part.released),
-        )
-
-
-def _transfer_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
-    first = batch.before[account_id].last_seq + 1
-    for seq, one in enumerate(batch.books[account_id].transfers, first):
-        available, held = one.change(ledger.Book.AVAILABLE), one.change(ledger.Book.HELD)
-        yield account_id, seq, one.kind, available, held, one.hold_id, one.cause, one.note
-
-
-def _origin_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[str, str, str]]:
-    books, before = batch.books[account_id], batch.before[account_id]
-    for seq in range(before.last_seq + 1, books.last_seq + 1):
-        origin = batch.origins.get((account_id, seq), _NO_ORIGIN)
-        yield origin.trace_id, origin.operator, origin.purchase
-
-
-def _entry_rows(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, ...]]:
-    first = batch.before[account_id].last_seq + 1
-    for seq, one in enumerate(batch.books[account_id].transfers, first):
-        for place, line in enumerate(one.lines):
-            yield account_id, seq, place, line.book, line.credits, line.lot_id
-
-
-def _request_row(batch: batches.Batch, request: batches.Request) -> tuple[Any, ...]:
-    fingerprint, lot_id = batch.requests[request]
-    return request.account_id, request.method, request.request_id, fingerprint, lot_id
