@@ -213,7 +213,7 @@ class QueueStore:
             )
 
     async def are_last(self, attempt: rows.Attempt, requests_per_second: float) -> bool:
-        """Whether all that wait in its pool can be sent before this one is rendered, by the rates that were measured."""
+        """Whether all that wait in its pool can be sent before this one is rendered, by the measured render time."""
         found = await self._pool.fetchval(
             """
             SELECT (SELECT coalesce(sum(waiting), 0) FROM queue_counts WHERE pool = $1)
