@@ -31,6 +31,8 @@ WITHOUT_LIST_SHARE = 0.2
 """Of the interval: how often it is looked who is to be asked, where there is no list."""
 TIMER_SECONDS = 0.002
 """What a timer may be early."""
+PUNCTUAL_SHARE = 0.97
+"""Of the interval, so that a pass whose pages come a little late still shows each job within the interval."""
 LOST_COUNT = 5
 REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety", "asset.invalid")
 
@@ -128,7 +130,9 @@ class Poller:
             return interval * WITHOUT_LIST_SHARE if all_asked else 0.0
         # Where others want the quota, the pass has waited for each page until it was the polls' turn.
         said = self._quota.poll_after_seconds(account)
-        return max(interval, time.monotonic() - this.began + said) if said else interval
+        if said:
+            return max(interval, time.monotonic() - this.began + said)
+        return interval * PUNCTUAL_SHARE
 
     async def _list(self, account: catalogue.ProviderAccount, this: Pass) -> None:
         """The list, newest first, back to the oldest that it is read for. Where it fails single questions are left."""
