@@ -9,6 +9,7 @@ from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.gateway.v1 import (
     account_pb2_grpc,
     operator_pb2_grpc,
+    template_pb2_grpc,
     upload_pb2_grpc,
     video_pb2_grpc,
 )
@@ -34,7 +35,7 @@ from services.gateway import (
     tasks,
     watch,
 )
-from services.gateway.api import accounts, creating, operators, uploads, videos
+from services.gateway.api import accounts, creating, operators, templates, uploads, videos
 
 
 async def main(settings: config.Settings) -> None:
@@ -80,6 +81,9 @@ async def main(settings: config.Settings) -> None:
         )
         reconciling = reconciler.Reconciler(kept, behind, ringing, hub, settings)
         process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
+        process.serve(
+            template_pb2_grpc.add_TemplateServiceServicer_to_server, templates.TemplateApi(parts)
+        )
         process.serve(
             upload_pb2_grpc.add_UploadServiceServicer_to_server,
             uploads.UploadApi(kept.accounts, behind, limits.Uploads(kept.limits)),
