@@ -351,7 +351,7 @@ def _prompt(prompt: str) -> str:
     if not prompt.strip():
         raise errors.InvalidArgument(
             "INVALID_FIELD",
-            "spec.prompt: must say what is to be seen",
+            "spec.prompt: must say what is to be seen, in 1 to 500 characters",
             violations=[("spec.prompt", "must not be blank")],
         )
     return prompt

@@ -34,7 +34,7 @@ async def asked(
     """The spec, by the template that the request names. Raises NotFound, FailedPrecondition or InvalidArgument."""
     if not request.HasField("template"):
         if not request.HasField("spec"):
-            raise invalid("spec", "must say what to make, or template must name one")
+            raise invalid("spec", "is required, unless template says what to make")
         return Asked(messages.asked_spec(request.spec))
     if request.spec.prompt:
         raise invalid("spec.prompt", "must be empty with a template, which makes it")
