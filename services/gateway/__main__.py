@@ -80,6 +80,8 @@ async def main(settings: config.Settings) -> None:
             life=life,
         )
         reconciling = reconciler.Reconciler(kept, behind, ringing, hub, settings)
+        routine = reconciler.Routine(reconciling, kept.findings, settings.reconcile_seconds)
+        process.loop(life.gate(routine))
         process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
         process.serve(
             template_pb2_grpc.add_TemplateServiceServicer_to_server, templates.TemplateApi(parts)

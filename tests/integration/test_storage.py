@@ -199,30 +199,6 @@ async def test_messages_out_of_order_are_refused(world: World) -> None:
             await world.stub.Put(iter(requests), timeout=10)
 
 
-async def test_another_accounts_asset_is_not_found_on_every_call(world: World) -> None:
-    account = ids.new_id()
-    asset = await world.put(account, pictures.plain((1, 1, 1)))
-    foreign = pb.Asset(account_id=ids.new_id(), asset_id=asset.asset_id)
-    unknown = pb.Asset(account_id=account, asset_id=ids.new_id())
-    for one in (foreign, unknown):
-        who = {"account_id": one.account_id, "asset_id": one.asset_id}
-        for call in (
-            world.get(one),
-            world.stat(one),
-            world.fit(one, 10, 10),
-            world.fit(one, 10, 10, pin_owner="v"),
-            world.stub.Pin(pb.PinRequest(**who, owner="v"), timeout=10),
-            world.stub.SignUrl(pb.SignUrlRequest(**who), timeout=10),
-            world.rendition(one, 10),
-            world.delete(one),
-        ):
-            with refused(errors.NotFound, "ASSET_NOT_FOUND"):
-                await call
-    assert not (await world.listed(foreign.account_id)).assets
-    assert await world.unpin(foreign.account_id, "v") == 0
-    assert await world.stat(asset) == asset
-
-
 async def test_who_may_call_what(world: World) -> None:
     asset = await world.put(ids.new_id(), pictures.plain((1, 1, 1)))
     who = {"account_id": asset.account_id, "asset_id": asset.asset_id}
