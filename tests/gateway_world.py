@@ -70,6 +70,7 @@ class Behind:
     outcomes: dict[str, event_pb2.Event] = field(default_factory=dict)
     requests: dict[str, ledger_pb2.ReserveRequest] = field(default_factory=dict)
     sent: dict[str, Any] = field(default_factory=dict)
+    estimates: list[attempt_pb2.ModelEstimate] = field(default_factory=list)
 
     def holds(self, account_id: str) -> list[str]:
         """Which holds were asked for."""
@@ -233,6 +234,11 @@ class Generator(attempt_pb2_grpc.AttemptServiceServicer):
 
     async def ListAttempts(self, request: Any, context: Any) -> Any:
         return attempt_pb2.ListAttemptsResponse()
+
+    async def EstimateModels(self, request: Any, context: Any) -> Any:
+        self.behind.sent["EstimateModels"] = request
+        await self.behind.enter("EstimateModels", request.account_id)
+        return attempt_pb2.EstimateModelsResponse(models=self.behind.estimates)
 
 
 class Caller:

@@ -195,6 +195,9 @@ def check(name: str, role: str, streams: bool, error: Any) -> None:
     assert told.reason in REASONS, f"{code}: {told}"
     assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), f"{code}: {told}"
     assert told.message
+    # Nothing is away: who is told to wait would wait for ever. Of the stand-ins none says that it has recovered.
+    waits = code is grpc.StatusCode.UNAVAILABLE and told.reason == "DEPENDENCY_UNAVAILABLE"
+    assert not waits or name.endswith("/Recover"), f"{code}: {told}"
     if role == "NONE":
         assert code is grpc.StatusCode.UNAUTHENTICATED
     elif role not in auth.ROLES[name]:
