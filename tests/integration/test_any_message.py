@@ -250,6 +250,34 @@ def test_messages_reach_what_they_are_for(callers: Callers) -> None:
     assert len(callers.answered) > len(METHODS) * 2 / 3, sorted(METHODS.keys() - callers.answered)
 
 
+NUL: list[tuple[str, str, Any]] = [
+    ("VideoService/ListVideos", "MEMBER", video_pb2.ListVideosRequest(client_reference="a\0")),
+    ("VideoService/ListVideos", "MEMBER", video_pb2.ListVideosRequest(labels={"a": "\0"})),
+    (
+        "AccountService/CreateApiKey",
+        "MEMBER",
+        account_pb2.CreateApiKeyRequest(request_id=new_id(), display_name="\0"),
+    ),
+    ("OperatorService/SetAdmission", "OPERATOR", operator_pb2.SetAdmissionRequest(why="\0")),
+    (
+        "OperatorService/CreateAccount",
+        "OPERATOR",
+        operator_pb2.CreateAccountRequest(request_id=new_id(), display_name="a\0b"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "role", "sent"), NUL, ids=lambda value: str(value)[:40])
+def test_what_postgres_cannot_keep_is_the_callers_mistake(
+    callers: Callers, name: str, role: str, sent: Any
+) -> None:
+    with grpc.insecure_channel(callers.address) as channel, pytest.raises(grpc.RpcError) as told:
+        send(channel, METHODS[f"framewire.gateway.v1.{name}"], sent, callers.keys[role])
+    refused: Any = told.value
+    reason = public_errors.from_rpc(refused).reason
+    assert (refused.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
 @pytest.mark.long
 async def test_any_message_and_the_whole_system(tmp_path: Path) -> None:
     async with systems.running(tmp_path) as system:
