@@ -7,7 +7,7 @@ import io
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from framewire.storage.v1 import storage_pb2 as pb
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth, errors, rpc
 from services.local import stack
-from tests import containers, picture_server, pictures
+from tests import containers, picture_server, pictures, s3_front
 from tests.waiting import eventually
 
 IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
@@ -247,21 +247,27 @@ def opened(body: bytes) -> Image.Image:
     return Image.open(io.BytesIO(body))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    place = tmp_path_factory.mktemp("storage")
+@asynccontextmanager
+async def running(
+    place: Path, changed: Mapping[str, str] | None = None, front: s3_front.Front | None = None
+) -> AsyncIterator[World]:
+    """The service with these settings changed, and with the front between it and S3."""
     own = {
         "STORAGE_IMPORT_CA_FILE": str(picture_server.certificate(place)),
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
         "STORAGE_SCRATCH_DIR": str(place / "scratch"),
     }
+    if front is not None:
+        own["STORAGE_ENDPOINT"] = front.address
     async with containers.outer_servers() as outer:
         whole = stack.Stack(
             place,
             services=("storage",),
             environ=outer.environ,
-            overrides={"storage": SETTINGS | own},
+            overrides={"storage": SETTINGS | own | dict(changed or {})},
         )
+        if front is not None:
+            front.upstream = lambda: whole.addresses.s3_endpoint
         try:
             await whole.start()
             async with (
@@ -273,6 +279,12 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
                 yield World(whole, outer, *stubs, pool)
         finally:
             await whole.destroy()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with running(tmp_path_factory.mktemp("storage")) as made:
+        yield made
 
 
 def tokens(whole: stack.Stack, service: str) -> auth.ServiceTokens:

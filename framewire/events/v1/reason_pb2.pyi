@@ -172,6 +172,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the principal has another role; take that away first."""
     ERROR_REASON_NOT_A_MEMBER: _ErrorReason.ValueType  # 121
     """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 150
+    """UNAVAILABLE: the object store has no room; nothing was stored. RetryInfo says when to try again."""
+    ERROR_REASON_STORE_CLOCK_SKEWED: _ErrorReason.ValueType  # 151
+    """UNAVAILABLE: the object store does not believe the clock of storage's host; nothing was done."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -328,4 +332,8 @@ ERROR_REASON_MEMBER_ROLE_DIFFERS: ErrorReason.ValueType  # 120
 """FAILED_PRECONDITION: the principal has another role; take that away first."""
 ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 121
 """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 150
+"""UNAVAILABLE: the object store has no room; nothing was stored. RetryInfo says when to try again."""
+ERROR_REASON_STORE_CLOCK_SKEWED: ErrorReason.ValueType  # 151
+"""UNAVAILABLE: the object store does not believe the clock of storage's host; nothing was done."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
