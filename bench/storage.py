@@ -211,9 +211,10 @@ async def small(bench: Bench) -> list[frame.Measured]:
 
 NOTES = f"""\
 One process of storage, Postgres and the S3 server of `services/local` on one machine, {ROUNDS} rounds, both sides in
-turn, medians. A Put through storage is hashed, inspected, marked as synthetic (a second copy of the file), gets a
-poster and is stored with a look at its size afterwards; the client's own is none of these. The film is short and padded
-to its size. Pictures: {SMALL_EACH} one after the other, each decoded and written again without metadata in the sandbox.
+turn, medians. A Put through storage is hashed, written to a file and sent on in parts while it arrives, inspected,
+gets a poster and a mark behind it, and its size is looked at afterwards; the client's own is none of these. The film
+is short and padded to its size. Pictures: {SMALL_EACH} one after the other, each decoded and written again without
+metadata in the sandbox.
 Memory is that of storage's own process; the sandbox's workers have bounds of their own."""
 
 

@@ -7,7 +7,7 @@ caller reads that under the account's lock, which makes the cap exact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from kit import errors
@@ -16,6 +16,8 @@ from services.credits import holds
 ACCOUNT = ""
 """Stands for all keys together."""
 MOST_KEYS = 100
+MARKED_AFTER = 64
+"""So many transfers are summed up again and again before the sum is kept."""
 
 
 @dataclass(slots=True)
@@ -24,6 +26,8 @@ class Spending:
 
     began: datetime
     credits: dict[tuple[str, str], int]
+    marks: list[tuple[str, str, int, int]] = field(default_factory=list[tuple[str, str, int, int]])
+    """(account, key, number of the newest transfer, credits) of sums that are worth to be kept, as they were read."""
 
     def count(self, before: holds.Hold | None, hold: holds.Hold) -> None:
         """Takes over what a hold became. What was reserved on another day does not count."""

@@ -56,6 +56,8 @@ class Settings(config.ServiceSettings):
     """Pause before something that failed is tried again."""
     reconcile_interval_seconds: float = Field(default=600, ge=0)
     """How far apart two reconciliations must show a difference before it counts."""
+    reconcile_seconds: float = Field(default=1800, ge=0)
+    """How often the replicas together reconcile by themselves; longer than the interval above. 0: only when asked."""
     watch_floor_seconds: float = Field(default=10, gt=0)
     """How often watched videos are read without having been nudged."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from framewire.credits.v1 import ledger_pb2
 from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
-from kit import errors, telemetry
+from kit import errors, loops, telemetry
 from services.gateway import (
     config,
     messages,
@@ -262,6 +263,34 @@ class Reconciler:
         for account_id in {pin.account_id for pin in subject.pins}:
             request = storage_pb2.UnpinRequest(account_id=account_id, owner=subject.video_id)
             await self._stubs.storage.Unpin(request, timeout=peers.TIMEOUT_SECONDS)
+
+
+class Routine:
+    """Reconciles again and again, one replica at a time, so that what is found is an alert. Repairs nothing."""
+
+    def __init__(
+        self, reconciler: Reconciler, findings_: findings.FindingStore, seconds: float
+    ) -> None:
+        self._reconciler = reconciler
+        self._findings = findings_
+        self._seconds = seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Reconciles until told to stop."""
+        if self._seconds:
+            # Asks more often than it is due: the replica whose turn it was may be gone.
+            await loops.every("reconciliation", self._seconds / 10, self.run_once, stopping)
+
+    async def run_once(self) -> None:
+        """A pass, where it is due and no other replica had it."""
+        if not await self._findings.take_turn(self._seconds):
+            return
+        async for one in self._reconciler.run_pass(None):
+            if isinstance(one, Pass):
+                log.info("reconciled", findings=one.findings, confirmed=one.confirmed)
+            elif one.confirmed:
+                finding = one.finding
+                log.warning("finding_confirmed", finding_id=finding.finding_id, kind=finding.kind)
 
 
 def _since(asked: datetime | None, now: datetime) -> datetime:

@@ -1,4 +1,4 @@
-"""Bytes in S3: the only place that knows the `minio` client. Synchronous calls in bounded thread pools."""
+"""Bytes in S3: with `parts` the only place that knows the `minio` client. Synchronous calls in bounded thread pools."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import urllib3
 from minio import error as minio_error
 
 from kit import telemetry
-from services.storage import assets, config, presign, threads, troubles
+from services.storage import assets, config, parts, presign, threads, troubles
 
 T = TypeVar("T")
 
-# The client holds whole parts of 5 MiB and copies them, so the number of writers bounds the memory.
+# Each holds parts of 5 MiB, so the number of writers bounds the memory.
 WRITERS = 6
 READERS = 8
 READ_BYTES = 1024 * 1024
@@ -82,8 +82,8 @@ class Blobs:
 
     def _connect(
         self, settings: config.Settings, endpoint: str, secure: bool, http: troubles.Pool
-    ) -> minio.Minio:
-        return minio.Minio(
+    ) -> parts.Client:
+        return parts.Client(
             endpoint,
             access_key=settings.access_key,
             secret_key=settings.secret_key.get_secret_value(),
@@ -141,11 +141,28 @@ class Blobs:
                     content_type=media_type,
                     num_parallel_uploads=1,
                 )
-            stored_bytes = self._client.stat_object(self._names[bucket], key).size
-            if stored_bytes != size_bytes:
-                raise OSError(f"{stored_bytes} of {size_bytes} bytes were stored")
+            self._client.check_size(self._names[bucket], key, size_bytes)
 
         await self._run(self._writers, put, "put")
+
+    def grow(self, bucket: assets.Bucket, key: str, media_type: str) -> parts.Growing:
+        """An object to be written bit by bit. What is not finished must be discarded."""
+
+        async def run(call: Callable[[], None], operation: str) -> None:
+            await self._run(self._writers, call, operation)
+
+        return parts.Growing(self._client, self._names[bucket], key, media_type, run)
+
+    async def discard(self, bucket: assets.Bucket, keys: Sequence[str]) -> None:
+        """Removes objects, and what was sent of those that were never finished. Idempotent."""
+
+        def abort() -> None:
+            for key in keys:
+                self._client.abort_parts(self._names[bucket], key)
+
+        if keys:
+            await self._run(self._writers, abort, "abort_parts")
+            await self.remove(bucket, keys)
 
     async def get_file(self, bucket: assets.Bucket, key: str, path: Path) -> None:
         """Brings an object into a file."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 
 from kit import errors
-from services.storage import assets, blobs, puts, store
+from services.storage import arriving, assets, blobs, puts, store
 from services.storage.media import sandbox
 
 
@@ -35,8 +34,8 @@ class Fits:
         if assets.is_video(source):
             assets.check_even(width=fit.width, height=fit.height)
 
-        async def make(place: Path, _: datetime) -> puts.Work:
-            return await self._make(source, fit, place)
+        async def make(place: arriving.Place) -> puts.Work:
+            return await self._make(source, fit, place.path)
 
         identity = assets.fitted(account_id, asset_id, fit)
         made = await self._keeper.keep(identity, make, asset_id)
@@ -92,10 +91,10 @@ class Renditions:
                 "INVALID_FIELD", f"height: {sentence}", violations=[("height", sentence)]
             )
 
-        async def work(place: Path, _: datetime) -> puts.Work:
+        async def work(place: arriving.Place) -> puts.Work:
             assert source.facts is not None
             assert source.object_key is not None
-            path, out = place / "source", place / "smaller"
+            path, out = place.path / "source", place.path / "smaller"
             await self._blobs.get_file(assets.BUCKETS[source.kind], source.object_key, path)
             with puts.refusing():
                 video = await self._workers.make_rendition(path, out, height)

@@ -1,10 +1,12 @@
-"""How an asset comes to be: a row, a file in scratch, a look at it in the sandbox, objects, one update to READY."""
+"""How an asset comes to be: a row, a file in scratch, a look at it in the sandbox, objects, one update to READY.
+
+A video that was made goes to S3 while it arrives; what is looked at is a file beside it, and its mark follows then.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from kit import errors, ids, telemetry
 from kit.failpoints import failpoint
-from services.storage import assets, blobs, config, scratch, store, threads, troubles
+from services.storage import arriving, assets, blobs, config, parts, scratch, store, troubles
 from services.storage.media import facts, sandbox
 from services.storage.store import rows
 
@@ -44,6 +46,9 @@ class Made:
 
     path: Path
     facts: assets.Facts
+    sent: parts.Growing | None = None
+    """The object that it is already, but for the tail."""
+    tail: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,7 @@ class Refused:
     why: errors.ServiceError
 
 
-Make = Callable[[Path, datetime], Awaitable[Work | Refused]]
-"""(directory to work in, time of the asset) -> its files."""
+Make = Callable[[arriving.Place], Awaitable[Work | Refused]]
 
 
 class Keeper:
@@ -114,8 +118,9 @@ class Keeper:
                 return begun
             # A sweeper takes an older put for dead, so this one must be over by then.
             async with asyncio.timeout(self._most_seconds), self._slots[identity.bucket]:
-                with self._scratch.work() as place:
-                    work = await make(place, begun.created_at)
+                async with self._place(identity, nonce, begun.created_at) as place:
+                    work = await make(place)
+                    await self._drop_unused(identity.bucket, place, work)
                     if isinstance(work, Refused):
                         raise await self._keep_aside(identity, nonce, work)
                     stored, poster = await self._upload(identity, nonce, work)
@@ -135,6 +140,32 @@ class Keeper:
         finally:
             # Nothing to do for the put that made the asset READY; the rest of them leave nothing behind.
             await self._leave_nothing(nonce)
+
+    @contextlib.asynccontextmanager
+    async def _place(
+        self, identity: assets.Identity, nonce: str, created_at: datetime
+    ) -> AsyncIterator[arriving.Place]:
+        async def begin(media_type: str) -> parts.Growing:
+            key = assets.object_key(identity.account_id, identity.asset_id, nonce, media_type)
+            await self._store.making.note_keys(nonce, [key])
+            return self._blobs.grow(identity.bucket, key, media_type)
+
+        with self._scratch.work() as path:
+            place = arriving.Place(path, created_at, begin)
+            try:
+                yield place
+            finally:
+                if place.growing is not None:
+                    await place.growing.settle()
+
+    async def _drop_unused(
+        self, bucket: assets.Bucket, place: arriving.Place, work: Work | Refused
+    ) -> None:
+        """What was sent and is not wanted goes before other keys take the place of its own."""
+        growing = place.growing
+        if growing is not None and (isinstance(work, Refused) or work.main.sent is not growing):
+            await growing.settle()
+            await self._blobs.discard(bucket, [growing.key])
 
     async def _keep_aside(
         self, identity: assets.Identity, nonce: str, refused: Refused
@@ -181,6 +212,10 @@ class Keeper:
         return rows.Stored(key, made.facts, timedelta(seconds=seconds) if seconds else None)
 
     async def _put(self, identity: assets.Identity, stored: rows.Stored, made: Made) -> None:
+        if made.sent is not None:
+            assert made.sent.key == stored.object_key
+            await made.sent.finish(made.tail)
+            return
         await self._blobs.put_file(
             identity.bucket, stored.object_key, made.path, stored.facts.media_type
         )
@@ -199,7 +234,7 @@ class Keeper:
                 left = await self._store.making.give_up(nonce)
                 if left is not None:
                     await failpoint("storage.put.after_give_up")
-                    await self._blobs.remove(left.bucket, left.object_keys)
+                    await self._blobs.discard(left.bucket, left.object_keys)
                     await self._store.making.end_put(nonce)
         except Exception as error:
             log.warning("put_left_to_sweeper", nonce=nonce, error=repr(error))
@@ -231,17 +266,16 @@ class Puts:
         limit_bytes = self.limit_bytes(header.identity.kind)
         assets.check_limit(header.size_bytes, limit_bytes)
 
-        async def make(place: Path, created_at: datetime) -> Work | Refused:
+        async def make(place: arriving.Place) -> Work | Refused:
             await failpoint("storage.put.after_row")
-            arrived = place / "arrived"
-            sha256 = await self._receive(header, chunks, arrived, limit_bytes)
+            arrived = await self._receive(header, chunks, place, limit_bytes)
             try:
                 with refusing():
-                    return await self._look_into(header, arrived, sha256, created_at)
+                    return await self._look_into(header, arrived, place)
             except errors.InvalidArgument as why:
-                if sha256 != header.refused_sha256:
+                if arrived.sha256 != header.refused_sha256:
                     raise
-                return Refused(arrived, sha256, why)
+                return Refused(arrived.path, arrived.sha256, why)
 
         return await self._keeper.keep(header.identity, make)
 
@@ -272,19 +306,15 @@ class Puts:
         )
 
     async def _receive(
-        self, header: Header, chunks: AsyncIterator[bytes], path: Path, limit_bytes: int
-    ) -> str:
-        """Writes what comes into a file and answers its sha256. The sender goes as fast as the file does."""
-        digest = hashlib.sha256()
+        self, header: Header, chunks: AsyncIterator[bytes], place: arriving.Place, limit_bytes: int
+    ) -> arriving.Arriving:
+        """Takes what comes. The sender goes as fast as the file and S3 do."""
         size_bytes = 0
         said_bytes = header.size_bytes or limit_bytes
-        with path.open("wb") as file:
-
-            def write(pieces: list[bytes]) -> None:
-                for piece in pieces:
-                    digest.update(piece)
-                    file.write(piece)
-
+        # What clients sent is written anew.
+        flows = header.identity.kind is assets.Kind.OUTPUT_VIDEO
+        with (place.path / "arrived").open("wb") as file:
+            arrived = arriving.Arriving(file, self._files, place if flows else None)
             waiting: list[bytes] = []
             waiting_bytes = 0
             while (chunk := await self._next(chunks)) is not None:
@@ -296,10 +326,10 @@ class Puts:
                 waiting_bytes += len(chunk)
                 if waiting_bytes >= WRITE_BYTES:
                     full, waiting, waiting_bytes = waiting, [], 0
-                    await threads.run(self._files, lambda full=full: write(full))
-            await threads.run(self._files, lambda: write(waiting))
-        assets.check_arrived(header.size_bytes, header.sha256, size_bytes, digest.hexdigest())
-        return digest.hexdigest()
+                    await arrived.take(full)
+            await arrived.take(waiting)
+        assets.check_arrived(header.size_bytes, header.sha256, size_bytes, arrived.sha256)
+        return arrived
 
     async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
         try:
@@ -312,44 +342,52 @@ class Puts:
             ) from None
 
     async def _look_into(
-        self, header: Header, arrived: Path, sha256: str, created_at: datetime
+        self, header: Header, arrived: arriving.Arriving, place: arriving.Place
     ) -> Work:
+        path, sha256 = arrived.path, arrived.sha256
         if header.identity.kind is assets.Kind.INPUT_IMAGE:
-            return await self._image(arrived, sha256)
+            return await self._image(path, sha256)
         if header.identity.kind is assets.Kind.INPUT_VIDEO:
-            clean = arrived.with_name("clean")
-            video = await self._workers.clean_video(arrived, clean)
+            clean = path.with_name("clean")
+            video = await self._workers.clean_video(path, clean)
             return Work(Made(clean, video_facts(video, sha256)))
-        mark = facts.Mark(header.model, header.video_id, sha256, created_at)
-        return await self._video(arrived, sha256, mark)
+        mark = facts.Mark(header.model, header.video_id, sha256, place.created_at)
+        return await self._video(arrived, mark, place.growing)
 
     async def _image(self, arrived: Path, sha256: str) -> Work:
         clean = arrived.with_name("clean")
         measured = await self._workers.sanitise_image(arrived, clean)
         return Work(Made(clean, image_facts(measured, sha256)))
 
-    async def _video(self, arrived: Path, sha256: str, mark: facts.Mark) -> Work:
-        marked, poster = arrived.with_name("marked"), arrived.with_name("poster")
-        measured = await self._workers.inspect_video(arrived)
-        first_frame = await self._workers.poster(arrived, poster)
-        stored = await self._workers.mark_video(arrived, marked, mark)
+    async def _video(
+        self, arrived: arriving.Arriving, mark: facts.Mark, growing: parts.Growing | None
+    ) -> Work:
+        path, poster = arrived.path, arrived.path.with_name("poster")
+        measured = await self._workers.inspect_video(path)
+        first_frame = await self._workers.poster(path, poster)
+        marked, tail = path.with_name("marked"), path.with_name("tail")
+        added = b""
+        if growing is not None and (await self._workers.mark_tail(path, tail, mark)).size_bytes:
+            added = tail.read_bytes()
+            sha256, size_bytes = arrived.with_tail(added)
+        else:
+            stored = await self._workers.mark_video(path, marked, mark)
+            growing, sha256, size_bytes = None, stored.sha256, stored.size_bytes
+        what = assets.Facts(
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_sha256=arrived.sha256,
+            media_type=measured.media_type,
+            width=measured.width,
+            height=measured.height,
+            duration_ms=measured.duration_ms,
+            fps=measured.fps,
+            codec=measured.codec,
+            has_audio=measured.has_audio,
+        )
         return Work(
-            Made(
-                marked,
-                assets.Facts(
-                    sha256=stored.sha256,
-                    size_bytes=stored.size_bytes,
-                    source_sha256=sha256,
-                    media_type=measured.media_type,
-                    width=measured.width,
-                    height=measured.height,
-                    duration_ms=measured.duration_ms,
-                    fps=measured.fps,
-                    codec=measured.codec,
-                    has_audio=measured.has_audio,
-                ),
-            ),
-            Made(poster, image_facts(first_frame, sha256)),
+            Made(marked, what, growing, added),
+            Made(poster, image_facts(first_frame, arrived.sha256)),
         )
 
 

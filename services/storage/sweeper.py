@@ -76,13 +76,13 @@ class Sweeper:
             await failpoint("storage.sweep.after_give_up")
             log.warning("put_leftover", nonce=left.nonce, objects=len(left.object_keys))
             with done.going_on():
-                await self._blobs.remove(left.bucket, left.object_keys)
+                await self._blobs.discard(left.bucket, left.object_keys)
         # A process that was paused may have stored something after the first removal: the put is remembered for as
         # long again, and then its objects are removed once more.
         over = await self._store.making.swept(self._leftover, BATCH)
         for left in _shuffled(over):
             with done.going_on():
-                await self._blobs.remove(left.bucket, left.object_keys)
+                await self._blobs.discard(left.bucket, left.object_keys)
                 await failpoint("storage.sweep.after_objects")
                 await self._store.making.end_put(left.nonce)
         uploads = await self._store.announced.over(BATCH)

@@ -99,6 +99,7 @@ STORAGE: dict[str, tuple[str, ...]] = {
         "storage.put.before_ready",
         "storage.put.after_ready",
     ),
+    "large_put": ("storage.put.after_part",),
     "refused_put": ("storage.put.after_give_up",),
     "fit": ("storage.put.after_keys", "storage.fit.after_object", "storage.put.before_ready"),
     "create_upload": ("storage.upload.after_row",),

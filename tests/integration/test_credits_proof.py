@@ -57,6 +57,14 @@ PLANTED = {
         ),
         {"account {account}"},
     ),
+    "a day's spending": (
+        (
+            "INSERT INTO daily_spending"
+            " SELECT '{account}', '', date_trunc('day', now(), 'UTC'), last_seq, 7 FROM accounts"
+            " WHERE account_id = '{account}'"
+        ),
+        {"daily spending of {account}, key "},
+    ),
     "a transfer is missing at the end": (
         "UPDATE accounts SET last_seq = last_seq + 1 WHERE account_id = '{account}'",
         {"account {account}"},

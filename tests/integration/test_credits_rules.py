@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from framewire.credits.v1 import ledger_pb2
 from kit import errors, ids
-from services.credits import documents, holds, rules
+from services.credits import caps, documents, holds, rules
 from tests.credits_world import (
     HERE,
     HOUR,
@@ -89,6 +92,51 @@ async def test_a_cap_is_exact_under_many_at_once(world: World) -> None:
     )
     assert len([one for one in answers if isinstance(one, holds.Hold)]) == 7
     assert await world.numbers(account) == (930, 70)
+
+
+async def test_a_days_spending_goes_on_from_what_was_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caps, "MARKED_AFTER", 4)
+    account = await world.account(1000)
+    await cap(world, account, 100)
+    await cap(world, account, 45, KEY)
+    held = [await world.reserve(account, key_id=KEY) for _ in range(4)]
+
+    async def kept() -> dict[str, tuple[int, int]]:
+        rows = await world.pool.fetch("SELECT key_id, seq, credits FROM daily_spending")
+        return {row["key_id"]: (row["seq"], row["credits"]) for row in rows}
+
+    assert await kept() == {}
+    with has_reason("CREDIT_CAP_REACHED") as refused:  # it, too, keeps the sum
+        await world.reserve(account, key_id=KEY)
+    assert refused.value.metadata["left"] == "5"
+    assert await kept() == {"": (5, 40), KEY: (5, 40)}
+    # What comes after that counts, also what asks for no cap; of a hold that is captured in part the rest is free.
+    await world.books.ledger.release(held[0].hold_id, account, "INTERNAL")
+    await world.books.ledger.capture(held[1].hold_id, 4, "NONE")
+    with has_reason("CREDIT_CAP_REACHED") as refused:
+        await world.reserve(account, replace(TEN, variants=3), key_id=KEY)
+    assert (refused.value.metadata["needed"], refused.value.metadata["left"]) == ("30", "21")
+    await world.reserve(account, replace(TEN, variants=2), key_id=KEY)
+    for _ in range(5):
+        await world.reserve(account)
+    with has_reason("CREDIT_CAP_REACHED") as refused:
+        await world.reserve(account)
+    assert (refused.value.metadata["scope"], refused.value.metadata["left"]) == ("ACCOUNT", "6")
+    assert (await kept())[""][1] > 40
+    assert not (await world.books.statements.check_books()).findings
+    # A cap that was lifted for a while has missed nothing.
+    await cap(world, account, None)
+    await world.reserve(account)
+    await cap(world, account, 113)
+    with has_reason("CREDIT_CAP_REACHED") as refused:
+        await world.reserve(account)
+    assert refused.value.metadata["left"] == "9"
+    # The next day begins at nothing.
+    await world.pool.execute("UPDATE daily_spending SET began = began - interval '1 day'")
+    await backdate(world, account, timedelta(days=1))
+    assert (await world.reserve(account, key_id=KEY)).state == "HELD"
 
 
 async def test_caps_and_freezing_over_grpc(world: World) -> None:

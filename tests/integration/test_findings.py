@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 
 import services.gateway
 from kit import errors, migrate, postgres
+from services.gateway import reconciler, sides
 from services.gateway import reconciliation as core
-from services.gateway import sides
 from services.gateway.store import findings
 from tests import containers
 
@@ -130,3 +131,36 @@ async def test_too_many_videos_for_one_pass_are_refused(
 
 async def one_page(since: datetime) -> AsyncIterator[list[str]]:
     yield ["w" * 26, "not an id"]
+
+
+async def test_one_replica_at_a_time_reconciles_by_itself(
+    pool: postgres.Pool, store: findings.FindingStore
+) -> None:
+    """The first is due after the pause, then one every pause, whoever of them asks."""
+    passes: list[int] = []
+
+    class Reconciler:
+        def __init__(self, replica: int) -> None:
+            self._replica = replica
+
+        async def run_pass(self, since: datetime | None) -> AsyncIterator[findings.Kept]:
+            assert since is None
+            passes.append(self._replica)
+            yield await kept(store, finding())
+
+    replicas = [
+        reconciler.Routine(cast("reconciler.Reconciler", Reconciler(replica)), store, 600)
+        for replica in range(3)
+    ]
+
+    async def all_ask() -> int:
+        await asyncio.gather(*(one.run_once() for one in replicas))
+        return len(passes)
+
+    assert await all_ask() == 0
+    for passed, done in ((599, 0), (1, 1), (300, 1), (300, 2)):
+        age = timedelta(seconds=passed)
+        await pool.execute("UPDATE reconciliation_turn SET taken_at = taken_at - $1::interval", age)
+        assert await all_ask() == done
+    never = reconciler.Routine(cast("reconciler.Reconciler", Reconciler(9)), store, 0)
+    await never.run(asyncio.Event())  # ends at once

@@ -176,6 +176,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the object store has no room; nothing was stored. RetryInfo says when to try again."""
     ERROR_REASON_STORE_CLOCK_SKEWED: _ErrorReason.ValueType  # 151
     """UNAVAILABLE: the object store does not believe the clock of storage's host; nothing was done."""
+    ERROR_REASON_TEMPLATE_NOT_FOUND: _ErrorReason.ValueType  # 160
+    """NOT_FOUND: there is no such template, or no such version of it, or it is another account's."""
+    ERROR_REASON_TEMPLATE_INVALID: _ErrorReason.ValueType  # 161
+    """INVALID_ARGUMENT: the template that is to be made has faults; BadRequest names each."""
+    ERROR_REASON_TEMPLATE_ARCHIVED: _ErrorReason.ValueType  # 162
+    """FAILED_PRECONDITION: the template, or this version of it, was taken out of use."""
+    ERROR_REASON_VARIABLES_INVALID: _ErrorReason.ValueType  # 163
+    """INVALID_ARGUMENT: variables of the template are missing, unknown or not as it wants them; BadRequest names each."""
+    ERROR_REASON_TOO_MANY_TEMPLATES: _ErrorReason.ValueType  # 164
+    """RESOURCE_EXHAUSTED: the account has as many versions of templates in use as it may have."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -336,4 +346,14 @@ ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 150
 """UNAVAILABLE: the object store has no room; nothing was stored. RetryInfo says when to try again."""
 ERROR_REASON_STORE_CLOCK_SKEWED: ErrorReason.ValueType  # 151
 """UNAVAILABLE: the object store does not believe the clock of storage's host; nothing was done."""
+ERROR_REASON_TEMPLATE_NOT_FOUND: ErrorReason.ValueType  # 160
+"""NOT_FOUND: there is no such template, or no such version of it, or it is another account's."""
+ERROR_REASON_TEMPLATE_INVALID: ErrorReason.ValueType  # 161
+"""INVALID_ARGUMENT: the template that is to be made has faults; BadRequest names each."""
+ERROR_REASON_TEMPLATE_ARCHIVED: ErrorReason.ValueType  # 162
+"""FAILED_PRECONDITION: the template, or this version of it, was taken out of use."""
+ERROR_REASON_VARIABLES_INVALID: ErrorReason.ValueType  # 163
+"""INVALID_ARGUMENT: variables of the template are missing, unknown or not as it wants them; BadRequest names each."""
+ERROR_REASON_TOO_MANY_TEMPLATES: ErrorReason.ValueType  # 164
+"""RESOURCE_EXHAUSTED: the account has as many versions of templates in use as it may have."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

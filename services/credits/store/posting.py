@@ -144,7 +144,8 @@ async def spending(
 ) -> caps.Spending:
     """What was spent today of the caps that reservations meet; most meet none, and cost no statement.
 
-    By the day's lines of the statement and their holds' keys: an index on the time of holds would be everybody's.
+    From the last sum that was kept on, or from the day's first transfer: by keys alone, for an index on the time of
+    holds would be everybody's. What took long to sum up is to be kept (`marks`).
     """
     met = {
         (one.account_id, name)
@@ -156,19 +157,33 @@ async def spending(
     if met:
         rows = await connection.fetch(
             """
-            SELECT w.account_id, w.key_id, (
-                SELECT coalesce(sum(h.reserved - h.released), 0)::bigint
-                FROM transfers t JOIN holds h USING (hold_id)
-                WHERE t.account_id = w.account_id AND t.seq >= first.seq AND t.kind = 'RESERVE'
-                    AND (w.key_id = '' OR h.key_id = w.key_id)
-            ) AS credits
+            SELECT w.account_id, w.key_id, later.transfers,
+                (coalesce(s.credits, 0) + later.credits)::bigint AS credits
             FROM unnest($1::text[], $2::text[]) AS w (account_id, key_id)
-            CROSS JOIN LATERAL (SELECT first_seq_at(w.account_id, $3) AS seq OFFSET 0) first
+            LEFT JOIN daily_spending s ON s.account_id = w.account_id AND s.key_id = w.key_id
+                AND s.began = $3
+            CROSS JOIN LATERAL (
+                SELECT coalesce(s.seq + 1, first_seq_at(w.account_id, $3)) AS seq OFFSET 0
+            ) first
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS transfers, coalesce(sum(t.held_change) FILTER (
+                    WHERE h.created_at >= $3 AND (w.key_id = '' OR h.key_id = w.key_id)
+                ), 0) AS credits
+                FROM transfers t JOIN holds h USING (hold_id)
+                WHERE t.account_id = w.account_id AND t.seq >= first.seq
+                    AND t.kind IN ('RESERVE', 'RELEASE')
+            ) later
             """,
             *([names[place] for names in sorted(met)] for place in (0, 1)),
             spent.began,
         )
         spent.credits = {(row["account_id"], row["key_id"]): row["credits"] for row in rows}
+        spent.marks = [
+            (*name, found.books[name[0]].last_seq, spent.credits[name])
+            for row in rows
+            if row["transfers"] >= caps.MARKED_AFTER
+            for name in [(row["account_id"], row["key_id"])]
+        ]
     return spent
 
 

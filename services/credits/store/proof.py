@@ -91,6 +91,18 @@ _CHECKS = (
         OR h.released <> coalesce(t.released, 0) OR h.released <> coalesce(p.released, 0)
         OR h.refunded <> coalesce(t.refunded, 0) OR h.refunded > h.captured
     """,
+    # What was kept of a day's spending is what its transfers say, up to where it goes.
+    """
+    SELECT format('daily spending of %s, key %s: %s up to transfer %s, entries say %s', s.account_id, s.key_id,
+        s.credits, s.seq, t.credits)
+    FROM daily_spending s CROSS JOIN LATERAL (
+        SELECT coalesce(sum(t.held_change), 0) AS credits FROM transfers t JOIN holds h USING (hold_id)
+        WHERE t.account_id = s.account_id AND t.seq <= s.seq AND t.kind IN ('RESERVE', 'RELEASE')
+            AND (s.key_id = '' OR h.key_id = s.key_id)
+            AND h.created_at >= s.began AND h.created_at < s.began + interval '1 day'
+    ) t
+    WHERE t.credits <> s.credits
+    """,
     # Nothing stands beside the books: each line belongs to a transfer, and to a lot of its own account.
     """
     SELECT format('entry %s-%s-%s: %s', e.account_id, e.seq, e.line, CASE

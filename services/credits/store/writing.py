@@ -29,6 +29,7 @@ _ROWS = {
     "entries": "account_id text, seq bigint, line smallint, book text, credits bigint, lot_id text",
     "requests": "account_id text, method text, request_id uuid, fingerprint text, lot_id text",
     "settled": "video_id text",
+    "spending": "account_id text, key_id text, seq bigint, credits bigint, began timestamptz",
 }
 """The columns of the rows that go with the statement, each column as one array."""
 
@@ -77,6 +78,10 @@ WITH posted_accounts AS (
     INSERT INTO entries ({_C["entries"]}) SELECT * FROM {_U["entries"]}
 ), new_requests AS (
     INSERT INTO requests ({_C["requests"]}, created_at) SELECT *, $1 FROM {_U["requests"]}
+), marked AS (
+    INSERT INTO daily_spending ({_C["spending"]}) SELECT * FROM {_U["spending"]}
+    ON CONFLICT (account_id, key_id)
+    DO UPDATE SET seq = excluded.seq, credits = excluded.credits, began = excluded.began
 ), met AS (
     DELETE FROM unsettled WHERE video_id IN (SELECT video_id FROM {_U["settled"]})
 )
@@ -113,6 +118,7 @@ def _arrays(batch: batches.Batch, moved: list[str]) -> Iterable[str]:
         "settled": (
             (fact.hold.hold_id,) for fact in batch.facts if isinstance(fact, batches.Settled)
         ),
+        "spending": ((*mark, batch.spending.began) for mark in batch.spending.marks),
     }
     for kind, names in _NAMES.items():
         columns = list(zip(*rows[kind], strict=True)) or [()] * len(names)

@@ -36,6 +36,19 @@ class FindingStore:
         """The database's time."""
         return await self._pool.fetchval("SELECT clock_timestamp()")
 
+    async def take_turn(self, seconds: float) -> bool:
+        """Whether a reconciliation is due, and this replica's. The first one is due so long after the first call."""
+        taken = await self._pool.fetchval(
+            """
+            INSERT INTO reconciliation_turn AS t (taken_at) VALUES (clock_timestamp())
+            ON CONFLICT (only_row) DO UPDATE SET taken_at = excluded.taken_at
+            WHERE t.taken_at <= excluded.taken_at - make_interval(secs => $1)
+            RETURNING xmax <> 0 -- a row that was there before
+            """,
+            seconds,
+        )
+        return bool(taken)
+
     async def videos_since(
         self, created_since: datetime, before: tuple[datetime, str] | None, limit: int
     ) -> list[tuple[datetime, str]]:

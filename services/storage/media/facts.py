@@ -144,6 +144,13 @@ class MarkedVideo:
 
 
 @dataclass(frozen=True, slots=True)
+class Tail:
+    """What a mark adds behind a video; 0 bytes: it cannot stand behind this one."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """A newly made image: its bytes and the facts about them."""
 

@@ -62,6 +62,13 @@ def mark(source: Path, target: Path, what: facts.Mark) -> facts.MarkedVideo:
     return facts.MarkedVideo(size_bytes=size, sha256=digest.hexdigest())
 
 
+def tail(source: Path, what: facts.Mark) -> bytes:
+    """What `mark` would put behind this video; empty where it would not just put something behind it."""
+    with source.open("rb") as reader:
+        last = _mp4_boxes(reader)[-1]
+    return b"" if last.kind == b"mfra" or last.to_end_of_file else _box(what)
+
+
 def read_mark(path: Path) -> facts.Mark | None:
     """The file's Framewire mark, None when it has none. Raises MediaRefused if not a whole MP4."""
     found = None

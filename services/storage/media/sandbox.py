@@ -30,6 +30,7 @@ Facts = TypeVar(
     facts.VideoFacts,
     facts.Decoded,
     facts.MarkedVideo,
+    facts.Tail,
     facts.MadeVideo,
 )
 _OF_IMAGES = frozenset({"inspect_image", "sanitise_image", "fit_image"})
@@ -229,8 +230,11 @@ class MediaWorkers:
         return await self._call(facts.ImageFacts, "poster", path, out)
 
     async def mark_video(self, source: Path, out: Path, mark: facts.Mark) -> facts.MarkedVideo:
-        values = asdict(mark) | {"created_at": mark.created_at.isoformat()}
-        return await self._call(facts.MarkedVideo, "mark_video", source, out, mark=values)
+        return await self._call(facts.MarkedVideo, "mark_video", source, out, mark=_said(mark))
+
+    async def mark_tail(self, source: Path, out: Path, mark: facts.Mark) -> facts.Tail:
+        """What mark_video would put behind the video, alone; empty where that is not all it does."""
+        return await self._call(facts.Tail, "mark_tail", source, out, mark=_said(mark))
 
     async def clean_video(self, path: Path, out: Path) -> facts.MadeVideo:
         """A caller's video without metadata and sound."""
@@ -335,6 +339,10 @@ class MediaWorkers:
         if not resolved.is_relative_to(self._scratch_dir):
             raise ValueError("media files must lie in the scratch directory")
         return resolved
+
+
+def _said(mark: facts.Mark) -> dict[str, Any]:
+    return asdict(mark) | {"created_at": mark.created_at.isoformat()}
 
 
 def _fit(width: int, height: int, mode: facts.FitMode, crop: facts.Crop | None) -> dict[str, Any]:

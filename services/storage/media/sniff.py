@@ -11,6 +11,12 @@ MEDIA_TYPES = {
     "WEBP": "image/webp",
     "AVIF": "image/avif",
 }
+VIDEO_MEDIA_TYPES = {
+    "mp4": "video/mp4",
+    "mov": "video/quicktime",
+    "webm": "video/webm",
+    "matroska": "video/matroska",
+}
 AVIF_BRANDS = (b"avif", b"avis")
 STILL_BRANDS = (*AVIF_BRANDS, b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"heim", b"heis")
 

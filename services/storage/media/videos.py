@@ -29,12 +29,6 @@ MAX_LAST_GOP_FRAMES = 1200
 CODECS = ("h264", "hevc", "av1", "vp8", "vp9")
 DEFAULT_LIMITS = facts.VideoLimits()
 
-_MEDIA_TYPES = {
-    "mp4": "video/mp4",
-    "mov": "video/quicktime",
-    "webm": "video/webm",
-    "matroska": "video/matroska",
-}
 _DEMUXERS = {"mp4": "mp4", "mov": "mov", "webm": "matroska", "matroska": "matroska"}
 # Nothing but this one local file, and no decoder beyond what providers deliver.
 _OPEN_OPTIONS = {
@@ -75,7 +69,7 @@ def inspect(path: Path, limits: facts.VideoLimits = DEFAULT_LIMITS) -> facts.Vid
             codec = stream.codec_context.codec.canonical_name
         _decode_last_gop(path, container_name, timeline.key_frames[-1])
     return facts.VideoFacts(
-        media_type=_MEDIA_TYPES[container_name],
+        media_type=sniff.VIDEO_MEDIA_TYPES[container_name],
         container=container_name,
         codec=codec,
         pixel_format=frame.format.name,

@@ -64,12 +64,14 @@ def _operations(
         return _written(videos.poster(Path(args["path"]), video_limits), args["out"])
 
     def mark_video(args: dict[str, Any]) -> Answer:
-        out = args["mark"]
-        what = facts.Mark(**(out | {"created_at": datetime.fromisoformat(out["created_at"])}))
         partial = facts.partial_path(args["out"])
-        answer = asdict(marks.mark(Path(args["path"]), partial, what))
+        answer = asdict(marks.mark(Path(args["path"]), partial, _mark(args)))
         partial.replace(args["out"])
         return answer
+
+    def mark_tail(args: dict[str, Any]) -> Answer:
+        body = marks.tail(Path(args["path"]), _mark(args))
+        return _saved(body, args["out"], facts.Tail(len(body)))
 
     def clean_video(args: dict[str, Any]) -> Answer:
         return asdict(remakes.clean(Path(args["path"]), Path(args["out"]), input_video_limits))
@@ -83,7 +85,7 @@ def _operations(
         return asdict(remakes.rendition(path, out, args["height"], video_limits))
 
     of_images = (inspect_image, sanitise_image, fit_image)
-    of_videos = (inspect_video, decode_video, poster, mark_video)
+    of_videos = (inspect_video, decode_video, poster, mark_video, mark_tail)
     making = (clean_video, fit_video, make_rendition)
     return {run.__name__: run for run in (*of_images, *of_videos, *making)}
 
@@ -93,11 +95,20 @@ def _fit(args: dict[str, Any]) -> tuple[int, int, facts.FitMode, facts.Crop | No
     return args["width"], args["height"], facts.FitMode(args["mode"]), crop
 
 
+def _mark(args: dict[str, Any]) -> facts.Mark:
+    what = args["mark"]
+    return facts.Mark(**(what | {"created_at": datetime.fromisoformat(what["created_at"])}))
+
+
 def _written(rendered: facts.Rendered, out: str) -> Answer:
+    return _saved(rendered.body, out, rendered.facts)
+
+
+def _saved(body: bytes, out: str, about: facts.ImageFacts | facts.Tail) -> Answer:
     partial = facts.partial_path(out)
-    partial.write_bytes(rendered.body)
+    partial.write_bytes(body)
     partial.replace(out)
-    return asdict(rendered.facts)
+    return asdict(about)
 
 
 def _answer(operations: dict[str, Callable[[dict[str, Any]], Answer]], request: Answer) -> Answer:
