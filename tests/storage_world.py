@@ -140,14 +140,15 @@ class World:
     async def clean(self, account: str) -> None:
         """Every object is that of a READY asset and every READY asset has one; no put is left."""
         rows = await self.pool.fetch("SELECT * FROM assets WHERE account_id = $1", account)
-        assert {row["state"] for row in rows} <= {"READY", "DELETED"}
-        assert {row["object_key"] for row in rows if row["state"] == "READY"} == self.objects(
-            account
-        )
+        states = {row["state"] for row in rows}
+        assert states <= {"READY", "DELETED"}, states
+        known = {row["object_key"] for row in rows if row["state"] == "READY"}
+        found = self.objects(account)
+        assert known == found, f"missing: {known - found}, unknown: {found - known}"
         left = await self.pool.fetchval(
             "SELECT count(*) FROM puts JOIN assets USING (asset_id) WHERE account_id = $1", account
         )
-        assert left == 0
+        assert left == 0, f"{left} puts are left"
 
     async def nothing(self, account: str) -> bool:
         """There is no trace of a put in the account."""

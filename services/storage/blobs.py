@@ -215,13 +215,17 @@ class Blobs:
 
     def _size(self, bucket: assets.Bucket, key: str) -> int | None:
         name = self._names[bucket]
-        try:
-            return self._client.stat_object(name, key).size
-        except minio_error.S3Error as error:
-            # A bucket that is not there (another server, another name) has not lost its objects.
-            if error.code in _ABSENT and self._client.bucket_exists(name):
-                return None
-            raise
+        for bucket_is_there in (False, True):
+            try:
+                return self._client.stat_object(name, key).size
+            except minio_error.S3Error as error:
+                if error.code not in _ABSENT:
+                    raise
+                # A bucket that is not there (another server, another name) has not lost its objects, and one that
+                # came back is asked again.
+                if not bucket_is_there and not self._client.bucket_exists(name):
+                    raise
+        return None
 
     async def size(self, bucket: assets.Bucket, key: str) -> int | None:
         """How many bytes an object has; None: there is none."""
