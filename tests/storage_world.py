@@ -7,7 +7,7 @@ import io
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,13 @@ def opened(body: bytes) -> Image.Image:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    place = tmp_path_factory.mktemp("storage")
+    async with running(tmp_path_factory.mktemp("storage")) as opened_:
+        yield opened_
+
+
+@asynccontextmanager
+async def running(place: Path, **more: str) -> AsyncIterator[World]:
+    """A storage of its own, with further settings."""
     own = {
         "STORAGE_IMPORT_CA_FILE": str(picture_server.certificate(place)),
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
@@ -260,7 +266,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             place,
             services=("storage",),
             environ=outer.environ,
-            overrides={"storage": SETTINGS | own},
+            overrides={"storage": SETTINGS | own | more},
         )
         try:
             await whole.start()
