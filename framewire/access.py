@@ -57,13 +57,21 @@ class Access:
     async def rotate_key(
         self, key_id: str, *, grace: timedelta = timedelta(), request_id: str = ""
     ) -> types.NewApiKey:
-        """Makes a key like another one, which ends after the grace. The secret is in the first answer only."""
+        """Makes a key like another one, which ends after the grace; the client's own has five minutes at least.
+
+        The secret is in the first answer only. When that was lost on the way, the new key is rotated in its turn; with
+        a given request_id the answer is the key without its secret.
+        """
         request = account_pb2.RotateApiKeyRequest(
             request_id=request_id or str(uuid.uuid4()),
             key_id=key_id,
             grace_seconds=int(grace.total_seconds()),
         )
-        return await self._call(types.NewApiKey, self._accounts.RotateApiKey, request)
+        made = await self._call(types.NewApiKey, self._accounts.RotateApiKey, request)
+        if made.secret or request_id:
+            return made
+        lost = account_pb2.RotateApiKeyRequest(request_id=str(uuid.uuid4()), key_id=made.key.key_id)
+        return await self._call(types.NewApiKey, self._accounts.RotateApiKey, lost)
 
     async def revoke_key(self, key_id: str) -> types.ApiKey:
         """Ends a key, within 5 seconds everywhere. Idempotent."""

@@ -28,6 +28,7 @@ from framewire import (
     errors,
     operations,
     outcomes,
+    templates,
     transport,
     types,
     uploads,
@@ -53,7 +54,7 @@ T = TypeVar("T")
 OnProgress = Callable[[types.Video], object]
 
 
-class Client(uploads.Uploads):
+class Client(uploads.Uploads, templates.Templates):
     """One caller of one gateway. `address`: "host:port", or "https://host" for TLS.
 
     `account_id` says who pays and whose things are listed; empty: the key's own account. Operators must name one.
@@ -108,7 +109,7 @@ class Client(uploads.Uploads):
 
     async def generate(
         self,
-        prompt: str,
+        prompt: str = "",
         image: uploads.Source | Mapping[int, uploads.Source] | None = None,
         *,
         video: uploads.Source | None = None,
@@ -145,10 +146,10 @@ class Client(uploads.Uploads):
         return made
 
     async def create_video(
-        self, prompt: str, *, request_id: str = "", **fields: Unpack[VideoFields]
+        self, prompt: str = "", *, request_id: str = "", **fields: Unpack[VideoFields]
     ) -> types.Video:
         """Admits a video: it is priced, its credits are held, and it is queued, durably; or nothing happens."""
-        request = self._wanted(prompt, fields)
+        request = encode.wanted(self.account_id, prompt, fields)
         request.request_id = request_id or new_request_id()
         return await self._call(types.Video, self._videos.CreateVideo, request)
 
@@ -161,7 +162,7 @@ class Client(uploads.Uploads):
         """
         request = video_pb2.BatchCreateVideosRequest(
             request_id=request_id or new_request_id(),
-            requests=[self._wanted(prompt, fields) for prompt, fields in wanted],
+            requests=[encode.wanted(self.account_id, prompt, fields) for prompt, fields in wanted],
         )
         answer = await self._transport.unary(self._videos.BatchCreateVideos, request)
         return tuple(decode(types.Verdict, result) for result in answer.results)
@@ -236,11 +237,19 @@ class Client(uploads.Uploads):
         return await self._call(types.Video, self._videos.DeleteVideo, request)
 
     async def quote_video(
-        self, prompt: str, *, lane: str = "", **fields: Unpack[SpecFields]
+        self,
+        prompt: str = "",
+        *,
+        lane: str = "",
+        template: types.TemplateUse | None = None,
+        **fields: Unpack[SpecFields],
     ) -> types.Quote:
         """The price of a video, without making it."""
         request = video_pb2.QuoteVideoRequest(
-            account_id=self.account_id, spec=encode.spec(prompt, fields), lane=encode.lane(lane)
+            account_id=self.account_id,
+            spec=encode.spec(prompt, fields),
+            lane=encode.lane(lane),
+            template=encode.template(template),
         )
         return await self._call(types.Quote, self._videos.QuoteVideo, request)
 
@@ -464,20 +473,6 @@ class Client(uploads.Uploads):
         )
         request = operator_pb2.GrantRequest(grant=grant, why=why)
         return await self._call(types.Grant, self._operators.Grant, request)
-
-    def _wanted(self, prompt: str, fields: VideoFields) -> video_pb2.CreateVideoRequest:
-        within = fields.get("reject_duplicates_within")
-        return video_pb2.CreateVideoRequest(
-            account_id=self.account_id,
-            spec=encode.spec(prompt, fields),
-            lane=encode.lane(fields.get("lane", "")),
-            max_credits=fields.get("max_credits"),
-            quote_id=fields.get("quote_id", ""),
-            start_by=encode.timestamp(fields.get("start_by")),
-            labels=fields.get("labels", {}),
-            client_reference=fields.get("client_reference", ""),
-            reject_duplicates_within=encode.duration(within),
-        )
 
     async def _call(self, kind: type[T], send: Any, request: protobuf.Message) -> T:
         return decode(kind, await self._transport.unary(send, request))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
@@ -12,7 +13,7 @@ from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 
 from framewire import errors, transport, types
 from framewire.events.v1 import vocabulary_pb2
-from framewire.gateway.v1 import video_pb2
+from framewire.gateway.v1 import template_pb2, video_pb2
 
 
 class SpecFields(TypedDict, total=False):
@@ -30,8 +31,9 @@ class SpecFields(TypedDict, total=False):
 
 
 class VideoFields(SpecFields, total=False):
-    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH"."""
+    """What a video is to be and how it is to be made. Lanes: "VIP", "STANDARD", "BATCH". A template is the prompt."""
 
+    template: types.TemplateUse | None
     lane: str
     max_credits: int | None
     quote_id: str
@@ -49,6 +51,8 @@ class ListFields(TypedDict, total=False):
     model: str
     labels: Mapping[str, str]
     client_reference: str
+    template: str
+    template_version: int
     oldest_first: bool
 
 
@@ -63,14 +67,57 @@ def listing(account_id: str, state: str, fields: ListFields) -> video_pb2.ListVi
         model=fields.get("model", ""),
         labels=fields.get("labels", {}),
         client_reference=fields.get("client_reference", ""),
+        template=fields.get("template", ""),
+        template_version=fields.get("template_version", 0),
         order=oldest if fields.get("oldest_first") else newest,
     )
 
 
+def wanted(account_id: str, prompt: str, fields: VideoFields) -> video_pb2.CreateVideoRequest:
+    """A video, without its request_id."""
+    return video_pb2.CreateVideoRequest(
+        account_id=account_id,
+        spec=spec(prompt, fields),
+        template=template(fields.get("template")),
+        lane=lane(fields.get("lane", "")),
+        max_credits=fields.get("max_credits"),
+        quote_id=fields.get("quote_id", ""),
+        start_by=timestamp(fields.get("start_by")),
+        labels=fields.get("labels", {}),
+        client_reference=fields.get("client_reference", ""),
+        reject_duplicates_within=duration(fields.get("reject_duplicates_within")),
+    )
+
+
+@contextlib.contextmanager
+def carried(what: str) -> Iterator[None]:
+    """Raises FramewireError/INVALID_FIELD for what a message cannot carry."""
+    try:
+        yield
+    except UnicodeError:
+        raise invalid("INVALID_FIELD", f"{what}: a text is not valid UTF-8; send it anew") from None
+    except (ValueError, OverflowError) as error:
+        raise invalid("INVALID_FIELD", f"{what}: a number is far too large: {error}") from None
+    except TypeError as error:
+        raise invalid("INVALID_FIELD", f"{what}: not what the field takes: {error}") from None
+
+
+def template(use: types.TemplateUse | None) -> template_pb2.TemplateUse | None:
+    """A template with its values."""
+    if use is None:
+        return None
+    with carried("template"):
+        return template_pb2.TemplateUse(
+            name=use.name,
+            version=use.version,
+            variables={name: option(value) for name, value in use.variables.items()},
+        )
+
+
 def spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
     """What a video is to be. Raises FramewireError/INVALID_FIELD for what a message cannot carry."""
-    try:
-        options = {name: _option(value) for name, value in fields.get("options", {}).items()}
+    with carried("spec"):
+        options = {name: option(value) for name, value in fields.get("options", {}).items()}
         return vocabulary_pb2.VideoSpec(
             prompt=prompt,
             input_image_id=fields.get("image_id", ""),
@@ -83,10 +130,6 @@ def spec(prompt: str, fields: SpecFields) -> vocabulary_pb2.VideoSpec:
             inputs=[video_input(each) for each in fields.get("inputs", ())],
             rendition_heights=fields.get("rendition_heights", ()),
         )
-    except UnicodeError:
-        raise invalid("INVALID_FIELD", "spec: a text is not valid UTF-8; send it anew") from None
-    except ValueError as error:
-        raise invalid("INVALID_FIELD", f"spec: a number is far too large: {error}") from None
 
 
 def video_input(each: types.VideoInput) -> vocabulary_pb2.VideoInput:
@@ -103,7 +146,8 @@ def video_input(each: types.VideoInput) -> vocabulary_pb2.VideoInput:
     )
 
 
-def _option(value: types.OptionValue) -> struct_pb2.Value:
+def option(value: types.OptionValue) -> struct_pb2.Value:
+    """A value of an option or a variable."""
     if isinstance(value, bool):
         return struct_pb2.Value(bool_value=value)
     if isinstance(value, str):

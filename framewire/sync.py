@@ -148,6 +148,10 @@ class Client:
     usage = _call(client.Client.usage)
     models = _call(client.Client.models)
     create_api_key = _call(client.Client.create_api_key)
+    create_template = _call(client.Client.create_template)
+    get_template = _call(client.Client.get_template)
+    list_templates = _iterate(client.Client.list_templates)
+    archive_template = _call(client.Client.archive_template)
     create_account = _call(client.Client.create_account)
     grant = _call(client.Client.grant)
 

@@ -157,6 +157,23 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateUse:
+    """A template to make a video from, "NAME" or "shared/NAME", with its variables; version 0 is the latest."""
+
+    name: str
+    variables: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateVersion:
+    """The template that a video was made from."""
+
+    name: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """A video as its caller sees it. COMPLETED, FAILED and CANCELLED never change."""
 
@@ -185,6 +202,7 @@ class Video:
     updated_at: datetime | None
     deleted_at: datetime | None
     start_by: datetime | None
+    template: TemplateVersion | None
 
     @property
     def is_terminal(self) -> bool:

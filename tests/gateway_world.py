@@ -28,6 +28,7 @@ from framewire.gateway.v1 import (
     account_pb2_grpc,
     operator_pb2,
     operator_pb2_grpc,
+    template_pb2_grpc,
     upload_pb2_grpc,
     video_pb2,
     video_pb2_grpc,
@@ -214,6 +215,7 @@ class Caller:
             upload_pb2_grpc.UploadServiceStub(channel),
             account_pb2_grpc.AccountServiceStub(channel),
             operator_pb2_grpc.OperatorServiceStub(channel),
+            template_pb2_grpc.TemplateServiceStub(channel),
         ]
 
     def method(self, name: str) -> Any:

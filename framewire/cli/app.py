@@ -20,6 +20,7 @@ from framewire.cli import (
     reconcile,
     recover,
     storing,
+    templates,
     top,
     videos,
 )
@@ -37,9 +38,11 @@ app.add_typer(attempts.providers, name="providers")
 app.add_typer(storing.stored, name="storage")
 app.add_typer(access.keys, name="keys")
 app.add_typer(access.members, name="members")
+app.add_typer(templates.made_by_name, name="template")
 app.add_typer(access.admission, name="admission")
 
 app.command()(videos.generate)
+app.command()(templates.create)
 app.command()(videos.get)
 app.command("list")(videos.list_videos)
 app.command()(videos.watch)

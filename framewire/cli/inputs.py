@@ -95,9 +95,14 @@ def given(images: list[str], video: Path | None, fit: str, crop: str) -> Given:
     return Given(found, video, fit, _bounds(crop) if crop else None)
 
 
-def prompt_and_first(image: str, prompt: str, wanted: Given) -> str:
-    """The prompt, and what stands before it among the images; alone it needs --image or --video."""
-    if not prompt:
+def prompt_and_first(image: str, prompt: str, wanted: Given, templated: bool = False) -> str:
+    """The prompt, and what stands before it among the images; alone it needs --image or --video.
+
+    With a template there is no prompt, and what stands alone is the image.
+    """
+    if templated and prompt:
+        raise output.usage("the template makes the prompt: give IMAGE alone, or -")
+    if not prompt and not templated:
         if not wanted:
             raise output.usage("give IMAGE and PROMPT; - as the image makes a video from text")
         return image

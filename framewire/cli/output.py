@@ -175,6 +175,7 @@ def video_facts(video: types.Video) -> list[tuple[str, object]]:
         ("state", video.state if video.is_terminal else f"{video.state}, {video.stage.lower()}"),
         ("progress", "" if video.is_terminal else f"{video.progress_percent} %"),
         ("model", f"{spec.model}, {size}, lane {video.lane}"),
+        ("template", f"{video.template.name}@{video.template.version}" if video.template else ""),
         ("credits", credits_text(video.credits)),
         ("created", clock(video.created_at)),
         ("finished", clock(video.finished_at)),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framewire import client, errors, outcomes, types
-from framewire.cli import inputs, many, options, output, progress, running
+from framewire.cli import inputs, many, options, output, progress, running, templates
 
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="What is to be seen, up to 500 characters.")
@@ -27,6 +27,8 @@ def generate(
     seconds: options.Seconds = 0,
     size: options.Size = "",
     variants: options.Variants = 0,
+    template: templates.Template = "",
+    values: templates.Values = [],  # noqa: B006
     model_options: inputs.ModelOptions = [],  # noqa: B006
     lane: options.Lane = "",
     max_credits: Annotated[int | None, typer.Option(min=0, help="Refuse above this price.")] = None,
@@ -47,7 +49,7 @@ def generate(
     )
     fields |= {"options": inputs.model_options(model_options), "rendition_heights": renditions}
     given = inputs.given(images, video, fit, crop)
-    text = inputs.prompt_and_first(image, prompt, given)
+    text = inputs.prompt_and_first(image, prompt, given, bool(template))
     request_id = request_id or client.new_request_id()
     shown = progress.Shown(quiet=as_json)
 
@@ -55,6 +57,7 @@ def generate(
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)  # before anything is paid for
         try:
+            fields["template"] = await templates.used(opened, template, values)
             with shown:
                 made = await inputs.generate(opened, text, given, shown, request_id, fields)
         except errors.FramewireError:
@@ -96,6 +99,7 @@ def list_videos(
     ] = None,
     reference: Annotated[str, typer.Option(help="Only with this client reference.")] = "",
     oldest_first: Annotated[bool, typer.Option("--oldest-first")] = False,
+    template: Annotated[str, typer.Option(help="Only made from this template.")] = "",
     limit: options.Limit = 50,
     address: options.Address = "",
     api_key: options.ApiKey = "",
@@ -115,6 +119,7 @@ def list_videos(
             created_to=end,
             labels=labels,
             client_reference=reference,
+            template=template,
             oldest_first=oldest_first,
         ):
             if as_json:
@@ -200,6 +205,8 @@ def quote(
     size: options.Size = "",
     variants: options.Variants = 0,
     lane: options.Lane = "",
+    template: templates.Template = "",
+    values: templates.Values = [],  # noqa: B006
     address: options.Address = "",
     api_key: options.ApiKey = "",
     account: options.Account = "",
@@ -209,7 +216,9 @@ def quote(
     fields = options.spec_fields(model, seconds, size, variants)
 
     async def work(opened: client.Client) -> None:
-        found = await opened.quote_video(prompt, lane=lane, **fields)
+        use = await templates.used(opened, template, values)
+        text = "" if use else prompt
+        found = await opened.quote_video(text, lane=lane, template=use, **fields)
         if as_json:
             output.print_json(found)
             return

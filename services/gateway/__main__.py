@@ -9,6 +9,7 @@ from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.gateway.v1 import (
     account_pb2_grpc,
     operator_pb2_grpc,
+    template_pb2_grpc,
     upload_pb2_grpc,
     video_pb2_grpc,
 )
@@ -34,7 +35,7 @@ from services.gateway import (
     tasks,
     watch,
 )
-from services.gateway.api import accounts, creating, operators, uploads, videos
+from services.gateway.api import accounts, creating, operators, templates, uploads, videos
 
 
 async def main(settings: config.Settings) -> None:
@@ -81,21 +82,30 @@ async def main(settings: config.Settings) -> None:
         reconciling = reconciler.Reconciler(kept, behind, ringing, hub, settings)
         routine = reconciler.Routine(reconciling, kept.findings, settings.reconcile_seconds)
         process.loop(life.gate(routine))
-        process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
-        process.serve(
-            upload_pb2_grpc.add_UploadServiceServicer_to_server,
-            uploads.UploadApi(kept.accounts, behind, limits.Uploads(kept.limits)),
-        )
-        process.serve(
-            account_pb2_grpc.add_AccountServiceServicer_to_server,
-            accounts.AccountApi(kept.accounts, behind, models),
-        )
+        _serve(process, parts)
         recovering = recoverer.Recoverer(kept, behind, life)
         operating = operators.OperatorApi(
             kept, behind, _defaults(settings), reconciling, callers.issuers, recovering
         )
         process.serve(operator_pb2_grpc.add_OperatorServiceServicer_to_server, operating)
         await process.run(callers)
+
+
+def _serve(process: service.Process, parts: creating.Parts) -> None:
+    """What is not for operators."""
+    kept, behind = parts.store, parts.peers
+    process.serve(video_pb2_grpc.add_VideoServiceServicer_to_server, videos.VideoApi(parts))
+    process.serve(
+        template_pb2_grpc.add_TemplateServiceServicer_to_server, templates.TemplateApi(parts)
+    )
+    process.serve(
+        upload_pb2_grpc.add_UploadServiceServicer_to_server,
+        uploads.UploadApi(kept.accounts, behind, limits.Uploads(kept.limits)),
+    )
+    process.serve(
+        account_pb2_grpc.add_AccountServiceServicer_to_server,
+        accounts.AccountApi(kept.accounts, behind, parts.models),
+    )
 
 
 def _ages(settings: config.Settings) -> sweeper.Ages:

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import json_format, message, struct_pb2, timestamp_pb2, unknown_fields
 
 from framewire.events.v1 import event_pb2, vocabulary_pb2
-from framewire.gateway.v1 import account_pb2, video_pb2
+from framewire.gateway.v1 import account_pb2, template_pb2, video_pb2
 from framewire.generator.v1 import job_pb2
 from kit import errors
 from services.gateway import auth, catalogue, inputs, videos
@@ -104,7 +104,7 @@ def asked_spec(spec: vocabulary_pb2.VideoSpec) -> videos.Spec:
         height=spec.height,
         seconds=spec.seconds,
         variants=spec.variants,
-        options={name: _option(value) for name, value in spec.options.items()},
+        options={name: option(value) for name, value in spec.options.items()},
         inputs=asked_inputs(spec.inputs),
         rendition_heights=tuple(spec.rendition_heights),
     )
@@ -121,6 +121,8 @@ def listing(request: video_pb2.ListVideosRequest, account_id: str) -> videos.Lis
         model=request.model,
         labels=tuple(sorted(request.labels.items())),
         client_reference=request.client_reference,
+        template_name=request.template,
+        template_version=request.template_version,
         oldest_first=request.order == video_pb2.VIDEO_ORDER_OLDEST_FIRST,
     )
 
@@ -164,7 +166,8 @@ def spec_inputs(spec: vocabulary_pb2.VideoSpec) -> tuple[inputs.Input, ...]:
     return inputs.asked(spec.input_image_id, asked_inputs(spec.inputs))
 
 
-def _option(value: struct_pb2.Value) -> catalogue.OptionValue | None:
+def option(value: struct_pb2.Value) -> catalogue.OptionValue | None:
+    """An option's value, or a variable's; None for one that neither takes (a list, an object, null)."""
     kind = value.WhichOneof("kind")
     if kind not in ("number_value", "string_value", "bool_value"):
         return None
@@ -235,6 +238,8 @@ def job(video: videos.Video) -> job_pb2.Job:
             quoted_credits=video.quoted_credits or 0,
             price_version=video.price_version,
             policy_version=video.policy_version,
+            template_name=video.template_name,
+            template_version=video.template_version,
         ),
     )
 
@@ -288,7 +293,13 @@ def video_message(video: videos.Video) -> video_pb2.Video:
         updated_at=timestamp(video.updated_at),
         deleted_at=timestamp(video.deleted_at),
         start_by=timestamp(video.start_by),
+        template=template_version(video.template_name, video.template_version),
     )
+
+
+def template_version(name: str, version: int) -> template_pb2.TemplateVersion | None:
+    """What a video was made from; None: no template."""
+    return template_pb2.TemplateVersion(name=name, version=version) if name else None
 
 
 def _credits(video: videos.Video) -> video_pb2.VideoCredits:

@@ -91,6 +91,8 @@ class NewVideo:
     model: str
     retry_of: str = ""
     reject_duplicates_seconds: float = 0
+    template_name: str = ""
+    template_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Listing:
     model: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     client_reference: str = ""
+    template_name: str = ""
+    template_version: int = 0
     oldest_first: bool = False
 
     def key(self) -> tuple[object, ...]:
@@ -168,6 +172,8 @@ class Video:
     price_version: str = ""
     policy_version: str = ""
     fingerprint: bytes = b""
+    template_name: str = ""
+    template_version: int = 0
 
     @property
     def terminal(self) -> bool:
@@ -329,11 +335,23 @@ def normalise(asked: Spec, models: catalogue.Catalogue, now: datetime) -> Spec:
     )
 
 
+def check_defaults(asked: Spec, models: catalogue.Catalogue, now: datetime) -> None:
+    """What a template sets, as far as its own model can tell. Raises InvalidArgument that lists what the model has."""
+    if not asked.model:
+        return  # each request may name another one
+    model = living(asked.model, models, now)
+    wanted = size(asked.width, asked.height, model)
+    _seconds(asked, model)
+    _variants(asked, model, wanted)
+    _options(asked, model)
+    _rendition_heights(asked, wanted[1])
+
+
 def _prompt(prompt: str) -> str:
     if not prompt.strip():
         raise errors.InvalidArgument(
             "INVALID_FIELD",
-            "spec.prompt: must say what is to be seen",
+            "spec.prompt: must say what is to be seen, in 1 to 500 characters",
             violations=[("spec.prompt", "must not be blank")],
         )
     return prompt

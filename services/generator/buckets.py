@@ -2,7 +2,8 @@
 
 GCRA: a bucket is a theoretical arrival time, no counter that a crash could leave wrong. On top of it each use has a
 floor: while it gets less than its share, its next request goes before those of the others. What a use leaves over is
-the others', in the order of `Use`.
+the others', in the order of `Use`; but while the last submits that there are wait, they go before downloads: what is
+finished is fetched while they are rendered, else nothing were left to do meanwhile.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Bucket:
     """By use: from when on its next request is one of its floor."""
     waits_until: Mapping[Use, float] = field(default_factory=dict[Use, float])
     """By use: until when somebody can be taken to wait for a request of it."""
+    submits_first_until: float = NEVER
+    """Until when somebody can be taken to wait with one of the last submits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,8 @@ def share_now(bucket: Bucket, quota: Quota, now: float) -> float:
     return min(1.0, bucket.rate_share + grown)
 
 
-def take(bucket: Bucket, quota: Quota, use: Use, now: float) -> Answer:
-    """Takes one request if it is there and nobody who comes first waits for it."""
+def take(bucket: Bucket, quota: Quota, use: Use, now: float, *, last: bool = False) -> Answer:
+    """Takes one request if it is there and nobody who comes first waits for it. `last`: one of the last submits."""
     interval = quota.requests.interval / share_now(bucket, quota, now)
     wait = max(bucket.tat - (quota.requests.burst - 1) * interval, bucket.held_until) - now
     own = NEVER
@@ -104,13 +107,22 @@ def take(bucket: Bucket, quota: Quota, use: Use, now: float) -> Answer:
     if own > max(0.0, wait):
         # Its own limit keeps it: whoever else comes need not wait for it.
         return Answer(own, bucket)
+    if last and bucket.submits_first_until < now:
+        bucket = replace(bucket, submits_first_until=now)
     if wait <= 0 and _someone_first(bucket, quota, use, now):
         wait = interval
     if wait > 0:
-        until = now + wait + interval
-        if bucket.waits_until.get(use, NEVER) >= now + wait:
+        until, first_until = now + wait + interval, bucket.submits_first_until
+        if bucket.waits_until.get(use, NEVER) >= now + wait <= (first_until if last else until):
             return Answer(wait, bucket)
-        return Answer(wait, replace(bucket, waits_until={**bucket.waits_until, use: until}))
+        return Answer(
+            wait,
+            replace(
+                bucket,
+                waits_until={**bucket.waits_until, use: until},
+                submits_first_until=until if last else first_until,
+            ),
+        )
     owed_at = dict(bucket.owed_at)
     if floor := quota.floors.get(use, 0.0):
         # What was not asked for is not saved up, but for one request.
@@ -138,9 +150,10 @@ def _someone_first(bucket: Bucket, quota: Quota, use: Use, now: float) -> bool:
 
 
 def _rank(bucket: Bucket, quota: Quota, use: Use, now: float) -> tuple[bool, int]:
-    """Those that are owed their floor first, and in either group in the order of `Use`."""
+    """Those that are owed their floor first, and in either group in the order of `Use`, or the last submits first."""
     owed = quota.floors.get(use, 0.0) > 0 and bucket.owed_at.get(use, NEVER) <= now
-    return (not owed, use.value)
+    submits_first = use is Use.SUBMIT and bucket.submits_first_until >= now
+    return (not owed, -1 if submits_first else use.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,9 @@ class Dispatcher:
             return
         # Well before the lease is over: who comes late with a request taken has lost it.
         seconds = self._settings.prepare_lease_seconds / 2
-        if not await self._quota.take(account, quota.Use.SUBMIT, seconds):
+        rate = 1 / account.quota.requests.interval
+        last = await self._store.queue.are_last(attempt, rate)
+        if not await self._quota.take(account, quota.Use.SUBMIT, seconds, last=last):
             await self._put_back(attempt, timedelta(0), "its request was not free in time")
             return
         sent = await self._send(attempt, account, provider, body)

@@ -31,17 +31,22 @@ class Quota:
         self._polls_after: dict[str, float] = {}
 
     async def take(
-        self, account: catalogue.ProviderAccount, use: Use, within_seconds: float = float("inf")
+        self,
+        account: catalogue.ProviderAccount,
+        use: Use,
+        within_seconds: float = float("inf"),
+        *,
+        last: bool = False,
     ) -> bool:
         """Waits for its turn and takes one request; false when that was not within the time.
 
-        A request taken by a worker that dies is simply lost.
+        `last`: one of the last submits that there are. A request taken by a worker that dies is simply lost.
         """
         deadline = time.monotonic() + within_seconds
         await self.hear(account)
         while True:
             bucket, version, now = await self._store.bucket(account.name)
-            answer = buckets.take(bucket, account.quota, use, now)
+            answer = buckets.take(bucket, account.quota, use, now, last=last)
             written = answer.bucket is bucket or await self._store.write_bucket(
                 account.name, answer.bucket, version
             )

@@ -195,6 +195,15 @@ def test_environment_and_addresses_are_those_of_the_settings(way: str) -> None:
             assert mounts.keys() == {volume["name"] for volume in pod(deployment)["volumes"]}
 
 
+def test_reflection_is_off_in_production() -> None:
+    found = of_kind("overlays/prod", "Deployment")
+    for name, deployment in found.items():
+        for container in containers(deployment):
+            variables = {one["name"]: one.get("value", "") for one in container["env"]}
+            assert variables[f"{name.upper()}_REFLECTION"] == "false"
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_set_up_comes_before_the_services(way: str) -> None:
     jobs = of_kind(way, "Job")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -108,11 +109,32 @@ async def test_rotation_leaves_limits_and_a_grace(world: World) -> None:
     assert keys[old.key.key_id].HasField("expires_at")
     assert await works(everywhere(world, old.secret)[0])
     at_once = account_pb2.RotateApiKeyRequest(request_id=new_id(), key_id=old.key.key_id)
-    await member.call("RotateApiKey", at_once)
+    newest = await member.call("RotateApiKey", at_once)
     await eventually(lambda: refused_everywhere(everywhere(world, old.secret)), within_seconds=5)
     assert await works(everywhere(world, new.secret)[1])
+    replayed = await member.call("RotateApiKey", at_once)
+    assert (replayed.key.key_id, replayed.secret) == (newest.key.key_id, ""), "though it has ended"
+    assert (await stranger.refused("RotateApiKey", at_once)).reason == "KEY_NOT_FOUND"
     again = account_pb2.RotateApiKeyRequest(request_id=new_id(), key_id=old.key.key_id)
     assert (await member.refused("RotateApiKey", again)).reason == "KEY_NOT_FOUND"
+
+
+async def test_a_key_that_rotates_itself_can_ask_again(world: World) -> None:
+    member = await world.member()
+    old = await new_key(member)
+    mine = everywhere(world, old.secret)
+    request = account_pb2.RotateApiKeyRequest(request_id=new_id(), key_id=old.key.key_id)
+    new = await mine[0].call("RotateApiKey", request)
+    listed = await member.call("ListApiKeys", account_pb2.ListApiKeysRequest())
+    ends = {key.key_id: key.expires_at.ToDatetime(UTC) for key in listed.keys}[old.key.key_id]
+    assert timedelta(minutes=4) < ends - datetime.now(UTC) <= timedelta(minutes=5)
+    again = await mine[1].call("RotateApiKey", request)
+    assert (again.key.key_id, again.secret) == (new.key.key_id, "")
+    # The first answer was lost: the key that it made is rotated in its turn, and is of no use to whoever found it.
+    lost = account_pb2.RotateApiKeyRequest(request_id=new_id(), key_id=new.key.key_id)
+    newest = await mine[1].call("RotateApiKey", lost)
+    assert await works(everywhere(world, newest.secret)[0])
+    await eventually(lambda: refused_everywhere(everywhere(world, new.secret)), within_seconds=5)
 
 
 async def add(world: World, issuer: Issuer, account_id: str = "", **fields: Any) -> Any:

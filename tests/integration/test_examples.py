@@ -104,6 +104,28 @@ async def test_sora_1_makes_1_s_of_1080x1080(system: systems.System, tmp_path: P
     assert len(await system.paid_jobs(prompt)) == 1
 
 
+async def test_a_template_is_filled_for_each_video_of_a_batch(system: systems.System) -> None:
+    client, env = await caller(system, 25)
+    async with client:
+        code, said, trouble = await run(
+            "templates.py", "fog", "snow", "rain", "--size", "320x180", **env
+        )
+        assert (code, trouble) == (0, "")
+        videos = [video async for video in client.list_videos(template="launch")]
+        assert [template.version async for template in client.list_templates()] == [1]
+    lines = said.splitlines()
+    assert lines[0] == "template: launch version 1"
+    assert lines[1].startswith(
+        "snow: refused: launch version 1: template.variables.weather: must be"
+    )
+    assert lines[1].endswith("(VARIABLES_INVALID)")
+    prompts = [f"The camera rises along the rocket at 3 m/s, in {each}" for each in ("fog", "rain")]
+    assert sorted(lines[2:4]) == [f"completed: {prompt}" for prompt in prompts]
+    assert lines[4:] == ["made from this version: 2"]
+    assert sorted(video.spec.prompt for video in videos) == prompts
+    assert {video.template and video.template.version for video in videos} == {1}
+
+
 async def test_a_subscriber_hears_of_a_completed_video(system: systems.System) -> None:
     client, _ = await caller(system, 5)
     async with client:

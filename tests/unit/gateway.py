@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from framewire import errors
 from framewire.events.v1 import event_pb2, vocabulary_pb2
-from framewire.gateway.v1 import account_pb2, operator_pb2, upload_pb2, video_pb2
+from framewire.gateway.v1 import account_pb2, operator_pb2, template_pb2, upload_pb2, video_pb2
 
 VIDEO = "v" * 26
 ACCOUNT = "a" * 26
@@ -111,7 +111,7 @@ def running() -> Iterator[Gateway]:
     gateway = Gateway()
     with futures.ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool)
-        for module in (video_pb2, upload_pb2, account_pb2, operator_pb2):
+        for module in (video_pb2, upload_pb2, account_pb2, operator_pb2, template_pb2):
             for service in module.DESCRIPTOR.services_by_name.values():
                 server.add_generic_rpc_handlers((_handlers(gateway, service),))
         gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -271,6 +271,21 @@ async def test_a_key_whose_secret_was_lost_is_replaced(
     assert ids[0] == ids[1] != ids[2]
 
 
+async def test_a_rotated_key_whose_secret_was_lost_is_rotated_in_its_turn(
+    gateway: Gateway, client: clients.Client
+) -> None:
+    lost = account_pb2.CreateApiKeyResponse(key=account_pb2.ApiKey(key_id="n" * 26))
+    good = account_pb2.CreateApiKeyResponse(key=account_pb2.ApiKey(key_id="m" * 26), secret="fw_s")
+    gateway.on("RotateApiKey", UNAVAILABLE, lost, good)
+    assert (await client.access.rotate_key("k" * 26)).secret == "fw_s"
+    sent = gateway.requests("RotateApiKey")
+    assert [one.key_id for one in sent] == ["k" * 26, "k" * 26, "n" * 26]
+    assert sent[0].request_id == sent[1].request_id != sent[2].request_id
+    gateway.on("RotateApiKey", lost)
+    replayed = await client.access.rotate_key("k" * 26, request_id=sent[0].request_id)
+    assert replayed.secret == ""
+
+
 async def test_grant_and_account_keep_a_given_request_id(
     gateway: Gateway, client: clients.Client
 ) -> None:

@@ -12,6 +12,7 @@ from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.gateway.v1 import (
     account_pb2_grpc,
     operator_pb2_grpc,
+    template_pb2_grpc,
     upload_pb2_grpc,
     video_pb2_grpc,
 )
@@ -21,6 +22,7 @@ from kit import rpc
 from services.credits.api import LedgerService
 from services.gateway.api.accounts import AccountApi
 from services.gateway.api.operators import OperatorApi
+from services.gateway.api.templates import TemplateApi
 from services.gateway.api.uploads import UploadApi
 from services.gateway.api.videos import VideoApi
 from services.generator.api import AttemptApi
@@ -30,6 +32,7 @@ SERVED: dict[ModuleType, type] = {
     ledger_pb2_grpc: LedgerService,
     account_pb2_grpc: AccountApi,
     operator_pb2_grpc: OperatorApi,
+    template_pb2_grpc: TemplateApi,
     upload_pb2_grpc: UploadApi,
     video_pb2_grpc: VideoApi,
     attempt_pb2_grpc: AttemptApi,

@@ -38,14 +38,19 @@ def simulate(
     until: float,
     given: buckets.Quota,
     pause: Callable[[], float] = lambda: 0.0,
+    *,
+    last: bool = False,
 ) -> dict[Use, list[float]]:
-    """So many takers of each use, who ask again once they have got one and paused. Answers when each was served."""
+    """So many takers of each use, who ask again once they have got one and paused. Answers when each was served.
+
+    `last`: its submits are the last that there are.
+    """
     bucket = buckets.Bucket()
     asking = [(0.0, use) for use, count in takers.items() for _ in range(count)]
     served: dict[Use, list[float]] = {use: [] for use in Use}
     while asking[0][0] <= until:
         now, use = heapq.heappop(asking)
-        answer = buckets.take(bucket, given, use, now)
+        answer = buckets.take(bucket, given, use, now, last=last and use is Use.SUBMIT)
         bucket = answer.bucket
         again = answer.wait_seconds
         if again <= 0:
@@ -98,6 +103,21 @@ def test_each_use_gets_its_floor_and_what_it_leaves_is_the_others(uses: tuple[Us
     # What is over goes to those that come first.
     counts = [len(served[use]) for use in uses]
     assert counts[0] == max(counts)
+
+
+def test_the_last_submits_go_before_downloads_which_keep_their_floor() -> None:
+    takers = {Use.DOWNLOAD: 2, Use.SUBMIT: 2, Use.POLL: 2}
+    served = simulate(takers, 200, quota(), last=True)
+    total = sum(len(moments) for moments in served.values())
+    assert total >= 0.95 * 200
+    shares = {use: len(served[use]) / total for use in takers}
+    assert 0.47 <= shares[Use.SUBMIT] <= 0.53
+    assert min(shares[Use.DOWNLOAD], shares[Use.POLL]) >= 0.23
+    # Nobody waits for one that does not come: its word is good for as long as its wait.
+    asked = buckets.take(buckets.Bucket(tat=10.0), quota(), Use.SUBMIT, 0.0, last=True)
+    assert asked.wait_seconds > 0
+    late = asked.bucket.submits_first_until + 0.01
+    assert buckets.take(asked.bucket, quota(), Use.DOWNLOAD, late).wait_seconds == 0
 
 
 def test_a_download_that_fails_again_and_again_gets_what_is_left_over() -> None:

@@ -172,6 +172,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the principal has another role; take that away first."""
     ERROR_REASON_NOT_A_MEMBER: _ErrorReason.ValueType  # 121
     """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
+    ERROR_REASON_TEMPLATE_NOT_FOUND: _ErrorReason.ValueType  # 160
+    """NOT_FOUND: there is no such template, or no such version of it, or it is another account's."""
+    ERROR_REASON_TEMPLATE_INVALID: _ErrorReason.ValueType  # 161
+    """INVALID_ARGUMENT: the template that is to be made has faults; BadRequest names each."""
+    ERROR_REASON_TEMPLATE_ARCHIVED: _ErrorReason.ValueType  # 162
+    """FAILED_PRECONDITION: the template, or this version of it, was taken out of use."""
+    ERROR_REASON_VARIABLES_INVALID: _ErrorReason.ValueType  # 163
+    """INVALID_ARGUMENT: variables of the template are missing, unknown or not as it wants them; BadRequest names each."""
+    ERROR_REASON_TOO_MANY_TEMPLATES: _ErrorReason.ValueType  # 164
+    """RESOURCE_EXHAUSTED: the account has as many versions of templates in use as it may have."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -328,4 +338,14 @@ ERROR_REASON_MEMBER_ROLE_DIFFERS: ErrorReason.ValueType  # 120
 """FAILED_PRECONDITION: the principal has another role; take that away first."""
 ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 121
 """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
+ERROR_REASON_TEMPLATE_NOT_FOUND: ErrorReason.ValueType  # 160
+"""NOT_FOUND: there is no such template, or no such version of it, or it is another account's."""
+ERROR_REASON_TEMPLATE_INVALID: ErrorReason.ValueType  # 161
+"""INVALID_ARGUMENT: the template that is to be made has faults; BadRequest names each."""
+ERROR_REASON_TEMPLATE_ARCHIVED: ErrorReason.ValueType  # 162
+"""FAILED_PRECONDITION: the template, or this version of it, was taken out of use."""
+ERROR_REASON_VARIABLES_INVALID: ErrorReason.ValueType  # 163
+"""INVALID_ARGUMENT: variables of the template are missing, unknown or not as it wants them; BadRequest names each."""
+ERROR_REASON_TOO_MANY_TEMPLATES: ErrorReason.ValueType  # 164
+"""RESOURCE_EXHAUSTED: the account has as many versions of templates in use as it may have."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -357,7 +357,9 @@ class VideoSpec(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     RENDITION_HEIGHTS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """What is to be seen. 1 to 500 characters. Never written to logs or events."""
+    """What is to be seen. 1 to 500 characters; empty only in a request that names a template, which makes it. Never written to logs or
+    events.
+    """
     model: _builtins.str
     """Name in the catalogue, as ListModels gives it, for instance "sora-2". Empty: the catalogue's default model."""
     input_image_id: _builtins.str

@@ -607,7 +607,9 @@ class RotateApiKeyRequest(_message.Message):
     key_id: _builtins.str
     """The key that ends."""
     grace_seconds: _builtins.int
-    """For how long that still works, so that its users can change over; 0: it ends at once. At most 30 days."""
+    """For how long that still works, so that its users can change over; 0: it ends at once. At most 30 days. The key that calls is given
+    five minutes at least, by which it can ask again when the answer was lost; RevokeApiKey ends it at once.
+    """
     def __init__(
         self,
         *,

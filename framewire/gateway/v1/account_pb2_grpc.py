@@ -144,7 +144,8 @@ class AccountServiceServicer:
 
     def RotateApiKey(self, request, context):
         """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
-        Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+        Idempotent by request_id, also when the key has ended by it; the replay has no secret: where the first answer was lost, rotate the
+        key that it names. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class AccountServiceStub:
     """Ends an API key: every replica refuses it within 5 seconds. Idempotent."""
     RotateApiKey: _grpc.UnaryUnaryMultiCallable[_account_pb2.RotateApiKeyRequest, _account_pb2.CreateApiKeyResponse]
     """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
-    Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+    Idempotent by request_id, also when the key has ended by it; the replay has no secret: where the first answer was lost, rotate the
+    key that it names. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended otherwise.
     """
     GetStorageUsage: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetStorageUsageRequest, _storage_pb2.GetUsageResponse]
     """What the account has stored, by kind."""
@@ -81,7 +82,8 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """Ends an API key: every replica refuses it within 5 seconds. Idempotent."""
     RotateApiKey: _aio.UnaryUnaryMultiCallable[_account_pb2.RotateApiKeyRequest, _account_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
-    Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+    Idempotent by request_id, also when the key has ended by it; the replay has no secret: where the first answer was lost, rotate the
+    key that it names. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended otherwise.
     """
     GetStorageUsage: _aio.UnaryUnaryMultiCallable[_account_pb2.GetStorageUsageRequest, _storage_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What the account has stored, by kind."""
@@ -156,7 +158,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.CreateApiKeyResponse, _abc.Awaitable[_account_pb2.CreateApiKeyResponse]]:
         """Makes a key with the account, role, name and limits of another one, which ends after a grace. The secret is shown once, here.
-        Idempotent by request_id; the replay has no secret. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended.
+        Idempotent by request_id, also when the key has ended by it; the replay has no secret: where the first answer was lost, rotate the
+        key that it names. NOT_FOUND/KEY_NOT_FOUND, also for a key that has ended otherwise.
         """
 
     @_abc_1.abstractmethod

@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from framewire.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from framewire.events.v1 import event_pb2 as framewire_dot_events_dot_v1_dot_event__pb2
 from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_dot_vocabulary__pb2
+from framewire.gateway.v1 import template_pb2 as framewire_dot_gateway_dot_v1_dot_template__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n framewire/gateway/v1/video.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66ramewire/events/v1/event.proto\x1a$framewire/events/v1/vocabulary.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x0cVideoCredits\x12\x0e\n\x06quoted\x18\x01 \x01(\x03\x12\x10\n\x08reserved\x18\x02 \x01(\x03\x12\x10\n\x08\x63\x61ptured\x18\x03 \x01(\x03\x12\x10\n\x08released\x18\x04 \x01(\x03\x12\x33\n\nsettlement\x18\x05 \x01(\x0e\x32\x1f.framewire.events.v1.Settlement\"]\n\x0cVideoFailure\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\x85\x08\n\x05Video\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.framewire.events.v1.VideoState\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12\x18\n\x10progress_percent\x18\x05 \x01(\x05\x12\x16\n\x0equeue_position\x18\x06 \x01(\x05\x12/\n\x0b\x65xpected_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12,\n\x04spec\x18\t \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\x12\'\n\x04lane\x18\n \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\x33\n\x07\x63redits\x18\x0b \x01(\x0b\x32\".framewire.gateway.v1.VideoCredits\x12,\n\x07outputs\x18\x0c \x03(\x0b\x32\x1b.framewire.events.v1.Output\x12\x31\n\x0clate_outputs\x18\r \x03(\x0b\x32\x1b.framewire.events.v1.Output\x12\x33\n\x07\x66\x61ilure\x18\x0e \x01(\x0b\x32\".framewire.gateway.v1.VideoFailure\x12\x18\n\x10\x63\x61ncel_requested\x18\x0f \x01(\x08\x12\x12\n\nsimilar_to\x18\x10 \x01(\t\x12\x10\n\x08retry_of\x18\x11 \x01(\t\x12\x37\n\x06labels\x18\x12 \x03(\x0b\x32\'.framewire.gateway.v1.Video.LabelsEntry\x12\x18\n\x10\x63lient_reference\x18\x13 \x01(\t\x12.\n\ncreated_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndeleted_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08start_by\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xef\x04\n\x12\x43reateVideoRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x34\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x04lane\x18\x04 \x01(\x0e\x32\x19.framewire.events.v1.LaneB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12!\n\x0bmax_credits\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12\x1a\n\x08quote_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12,\n\x08start_by\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12q\n\x06labels\x18\x08 \x03(\x0b\x32\x34.framewire.gateway.v1.CreateVideoRequest.LabelsEntryB+\xbaH(\x9a\x01%\x10\x10\"\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,62}$*\x04r\x02\x18?\x12\"\n\x10\x63lient_reference\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12J\n\x18reject_duplicates_within\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_max_credits\"\x85\x01\n\x18\x42\x61tchCreateVideosRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12K\n\x08requests\x18\x02 \x03(\x0b\x32(.framewire.gateway.v1.CreateVideoRequestB\x0f\xbaH\x0c\x92\x01\t\x08\x01\x10\x64\"\x03\xd8\x01\x03\"\xf4\x01\n\x17\x42\x61tchCreateVideosResult\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.framewire.gateway.v1.Video\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12M\n\x08metadata\x18\x05 \x03(\x0b\x32;.framewire.gateway.v1.BatchCreateVideosResult.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"[\n\x19\x42\x61tchCreateVideosResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.framewire.gateway.v1.BatchCreateVideosResult\":\n\x0fGetVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"\xb2\x04\n\x11ListVideosRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x38\n\x05state\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x30\n\x0c\x63reated_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_to\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x05model\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12p\n\x06labels\x18\t \x03(\x0b\x32\x33.framewire.gateway.v1.ListVideosRequest.LabelsEntryB+\xbaH(\x9a\x01%\x10\x10\"\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,62}$*\x04r\x02\x18?\x12\"\n\x10\x63lient_reference\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x39\n\x05order\x18\x0b \x01(\x0e\x32 .framewire.gateway.v1.VideoOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\x12ListVideosResponse\x12+\n\x06videos\x18\x01 \x03(\x0b\x32\x1b.framewire.gateway.v1.Video\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12\x43\x61ncelVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"M\n\x12\x44\x65leteVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\"\xbb\x01\n\x11RetryVideoRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\'\n\x08video_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12!\n\x0bmax_credits\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12,\n\x08start_by\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_max_credits\"]\n\x11WatchVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"@\n\x12WatchVideoResponse\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.framewire.gateway.v1.Video\"X\n\x0cWatchedVideo\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x9b\x01\n\x12WatchVideosRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12=\n\x06videos\x18\x02 \x03(\x0b\x32\".framewire.gateway.v1.WatchedVideoB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x18\n\x06\x63ursor\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"Q\n\x13WatchVideosResponse\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.framewire.gateway.v1.Video\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xaa\x01\n\x11QuoteVideoRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x04lane\x18\x03 \x01(\x0e\x32\x19.framewire.events.v1.LaneB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x95\x01\n\x12QuoteVideoResponse\x12\x10\n\x08quote_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x04spec\x18\x04 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\"\x92\x01\n\x15GetDownloadUrlRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1a\n\x07variant\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00\x12\x0e\n\x06poster\x18\x03 \x01(\x08\x12$\n\x10rendition_height\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf0\x10(\x00\"\x82\x01\n\x16GetDownloadUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06output\x18\x03 \x01(\x0b\x32\x1b.framewire.events.v1.Output\"\xf3\x01\n\x14PreviewInputsRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x39\n\x05model\x18\x02 \x01(\tB*\xbaH\'r%\x18@2!^[A-Za-z0-9][A-Za-z0-9._:/-]*$|^$\x12\x19\n\x05width\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12\x1a\n\x06height\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12;\n\x06inputs\x18\x05 \x03(\x0b\x32\x1f.framewire.events.v1.VideoInputB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\"\xb8\x01\n\x0cInputPreview\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x0b\n\x03url\x18\x07 \x01(\t\x12\x32\n\x0eurl_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x15PreviewInputsResponse\x12\x34\n\x08previews\x18\x01 \x03(\x0b\x32\".framewire.gateway.v1.InputPreview*e\n\nVideoOrder\x12\x1b\n\x17VIDEO_ORDER_UNSPECIFIED\x10\x00\x12\x1c\n\x18VIDEO_ORDER_NEWEST_FIRST\x10\x01\x12\x1c\n\x18VIDEO_ORDER_OLDEST_FIRST\x10\x02\x32\x8c\t\n\x0cVideoService\x12T\n\x0b\x43reateVideo\x12(.framewire.gateway.v1.CreateVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12t\n\x11\x42\x61tchCreateVideos\x12..framewire.gateway.v1.BatchCreateVideosRequest\x1a/.framewire.gateway.v1.BatchCreateVideosResponse\x12N\n\x08GetVideo\x12%.framewire.gateway.v1.GetVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12_\n\nListVideos\x12\'.framewire.gateway.v1.ListVideosRequest\x1a(.framewire.gateway.v1.ListVideosResponse\x12T\n\x0b\x43\x61ncelVideo\x12(.framewire.gateway.v1.CancelVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12T\n\x0b\x44\x65leteVideo\x12(.framewire.gateway.v1.DeleteVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12R\n\nRetryVideo\x12\'.framewire.gateway.v1.RetryVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12\x61\n\nWatchVideo\x12\'.framewire.gateway.v1.WatchVideoRequest\x1a(.framewire.gateway.v1.WatchVideoResponse0\x01\x12\x64\n\x0bWatchVideos\x12(.framewire.gateway.v1.WatchVideosRequest\x1a).framewire.gateway.v1.WatchVideosResponse0\x01\x12_\n\nQuoteVideo\x12\'.framewire.gateway.v1.QuoteVideoRequest\x1a(.framewire.gateway.v1.QuoteVideoResponse\x12h\n\rPreviewInputs\x12*.framewire.gateway.v1.PreviewInputsRequest\x1a+.framewire.gateway.v1.PreviewInputsResponse\x12k\n\x0eGetDownloadUrl\x12+.framewire.gateway.v1.GetDownloadUrlRequest\x1a,.framewire.gateway.v1.GetDownloadUrlResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n framewire/gateway/v1/video.proto\x12\x14\x66ramewire.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66ramewire/events/v1/event.proto\x1a$framewire/events/v1/vocabulary.proto\x1a#framewire/gateway/v1/template.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x0cVideoCredits\x12\x0e\n\x06quoted\x18\x01 \x01(\x03\x12\x10\n\x08reserved\x18\x02 \x01(\x03\x12\x10\n\x08\x63\x61ptured\x18\x03 \x01(\x03\x12\x10\n\x08released\x18\x04 \x01(\x03\x12\x33\n\nsettlement\x18\x05 \x01(\x0e\x32\x1f.framewire.events.v1.Settlement\"]\n\x0cVideoFailure\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\xbe\x08\n\x05Video\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.framewire.events.v1.VideoState\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12\x18\n\x10progress_percent\x18\x05 \x01(\x05\x12\x16\n\x0equeue_position\x18\x06 \x01(\x05\x12/\n\x0b\x65xpected_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12,\n\x04spec\x18\t \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\x12\'\n\x04lane\x18\n \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\x33\n\x07\x63redits\x18\x0b \x01(\x0b\x32\".framewire.gateway.v1.VideoCredits\x12,\n\x07outputs\x18\x0c \x03(\x0b\x32\x1b.framewire.events.v1.Output\x12\x31\n\x0clate_outputs\x18\r \x03(\x0b\x32\x1b.framewire.events.v1.Output\x12\x33\n\x07\x66\x61ilure\x18\x0e \x01(\x0b\x32\".framewire.gateway.v1.VideoFailure\x12\x18\n\x10\x63\x61ncel_requested\x18\x0f \x01(\x08\x12\x12\n\nsimilar_to\x18\x10 \x01(\t\x12\x10\n\x08retry_of\x18\x11 \x01(\t\x12\x37\n\x06labels\x18\x12 \x03(\x0b\x32\'.framewire.gateway.v1.Video.LabelsEntry\x12\x18\n\x10\x63lient_reference\x18\x13 \x01(\t\x12.\n\ncreated_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndeleted_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08start_by\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x08template\x18\x1a \x01(\x0b\x32%.framewire.gateway.v1.TemplateVersion\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x05\n\x12\x43reateVideoRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\naccount_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\x12\x31\n\x04lane\x18\x04 \x01(\x0e\x32\x19.framewire.events.v1.LaneB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12!\n\x0bmax_credits\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12\x1a\n\x08quote_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12,\n\x08start_by\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12q\n\x06labels\x18\x08 \x03(\x0b\x32\x34.framewire.gateway.v1.CreateVideoRequest.LabelsEntryB+\xbaH(\x9a\x01%\x10\x10\"\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,62}$*\x04r\x02\x18?\x12\"\n\x10\x63lient_reference\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12J\n\x18reject_duplicates_within\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x12\x33\n\x08template\x18\x0c \x01(\x0b\x32!.framewire.gateway.v1.TemplateUse\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_max_credits\"\x85\x01\n\x18\x42\x61tchCreateVideosRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12K\n\x08requests\x18\x02 \x03(\x0b\x32(.framewire.gateway.v1.CreateVideoRequestB\x0f\xbaH\x0c\x92\x01\t\x08\x01\x10\x64\"\x03\xd8\x01\x03\"\xf4\x01\n\x17\x42\x61tchCreateVideosResult\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.framewire.gateway.v1.Video\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12M\n\x08metadata\x18\x05 \x03(\x0b\x32;.framewire.gateway.v1.BatchCreateVideosResult.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"[\n\x19\x42\x61tchCreateVideosResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.framewire.gateway.v1.BatchCreateVideosResult\":\n\x0fGetVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"\x93\x05\n\x11ListVideosRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x38\n\x05state\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x30\n\x0c\x63reated_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_to\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x05model\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12p\n\x06labels\x18\t \x03(\x0b\x32\x33.framewire.gateway.v1.ListVideosRequest.LabelsEntryB+\xbaH(\x9a\x01%\x10\x10\"\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,62}$*\x04r\x02\x18?\x12\"\n\x10\x63lient_reference\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x39\n\x05order\x18\x0b \x01(\x0e\x32 .framewire.gateway.v1.VideoOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12<\n\x08template\x18\x0c \x01(\tB*\xbaH\'r%2#^(shared/)?[a-z][a-z0-9-]{0,62}$|^$\x12!\n\x10template_version\x18\r \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\x12ListVideosResponse\x12+\n\x06videos\x18\x01 \x03(\x0b\x32\x1b.framewire.gateway.v1.Video\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12\x43\x61ncelVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\"M\n\x12\x44\x65leteVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\"\xbb\x01\n\x11RetryVideoRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\'\n\x08video_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12!\n\x0bmax_credits\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12,\n\x08start_by\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_max_credits\"]\n\x11WatchVideoRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"@\n\x12WatchVideoResponse\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.framewire.gateway.v1.Video\"X\n\x0cWatchedVideo\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x9b\x01\n\x12WatchVideosRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12=\n\x06videos\x18\x02 \x03(\x0b\x32\".framewire.gateway.v1.WatchedVideoB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x18\n\x06\x63ursor\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"Q\n\x13WatchVideosResponse\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.framewire.gateway.v1.Video\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xd7\x01\n\x11QuoteVideoRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\x12\x31\n\x04lane\x18\x03 \x01(\x0e\x32\x19.framewire.events.v1.LaneB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x33\n\x08template\x18\x04 \x01(\x0b\x32!.framewire.gateway.v1.TemplateUse\"\x95\x01\n\x12QuoteVideoResponse\x12\x10\n\x08quote_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x04spec\x18\x04 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\"\x92\x01\n\x15GetDownloadUrlRequest\x12\'\n\x08video_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-z0-9]{26}$\x12\x1a\n\x07variant\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00\x12\x0e\n\x06poster\x18\x03 \x01(\x08\x12$\n\x10rendition_height\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf0\x10(\x00\"\x82\x01\n\x16GetDownloadUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06output\x18\x03 \x01(\x0b\x32\x1b.framewire.events.v1.Output\"\xf3\x01\n\x14PreviewInputsRequest\x12,\n\naccount_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9]{26}$|^$\x12\x39\n\x05model\x18\x02 \x01(\tB*\xbaH\'r%\x18@2!^[A-Za-z0-9][A-Za-z0-9._:/-]*$|^$\x12\x19\n\x05width\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12\x1a\n\x06height\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@(\x00\x12;\n\x06inputs\x18\x05 \x03(\x0b\x32\x1f.framewire.events.v1.VideoInputB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\"\xb8\x01\n\x0cInputPreview\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x0b\n\x03url\x18\x07 \x01(\t\x12\x32\n\x0eurl_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x15PreviewInputsResponse\x12\x34\n\x08previews\x18\x01 \x03(\x0b\x32\".framewire.gateway.v1.InputPreview*e\n\nVideoOrder\x12\x1b\n\x17VIDEO_ORDER_UNSPECIFIED\x10\x00\x12\x1c\n\x18VIDEO_ORDER_NEWEST_FIRST\x10\x01\x12\x1c\n\x18VIDEO_ORDER_OLDEST_FIRST\x10\x02\x32\x8c\t\n\x0cVideoService\x12T\n\x0b\x43reateVideo\x12(.framewire.gateway.v1.CreateVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12t\n\x11\x42\x61tchCreateVideos\x12..framewire.gateway.v1.BatchCreateVideosRequest\x1a/.framewire.gateway.v1.BatchCreateVideosResponse\x12N\n\x08GetVideo\x12%.framewire.gateway.v1.GetVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12_\n\nListVideos\x12\'.framewire.gateway.v1.ListVideosRequest\x1a(.framewire.gateway.v1.ListVideosResponse\x12T\n\x0b\x43\x61ncelVideo\x12(.framewire.gateway.v1.CancelVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12T\n\x0b\x44\x65leteVideo\x12(.framewire.gateway.v1.DeleteVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12R\n\nRetryVideo\x12\'.framewire.gateway.v1.RetryVideoRequest\x1a\x1b.framewire.gateway.v1.Video\x12\x61\n\nWatchVideo\x12\'.framewire.gateway.v1.WatchVideoRequest\x1a(.framewire.gateway.v1.WatchVideoResponse0\x01\x12\x64\n\x0bWatchVideos\x12(.framewire.gateway.v1.WatchVideosRequest\x1a).framewire.gateway.v1.WatchVideosResponse0\x01\x12_\n\nQuoteVideo\x12\'.framewire.gateway.v1.QuoteVideoRequest\x1a(.framewire.gateway.v1.QuoteVideoResponse\x12h\n\rPreviewInputs\x12*.framewire.gateway.v1.PreviewInputsRequest\x1a+.framewire.gateway.v1.PreviewInputsResponse\x12k\n\x0eGetDownloadUrl\x12+.framewire.gateway.v1.GetDownloadUrlRequest\x1a,.framewire.gateway.v1.GetDownloadUrlResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,8 +45,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVIDEOREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_CREATEVIDEOREQUEST'].fields_by_name['account_id']._loaded_options = None
   _globals['_CREATEVIDEOREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
-  _globals['_CREATEVIDEOREQUEST'].fields_by_name['spec']._loaded_options = None
-  _globals['_CREATEVIDEOREQUEST'].fields_by_name['spec']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEVIDEOREQUEST'].fields_by_name['lane']._loaded_options = None
   _globals['_CREATEVIDEOREQUEST'].fields_by_name['lane']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CREATEVIDEOREQUEST'].fields_by_name['max_credits']._loaded_options = None
@@ -84,6 +83,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTVIDEOSREQUEST'].fields_by_name['client_reference']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_LISTVIDEOSREQUEST'].fields_by_name['order']._loaded_options = None
   _globals['_LISTVIDEOSREQUEST'].fields_by_name['order']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_LISTVIDEOSREQUEST'].fields_by_name['template']._loaded_options = None
+  _globals['_LISTVIDEOSREQUEST'].fields_by_name['template']._serialized_options = b'\272H\'r%2#^(shared/)?[a-z][a-z0-9-]{0,62}$|^$'
+  _globals['_LISTVIDEOSREQUEST'].fields_by_name['template_version']._loaded_options = None
+  _globals['_LISTVIDEOSREQUEST'].fields_by_name['template_version']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_CANCELVIDEOREQUEST'].fields_by_name['video_id']._loaded_options = None
   _globals['_CANCELVIDEOREQUEST'].fields_by_name['video_id']._serialized_options = b'\272H\022r\0202\016^[a-z0-9]{26}$'
   _globals['_DELETEVIDEOREQUEST'].fields_by_name['video_id']._loaded_options = None
@@ -110,8 +113,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHVIDEOSREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\005r\003\030\220\003'
   _globals['_QUOTEVIDEOREQUEST'].fields_by_name['account_id']._loaded_options = None
   _globals['_QUOTEVIDEOREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9]{26}$|^$'
-  _globals['_QUOTEVIDEOREQUEST'].fields_by_name['spec']._loaded_options = None
-  _globals['_QUOTEVIDEOREQUEST'].fields_by_name['spec']._serialized_options = b'\272H\003\310\001\001'
   _globals['_QUOTEVIDEOREQUEST'].fields_by_name['lane']._loaded_options = None
   _globals['_QUOTEVIDEOREQUEST'].fields_by_name['lane']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_GETDOWNLOADURLREQUEST'].fields_by_name['video_id']._loaded_options = None
@@ -130,66 +131,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREVIEWINPUTSREQUEST'].fields_by_name['height']._serialized_options = b'\272H\007\032\005\030\200@(\000'
   _globals['_PREVIEWINPUTSREQUEST'].fields_by_name['inputs']._loaded_options = None
   _globals['_PREVIEWINPUTSREQUEST'].fields_by_name['inputs']._serialized_options = b'\272H\007\222\001\004\010\001\020\010'
-  _globals['_VIDEOORDER']._serialized_start=5252
-  _globals['_VIDEOORDER']._serialized_end=5353
-  _globals['_VIDEOCREDITS']._serialized_start=224
-  _globals['_VIDEOCREDITS']._serialized_end=361
-  _globals['_VIDEOFAILURE']._serialized_start=363
-  _globals['_VIDEOFAILURE']._serialized_end=456
-  _globals['_VIDEO']._serialized_start=459
-  _globals['_VIDEO']._serialized_end=1488
-  _globals['_VIDEO_LABELSENTRY']._serialized_start=1443
-  _globals['_VIDEO_LABELSENTRY']._serialized_end=1488
-  _globals['_CREATEVIDEOREQUEST']._serialized_start=1491
-  _globals['_CREATEVIDEOREQUEST']._serialized_end=2114
-  _globals['_CREATEVIDEOREQUEST_LABELSENTRY']._serialized_start=1443
-  _globals['_CREATEVIDEOREQUEST_LABELSENTRY']._serialized_end=1488
-  _globals['_BATCHCREATEVIDEOSREQUEST']._serialized_start=2117
-  _globals['_BATCHCREATEVIDEOSREQUEST']._serialized_end=2250
-  _globals['_BATCHCREATEVIDEOSRESULT']._serialized_start=2253
-  _globals['_BATCHCREATEVIDEOSRESULT']._serialized_end=2497
-  _globals['_BATCHCREATEVIDEOSRESULT_METADATAENTRY']._serialized_start=2450
-  _globals['_BATCHCREATEVIDEOSRESULT_METADATAENTRY']._serialized_end=2497
-  _globals['_BATCHCREATEVIDEOSRESPONSE']._serialized_start=2499
-  _globals['_BATCHCREATEVIDEOSRESPONSE']._serialized_end=2590
-  _globals['_GETVIDEOREQUEST']._serialized_start=2592
-  _globals['_GETVIDEOREQUEST']._serialized_end=2650
-  _globals['_LISTVIDEOSREQUEST']._serialized_start=2653
-  _globals['_LISTVIDEOSREQUEST']._serialized_end=3215
-  _globals['_LISTVIDEOSREQUEST_LABELSENTRY']._serialized_start=1443
-  _globals['_LISTVIDEOSREQUEST_LABELSENTRY']._serialized_end=1488
-  _globals['_LISTVIDEOSRESPONSE']._serialized_start=3217
-  _globals['_LISTVIDEOSRESPONSE']._serialized_end=3307
-  _globals['_CANCELVIDEOREQUEST']._serialized_start=3309
-  _globals['_CANCELVIDEOREQUEST']._serialized_end=3370
-  _globals['_DELETEVIDEOREQUEST']._serialized_start=3372
-  _globals['_DELETEVIDEOREQUEST']._serialized_end=3449
-  _globals['_RETRYVIDEOREQUEST']._serialized_start=3452
-  _globals['_RETRYVIDEOREQUEST']._serialized_end=3639
-  _globals['_WATCHVIDEOREQUEST']._serialized_start=3641
-  _globals['_WATCHVIDEOREQUEST']._serialized_end=3734
-  _globals['_WATCHVIDEORESPONSE']._serialized_start=3736
-  _globals['_WATCHVIDEORESPONSE']._serialized_end=3800
-  _globals['_WATCHEDVIDEO']._serialized_start=3802
-  _globals['_WATCHEDVIDEO']._serialized_end=3890
-  _globals['_WATCHVIDEOSREQUEST']._serialized_start=3893
-  _globals['_WATCHVIDEOSREQUEST']._serialized_end=4048
-  _globals['_WATCHVIDEOSRESPONSE']._serialized_start=4050
-  _globals['_WATCHVIDEOSRESPONSE']._serialized_end=4131
-  _globals['_QUOTEVIDEOREQUEST']._serialized_start=4134
-  _globals['_QUOTEVIDEOREQUEST']._serialized_end=4304
-  _globals['_QUOTEVIDEORESPONSE']._serialized_start=4307
-  _globals['_QUOTEVIDEORESPONSE']._serialized_end=4456
-  _globals['_GETDOWNLOADURLREQUEST']._serialized_start=4459
-  _globals['_GETDOWNLOADURLREQUEST']._serialized_end=4605
-  _globals['_GETDOWNLOADURLRESPONSE']._serialized_start=4608
-  _globals['_GETDOWNLOADURLRESPONSE']._serialized_end=4738
-  _globals['_PREVIEWINPUTSREQUEST']._serialized_start=4741
-  _globals['_PREVIEWINPUTSREQUEST']._serialized_end=4984
-  _globals['_INPUTPREVIEW']._serialized_start=4987
-  _globals['_INPUTPREVIEW']._serialized_end=5171
-  _globals['_PREVIEWINPUTSRESPONSE']._serialized_start=5173
-  _globals['_PREVIEWINPUTSRESPONSE']._serialized_end=5250
-  _globals['_VIDEOSERVICE']._serialized_start=5356
-  _globals['_VIDEOSERVICE']._serialized_end=6520
+  _globals['_VIDEOORDER']._serialized_start=5533
+  _globals['_VIDEOORDER']._serialized_end=5634
+  _globals['_VIDEOCREDITS']._serialized_start=261
+  _globals['_VIDEOCREDITS']._serialized_end=398
+  _globals['_VIDEOFAILURE']._serialized_start=400
+  _globals['_VIDEOFAILURE']._serialized_end=493
+  _globals['_VIDEO']._serialized_start=496
+  _globals['_VIDEO']._serialized_end=1582
+  _globals['_VIDEO_LABELSENTRY']._serialized_start=1537
+  _globals['_VIDEO_LABELSENTRY']._serialized_end=1582
+  _globals['_CREATEVIDEOREQUEST']._serialized_start=1585
+  _globals['_CREATEVIDEOREQUEST']._serialized_end=2253
+  _globals['_CREATEVIDEOREQUEST_LABELSENTRY']._serialized_start=1537
+  _globals['_CREATEVIDEOREQUEST_LABELSENTRY']._serialized_end=1582
+  _globals['_BATCHCREATEVIDEOSREQUEST']._serialized_start=2256
+  _globals['_BATCHCREATEVIDEOSREQUEST']._serialized_end=2389
+  _globals['_BATCHCREATEVIDEOSRESULT']._serialized_start=2392
+  _globals['_BATCHCREATEVIDEOSRESULT']._serialized_end=2636
+  _globals['_BATCHCREATEVIDEOSRESULT_METADATAENTRY']._serialized_start=2589
+  _globals['_BATCHCREATEVIDEOSRESULT_METADATAENTRY']._serialized_end=2636
+  _globals['_BATCHCREATEVIDEOSRESPONSE']._serialized_start=2638
+  _globals['_BATCHCREATEVIDEOSRESPONSE']._serialized_end=2729
+  _globals['_GETVIDEOREQUEST']._serialized_start=2731
+  _globals['_GETVIDEOREQUEST']._serialized_end=2789
+  _globals['_LISTVIDEOSREQUEST']._serialized_start=2792
+  _globals['_LISTVIDEOSREQUEST']._serialized_end=3451
+  _globals['_LISTVIDEOSREQUEST_LABELSENTRY']._serialized_start=1537
+  _globals['_LISTVIDEOSREQUEST_LABELSENTRY']._serialized_end=1582
+  _globals['_LISTVIDEOSRESPONSE']._serialized_start=3453
+  _globals['_LISTVIDEOSRESPONSE']._serialized_end=3543
+  _globals['_CANCELVIDEOREQUEST']._serialized_start=3545
+  _globals['_CANCELVIDEOREQUEST']._serialized_end=3606
+  _globals['_DELETEVIDEOREQUEST']._serialized_start=3608
+  _globals['_DELETEVIDEOREQUEST']._serialized_end=3685
+  _globals['_RETRYVIDEOREQUEST']._serialized_start=3688
+  _globals['_RETRYVIDEOREQUEST']._serialized_end=3875
+  _globals['_WATCHVIDEOREQUEST']._serialized_start=3877
+  _globals['_WATCHVIDEOREQUEST']._serialized_end=3970
+  _globals['_WATCHVIDEORESPONSE']._serialized_start=3972
+  _globals['_WATCHVIDEORESPONSE']._serialized_end=4036
+  _globals['_WATCHEDVIDEO']._serialized_start=4038
+  _globals['_WATCHEDVIDEO']._serialized_end=4126
+  _globals['_WATCHVIDEOSREQUEST']._serialized_start=4129
+  _globals['_WATCHVIDEOSREQUEST']._serialized_end=4284
+  _globals['_WATCHVIDEOSRESPONSE']._serialized_start=4286
+  _globals['_WATCHVIDEOSRESPONSE']._serialized_end=4367
+  _globals['_QUOTEVIDEOREQUEST']._serialized_start=4370
+  _globals['_QUOTEVIDEOREQUEST']._serialized_end=4585
+  _globals['_QUOTEVIDEORESPONSE']._serialized_start=4588
+  _globals['_QUOTEVIDEORESPONSE']._serialized_end=4737
+  _globals['_GETDOWNLOADURLREQUEST']._serialized_start=4740
+  _globals['_GETDOWNLOADURLREQUEST']._serialized_end=4886
+  _globals['_GETDOWNLOADURLRESPONSE']._serialized_start=4889
+  _globals['_GETDOWNLOADURLRESPONSE']._serialized_end=5019
+  _globals['_PREVIEWINPUTSREQUEST']._serialized_start=5022
+  _globals['_PREVIEWINPUTSREQUEST']._serialized_end=5265
+  _globals['_INPUTPREVIEW']._serialized_start=5268
+  _globals['_INPUTPREVIEW']._serialized_end=5452
+  _globals['_PREVIEWINPUTSRESPONSE']._serialized_start=5454
+  _globals['_PREVIEWINPUTSRESPONSE']._serialized_end=5531
+  _globals['_VIDEOSERVICE']._serialized_start=5637
+  _globals['_VIDEOSERVICE']._serialized_end=6801
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Videos: what callers ask for and what becomes of it."""
 from collections import abc as _abc
 from framewire.events.v1 import event_pb2 as _event_pb2
 from framewire.events.v1 import vocabulary_pb2 as _vocabulary_pb2
+from framewire.gateway.v1 import template_pb2 as _template_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -166,6 +167,7 @@ class Video(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     DELETED_AT_FIELD_NUMBER: _builtins.int
     START_BY_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     """26 characters a-z, 0-9."""
     account_id: _builtins.str
@@ -242,6 +244,10 @@ class Video(_message.Message):
     def start_by(self) -> _timestamp_pb2.Timestamp:
         """When waiting ends with QUEUE_TIMEOUT."""
 
+    @_builtins.property
+    def template(self) -> _template_pb2.TemplateVersion:
+        """The template that it was made from; not set: none. The spec's prompt is the filled one."""
+
     def __init__(
         self,
         *,
@@ -270,10 +276,11 @@ class Video(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         start_by: _timestamp_pb2.Timestamp | None = ...,
+        template: _template_pb2.TemplateVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "credits", b"credits", "deleted_at", b"deleted_at", "expected_at", b"expected_at", "failure", b"failure", "finished_at", b"finished_at", "spec", b"spec", "start_by", b"start_by", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "credits", b"credits", "deleted_at", b"deleted_at", "expected_at", b"expected_at", "failure", b"failure", "finished_at", b"finished_at", "spec", b"spec", "start_by", b"start_by", "started_at", b"started_at", "template", b"template", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cancel_requested", b"cancel_requested", "client_reference", b"client_reference", "created_at", b"created_at", "credits", b"credits", "deleted_at", b"deleted_at", "expected_at", b"expected_at", "failure", b"failure", "finished_at", b"finished_at", "labels", b"labels", "lane", b"lane", "late_outputs", b"late_outputs", "outputs", b"outputs", "progress_percent", b"progress_percent", "queue_position", b"queue_position", "retry_of", b"retry_of", "revision", b"revision", "similar_to", b"similar_to", "spec", b"spec", "stage", b"stage", "start_by", b"start_by", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cancel_requested", b"cancel_requested", "client_reference", b"client_reference", "created_at", b"created_at", "credits", b"credits", "deleted_at", b"deleted_at", "expected_at", b"expected_at", "failure", b"failure", "finished_at", b"finished_at", "labels", b"labels", "lane", b"lane", "late_outputs", b"late_outputs", "outputs", b"outputs", "progress_percent", b"progress_percent", "queue_position", b"queue_position", "retry_of", b"retry_of", "revision", b"revision", "similar_to", b"similar_to", "spec", b"spec", "stage", b"stage", "start_by", b"start_by", "started_at", b"started_at", "state", b"state", "template", b"template", "updated_at", b"updated_at", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,6 +323,7 @@ class CreateVideoRequest(_message.Message):
     CLIENT_REFERENCE_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REJECT_DUPLICATES_WITHIN_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID of this logical request: keep it over retries, make a new one for a new video. Required."""
     account_id: _builtins.str
@@ -332,7 +340,7 @@ class CreateVideoRequest(_message.Message):
     """True: check everything and answer the price in credits.quoted, make nothing; video_id is empty."""
     @_builtins.property
     def spec(self) -> _vocabulary_pb2.VideoSpec:
-        """What to make."""
+        """What to make. With a template: what is otherwise than that says; its prompt is empty then."""
 
     @_builtins.property
     def start_by(self) -> _timestamp_pb2.Timestamp:
@@ -348,6 +356,10 @@ class CreateVideoRequest(_message.Message):
         and that video has not failed; at most an hour. Not set: the same may be made again; the answer's similar_to tells.
         """
 
+    @_builtins.property
+    def template(self) -> _template_pb2.TemplateUse:
+        """The template to make it from; not set: what the spec says alone."""
+
     def __init__(
         self,
         *,
@@ -362,10 +374,11 @@ class CreateVideoRequest(_message.Message):
         client_reference: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         reject_duplicates_within: _duration_pb2.Duration | None = ...,
+        template: _template_pb2.TemplateUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits", "reject_duplicates_within", b"reject_duplicates_within", "spec", b"spec", "start_by", b"start_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits", "reject_duplicates_within", b"reject_duplicates_within", "spec", b"spec", "start_by", b"start_by", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "account_id", b"account_id", "client_reference", b"client_reference", "labels", b"labels", "lane", b"lane", "max_credits", b"max_credits", "quote_id", b"quote_id", "reject_duplicates_within", b"reject_duplicates_within", "request_id", b"request_id", "spec", b"spec", "start_by", b"start_by", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "account_id", b"account_id", "client_reference", b"client_reference", "labels", b"labels", "lane", b"lane", "max_credits", b"max_credits", "quote_id", b"quote_id", "reject_duplicates_within", b"reject_duplicates_within", "request_id", b"request_id", "spec", b"spec", "start_by", b"start_by", "template", b"template", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_credits: _TypeAlias = _typing.Literal["max_credits"]  # noqa: Y015
     _WhichOneofArgType__max_credits: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits"]  # noqa: Y015
@@ -545,6 +558,8 @@ class ListVideosRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CLIENT_REFERENCE_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose; may be empty when the caller is a member of one account."""
     page_size: _builtins.int
@@ -559,6 +574,10 @@ class ListVideosRequest(_message.Message):
     """Only with this reference."""
     order: Global___VideoOrder.ValueType
     """Which way."""
+    template: _builtins.str
+    """Only those made from this template, "NAME" or "shared/NAME"."""
+    template_version: _builtins.int
+    """Only those made from this version of it; 0: any."""
     @_builtins.property
     def created_from(self) -> _timestamp_pb2.Timestamp:
         """Only those admitted then or later."""
@@ -584,10 +603,12 @@ class ListVideosRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         client_reference: _builtins.str = ...,
         order: Global___VideoOrder.ValueType = ...,
+        template: _builtins.str = ...,
+        template_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_from", b"created_from", "created_to", b"created_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "client_reference", b"client_reference", "created_from", b"created_from", "created_to", b"created_to", "labels", b"labels", "model", b"model", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "client_reference", b"client_reference", "created_from", b"created_from", "created_to", b"created_to", "labels", b"labels", "model", b"model", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "template", b"template", "template_version", b"template_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -854,13 +875,18 @@ class QuoteVideoRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     LANE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Who would pay; may be empty when the caller is a member of one account."""
     lane: _vocabulary_pb2.Lane.ValueType
     """Queue class; default STANDARD."""
     @_builtins.property
     def spec(self) -> _vocabulary_pb2.VideoSpec:
-        """What would be made."""
+        """What would be made; as in CreateVideoRequest."""
+
+    @_builtins.property
+    def template(self) -> _template_pb2.TemplateUse:
+        """The template to make it from; not set: what the spec says alone."""
 
     def __init__(
         self,
@@ -868,10 +894,11 @@ class QuoteVideoRequest(_message.Message):
         account_id: _builtins.str = ...,
         spec: _vocabulary_pb2.VideoSpec | None = ...,
         lane: _vocabulary_pb2.Lane.ValueType = ...,
+        template: _template_pb2.TemplateUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "lane", b"lane", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "lane", b"lane", "spec", b"spec", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

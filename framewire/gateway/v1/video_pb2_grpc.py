@@ -105,8 +105,9 @@ class VideoServiceServicer:
 
     def CreateVideo(self, request, context):
         """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
-        days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
-        (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
+        days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has, or what the template
+        wants), NOT_FOUND (ASSET_NOT_FOUND, TEMPLATE_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED,
+        QUOTE_NOT_VALID, TEMPLATE_ARCHIVED), ALREADY_EXISTS
         (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

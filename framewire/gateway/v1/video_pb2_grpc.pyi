@@ -37,8 +37,9 @@ class VideoServiceStub:
     def __new__(cls, channel: _aio.Channel) -> VideoServiceAsyncStub: ...
     CreateVideo: _grpc.UnaryUnaryMultiCallable[_video_pb2.CreateVideoRequest, _video_pb2.Video]
     """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
-    days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
-    (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
+    days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has, or what the template
+    wants), NOT_FOUND (ASSET_NOT_FOUND, TEMPLATE_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED,
+    QUOTE_NOT_VALID, TEMPLATE_ARCHIVED), ALREADY_EXISTS
     (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
     """
     BatchCreateVideos: _grpc.UnaryUnaryMultiCallable[_video_pb2.BatchCreateVideosRequest, _video_pb2.BatchCreateVideosResponse]
@@ -91,8 +92,9 @@ class VideoServiceAsyncStub(VideoServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVideo: _aio.UnaryUnaryMultiCallable[_video_pb2.CreateVideoRequest, _video_pb2.Video]  # type: ignore[assignment]
     """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
-    days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
-    (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
+    days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has, or what the template
+    wants), NOT_FOUND (ASSET_NOT_FOUND, TEMPLATE_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED,
+    QUOTE_NOT_VALID, TEMPLATE_ARCHIVED), ALREADY_EXISTS
     (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
     """
     BatchCreateVideos: _aio.UnaryUnaryMultiCallable[_video_pb2.BatchCreateVideosRequest, _video_pb2.BatchCreateVideosResponse]  # type: ignore[assignment]
@@ -148,8 +150,9 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_video_pb2.Video, _abc.Awaitable[_video_pb2.Video]]:
         """Admits a video: prices it, holds its credits and queues it, durably, or does nothing at all. Idempotent by request_id for 30
-        days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has), NOT_FOUND
-        (ASSET_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED, QUOTE_NOT_VALID), ALREADY_EXISTS
+        days: the same request answers the video as it is now. Errors: INVALID_ARGUMENT (with what the model has, or what the template
+        wants), NOT_FOUND (ASSET_NOT_FOUND, TEMPLATE_NOT_FOUND), FAILED_PRECONDITION (INSUFFICIENT_CREDITS, PRICE_CHANGED,
+        QUOTE_NOT_VALID, TEMPLATE_ARCHIVED), ALREADY_EXISTS
         (REQUEST_ID_REUSED, DUPLICATE_VIDEO), PERMISSION_DENIED (LANE_NOT_ALLOWED), RESOURCE_EXHAUSTED, UNAVAILABLE (try again, same request_id).
         """
 

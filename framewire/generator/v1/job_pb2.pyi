@@ -115,6 +115,8 @@ class Admission(_message.Message):
     QUOTED_CREDITS_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    TEMPLATE_NAME_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request_id that it is bound to."""
     principal: _builtins.str
@@ -131,6 +133,10 @@ class Admission(_message.Message):
     """Version of the price book that they are from."""
     policy_version: _builtins.str
     """Version of the refund policy on the hold."""
+    template_name: _builtins.str
+    """The template that it was made from; empty: none."""
+    template_version: _builtins.int
+    """Its version."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels."""
@@ -147,10 +153,12 @@ class Admission(_message.Message):
         quoted_credits: _builtins.int = ...,
         price_version: _builtins.str = ...,
         policy_version: _builtins.str = ...,
+        template_name: _builtins.str = ...,
+        template_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_reference", b"client_reference", "fingerprint", b"fingerprint", "key_id", b"key_id", "labels", b"labels", "policy_version", b"policy_version", "price_version", b"price_version", "principal", b"principal", "quoted_credits", b"quoted_credits", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_reference", b"client_reference", "fingerprint", b"fingerprint", "key_id", b"key_id", "labels", b"labels", "policy_version", b"policy_version", "price_version", b"price_version", "principal", b"principal", "quoted_credits", b"quoted_credits", "request_id", b"request_id", "template_name", b"template_name", "template_version", b"template_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,8 @@ from services.gateway.api import common
 from services.gateway.store import rows
 
 USAGE_SECONDS = 30.0
+OWN_GRACE_SECONDS = 300
+"""A key that rotates itself works on so long at least: ended at once, nobody could ask again after a lost answer."""
 
 
 class AccountApi(account_pb2_grpc.AccountServiceServicer):
@@ -183,7 +185,7 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
     ) -> account_pb2.CreateApiKeyResponse:
         """Makes a key like another one, which ends. A replay answers the new key without its secret."""
         caller = common.caller()
-        key = await self._accounts.key(request.key_id)
+        key = await self._accounts.key_to_rotate(request.key_id, caller.key_id, request.request_id)
         if key is None or not _owns(caller, key):
             raise _key_not_found()
         values = {
@@ -192,7 +194,8 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
             "display_name": key.display_name,
             "expires_at": None,
         }
-        return await self._made(request, values, key.key_id, request.grace_seconds)
+        least = OWN_GRACE_SECONDS if key.key_id == caller.key_id else 0
+        return await self._made(request, values, key.key_id, max(request.grace_seconds, least))
 
     async def ListApiKeys(
         self, request: account_pb2.ListApiKeysRequest, context: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import video_pb2
@@ -18,6 +18,7 @@ from services.gateway import (
     videos,
     watch,
 )
+from services.gateway.api import filling
 from services.gateway.store import rows
 
 
@@ -72,7 +73,14 @@ class Creator:
         _check_limits(standing)
         if retried is not None:
             _check_retried(retried)
-        new = self._new(request, caller, standing, fingerprint, retried)
+        asked = await filling.asked(self._store.templates, request, standing.account.account_id)
+        if retried is not None:
+            asked = replace(
+                asked,
+                template_name=retried.template_name,
+                template_version=retried.template_version,
+            )
+        new = self._new(request, asked, caller, standing, fingerprint, retried)
         if request.validate_only:
             return await self._validated(request, new, standing.account.max_in_flight)
         video = await self._parts.admission.admit(new, patience)
@@ -113,6 +121,7 @@ class Creator:
     def _new(
         self,
         request: video_pb2.CreateVideoRequest,
+        asked: filling.Asked,
         caller: auth.Caller,
         standing: rows.Standing,
         fingerprint: bytes,
@@ -125,7 +134,7 @@ class Creator:
                 "LANE_NOT_ALLOWED",
                 f"the account may not use the lane {lane}; it may use: {', '.join(account.lanes)}",
             )
-        spec = videos.normalise(messages.asked_spec(request.spec), self._parts.models, standing.now)
+        spec = videos.normalise(asked.spec, self._parts.models, standing.now)
         return videos.NewVideo(
             video_id=ids.new_id(),
             account_id=account.account_id,
@@ -146,6 +155,8 @@ class Creator:
             model=spec.model,
             retry_of=retried.video_id if retried else "",
             reject_duplicates_seconds=_seconds(request),
+            template_name=asked.template_name,
+            template_version=asked.template_version,
         )
 
     async def _validated(
@@ -185,6 +196,7 @@ class Creator:
             labels=request.labels,
             client_reference=request.client_reference,
             start_by=messages.timestamp(new.start_by),
+            template=messages.template_version(new.template_name, new.template_version),
         )
 
 

@@ -12,7 +12,7 @@ from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
 from kit import errors, pages, telemetry
 from services.gateway import admission, inputs, messages, peers, removal, videos
-from services.gateway.api import batches, common, creating, watching
+from services.gateway.api import batches, common, creating, filling, watching
 
 log = telemetry.logger(__name__)
 
@@ -160,7 +160,8 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
     ) -> video_pb2.QuoteVideoResponse:
         """The price of a video, without making it."""
         standing = await self._creator.standing(common.caller().account(request.account_id))
-        asked = messages.asked_spec(request.spec)
+        account_id = standing.account.account_id
+        asked = (await filling.asked(self._store.templates, request, account_id)).spec
         spec = messages.spec_message(videos.normalise(asked, self._parts.models, standing.now))
         lane = messages.lane_number(messages.lane(request.lane))
         try:

@@ -13,6 +13,7 @@ from services.gateway.store.principals import PrincipalStore
 from services.gateway.store.recovery import RecoveryStore
 from services.gateway.store.removals import RemovalStore
 from services.gateway.store.sweeping import SweepStore
+from services.gateway.store.templates import TemplateStore
 from services.gateway.store.videos import VideoStore
 
 
@@ -31,3 +32,4 @@ class Store:
         self.removals = RemovalStore(pool)
         self.measures = MeasureStore(pool)
         self.recovery = RecoveryStore(pool)
+        self.templates = TemplateStore(pool)

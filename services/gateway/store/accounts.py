@@ -122,10 +122,20 @@ class AccountStore:
             )
         return key, of_account
 
-    async def key(self, key_id: str) -> rows.ApiKey | None:
-        """A key that is good."""
+    async def key_to_rotate(
+        self, key_id: str, principal: str, request_id: str
+    ) -> rows.ApiKey | None:
+        """A key that is good, or that has ended by this very request. None: there is none."""
         row = await self._pool.fetchrow(
-            f"SELECT {_KEY} FROM api_keys WHERE key_id = $1 AND {_GOOD}", key_id
+            f"""
+            SELECT {_KEY} FROM api_keys k
+            WHERE key_id = $1 AND ({_GOOD} OR EXISTS (
+                SELECT FROM requests WHERE account_id = COALESCE(k.account_id, '') AND principal = $2
+                    AND method = 'CreateApiKey' AND request_id = $3))
+            """,
+            key_id,
+            principal,
+            request_id,
         )
         return rows.ApiKey(**dict(row)) if row else None
 

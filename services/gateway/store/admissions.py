@@ -71,7 +71,7 @@ class AdmissionStore:
                 INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec,
                                     lane, weight, start_by, input_image_id, quote_id, max_credits, labels,
                                     client_reference, key_id, has_inputs, model, retry_of, fingerprint,
-                                    similar_to, next_check_at)
+                                    similar_to, next_check_at, template_name, template_version)
                 SELECT $1, $2, $3, $4, 'ADMITTING', 'UNSPECIFIED', clock_timestamp() + make_interval(secs => $5),
                        $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $19, $21,
                        $22, $16,
@@ -79,7 +79,7 @@ class AdmissionStore:
                                  WHERE account_id = $2 AND fingerprint = $16 AND method = 'CreateVideo'
                                    AND created_at > clock_timestamp() - interval '1 minute'
                                  ORDER BY created_at DESC LIMIT 1), ''),
-                       clock_timestamp()
+                       clock_timestamp(), $23, $24
                 FROM claim WHERE verdict = 'ADMIT'
                 RETURNING {rows.VIDEO_COLUMNS}
             ),
@@ -111,6 +111,8 @@ class AdmissionStore:
             new.reject_duplicates_seconds,
             new.model,
             new.retry_of,
+            new.template_name,
+            new.template_version,
         )
         assert row is not None
         return _begun(row)

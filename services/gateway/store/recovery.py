@@ -69,9 +69,11 @@ class RecoveryStore:
             INSERT INTO videos (video_id, account_id, principal, request_id, state, stage, admit_until, spec, lane,
                                 weight, start_by, input_image_id, quote_id, labels, client_reference, key_id,
                                 fingerprint, similar_to, quoted_credits, price_version, policy_version, publishes,
-                                accepted_at, next_check_at, created_at, has_inputs, model)
+                                accepted_at, next_check_at, created_at, has_inputs, model,
+                                template_name, template_version)
             VALUES ($1, $2, $3, $4, 'PENDING', 'QUEUED', $5, $6, $7, $8, $9, $10, '', $11, $12, $13, $14, '', $15, $16,
-                    $17, 1, clock_timestamp(), clock_timestamp(), $5, $18, $19)
+                    $17, 1, clock_timestamp(), clock_timestamp(), $5, $18, $19,
+                    $20, $21)
             """,
             job.video_id,
             job.account_id,
@@ -92,6 +94,8 @@ class RecoveryStore:
             admission.policy_version,
             bool(job.spec.inputs),
             job.spec.model,
+            admission.template_name,
+            admission.template_version,
         )
 
 

@@ -121,3 +121,26 @@ class Hold:
     credits: int
     price_version: str
     policy_version: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NewTemplate:
+    """A version of a template before it has its number."""
+
+    account_id: str
+    name: str
+    definition: bytes
+    scope: str
+    """Whose request_ids these are, beside the account's."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Template:
+    """A row of `templates`."""
+
+    account_id: str
+    name: str
+    version: int
+    definition: bytes
+    created_at: datetime
+    archived_at: datetime | None

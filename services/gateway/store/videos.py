@@ -184,6 +184,8 @@ def _filters(listing: videos.Listing) -> list[tuple[str, object]]:
         ("created_at < ${0}", listing.created_to),
         ("model = ${0}", listing.model),
         ("labels <> '{{}}' AND labels @> ${0}", dict(listing.labels)),
+        ("template_name <> '' AND template_name = ${0}", listing.template_name),
+        ("template_version = ${0}", listing.template_version),
         ("client_reference <> '' AND client_reference = ${0}", listing.client_reference),
     ]
     return [(condition, value) for condition, value in every if value]

@@ -95,6 +95,7 @@ class AccountStore:
                 extract(epoch FROM creates_tat)::float8 AS creates_tat,
                 extract(epoch FROM requests_after)::float8 AS held_until,
                 extract(epoch FROM rate_share_at)::float8 AS rate_share_at,
+                extract(epoch FROM submits_first_until)::float8 AS submits_first_until,
                 ARRAY[extract(epoch FROM download_owed_at), extract(epoch FROM submit_owed_at),
                       extract(epoch FROM poll_owed_at)]::float8[] AS owed_at,
                 ARRAY[extract(epoch FROM download_waits_until), extract(epoch FROM submit_waits_until),
@@ -110,6 +111,7 @@ class AccountStore:
             held_until=row["held_until"],
             rate_share=row["rate_share"],
             rate_share_at=row["rate_share_at"],
+            submits_first_until=row["submits_first_until"],
             owed_at=dict(zip(buckets.Use, row["owed_at"], strict=False)),
             waits_until=dict(zip(buckets.Use, row["waits_until"], strict=False)),
         )
@@ -126,7 +128,8 @@ class AccountStore:
                 requests_after = to_timestamp($5), rate_share = $6, rate_share_at = to_timestamp($7),
                 download_owed_at = to_timestamp($8), submit_owed_at = to_timestamp($9),
                 poll_owed_at = to_timestamp($10), download_waits_until = to_timestamp($11),
-                submit_waits_until = to_timestamp($12), poll_waits_until = to_timestamp($13)
+                submit_waits_until = to_timestamp($12), poll_waits_until = to_timestamp($13),
+                submits_first_until = to_timestamp($14)
             WHERE provider_account = $1 AND bucket_version = $2 RETURNING true
             """,
             provider_account,
@@ -138,6 +141,7 @@ class AccountStore:
             bucket.rate_share_at,
             *(bucket.owed_at.get(use, buckets.NEVER) for use in _WITH_FLOORS),
             *(bucket.waits_until.get(use, buckets.NEVER) for use in _WITH_FLOORS),
+            bucket.submits_first_until,
         )
         return bool(written)
 

@@ -212,6 +212,19 @@ class QueueStore:
                 cost / weight,
             )
 
+    async def are_last(self, attempt: rows.Attempt, requests_per_second: float) -> bool:
+        """Whether all that wait in its pool can be sent before this one is rendered, by the measured render time."""
+        found = await self._pool.fetchval(
+            """
+            SELECT (SELECT coalesce(sum(waiting), 0) FROM queue_counts WHERE pool = $1)
+                <= $3 * (SELECT render_seconds FROM queue_rates WHERE pool = $1 AND model = $2)
+            """,
+            attempt.pool,
+            attempt.job.spec.model,
+            requests_per_second,
+        )
+        return bool(found)
+
     async def renew(self, attempt: rows.Attempt, lease: timedelta) -> None:
         """Keeps an attempt that is being prepared; of one that is no longer the caller's nothing changes."""
         await self._pool.execute(
