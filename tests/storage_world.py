@@ -42,7 +42,7 @@ SETTINGS = {
     "STORAGE_MAX_INPUT_VIDEO_SECONDS": "3",
     "STORAGE_MAX_INPUT_VIDEO_PIXELS": "10000",
     "STORAGE_IMPORT_NETWORKS": "127.0.0.0/8",
-    "STORAGE_IMPORT_SECONDS": "2",
+    "STORAGE_IMPORT_SECONDS": "4",
 }
 
 
@@ -248,11 +248,17 @@ def opened(body: bytes) -> Image.Image:
     return Image.open(io.BytesIO(body))
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with running(tmp_path_factory.mktemp("storage")) as opened_:
+        yield opened_
+
+
 @asynccontextmanager
 async def running(
-    place: Path, changed: Mapping[str, str] | None = None, front: s3_front.Front | None = None
+    place: Path, front: s3_front.Front | None = None, **more: str
 ) -> AsyncIterator[World]:
-    """The service with these settings changed, and with the front between it and S3."""
+    """A storage of its own, with further settings, and with the front between it and S3."""
     own = {
         "STORAGE_IMPORT_CA_FILE": str(picture_server.certificate(place)),
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
@@ -265,7 +271,7 @@ async def running(
             place,
             services=("storage",),
             environ=outer.environ,
-            overrides={"storage": SETTINGS | own | dict(changed or {})},
+            overrides={"storage": SETTINGS | own | more},
         )
         if front is not None:
             front.upstream = lambda: whole.addresses.s3_endpoint
@@ -280,12 +286,6 @@ async def running(
                 yield World(whole, outer, *stubs, pool)
         finally:
             await whole.destroy()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    async with running(tmp_path_factory.mktemp("storage")) as made:
-        yield made
 
 
 def tokens(whole: stack.Stack, service: str) -> auth.ServiceTokens:

@@ -17,7 +17,7 @@ import urllib3
 from minio import error as minio_error
 
 from kit import telemetry
-from services.storage import assets, config, parts, presign, threads, troubles
+from services.storage import assets, backstop, config, parts, presign, threads, troubles
 
 T = TypeVar("T")
 
@@ -46,6 +46,13 @@ class Blobs:
         self._names: Mapping[assets.Bucket, str] = {
             assets.Bucket.INPUT: settings.input_bucket,
             assets.Bucket.OUTPUT: settings.output_bucket,
+        }
+        self._base_url = settings.output_base_url
+        # What lies under a key never changes, but it may be deleted.
+        cached = {"Cache-Control": f"public, max-age={settings.output_cache_seconds}"}
+        self._stored_headers: Mapping[assets.Bucket, dict[str, str]] = {
+            assets.Bucket.INPUT: {},
+            assets.Bucket.OUTPUT: cached if self._base_url else {},
         }
         self._http = troubles.Pool(
             num_pools=4,
@@ -127,6 +134,18 @@ class Blobs:
 
         await self._run(self._prober, check, "check")
 
+    async def ensure_rules(self, settings: config.Settings) -> list[str]:
+        """Gives the buckets the rules that they take, and says which. Idempotent; having none is no mistake."""
+
+        def ensure() -> list[str]:
+            return [
+                f"{bucket} {rule}"
+                for bucket, name in self._names.items()
+                for rule in backstop.ensure(self._client, name, backstop.rules(bucket, settings))
+            ]
+
+        return await self._run(self._writers, ensure, "bucket_rules")
+
     async def put_file(self, bucket: assets.Bucket, key: str, path: Path, media_type: str) -> None:
         """Stores a file of known size, and makes sure that all of it arrived."""
 
@@ -139,6 +158,7 @@ class Blobs:
                     file,
                     size_bytes,
                     content_type=media_type,
+                    metadata=dict(self._stored_headers[bucket]),
                     num_parallel_uploads=1,
                 )
             self._client.check_size(self._names[bucket], key, size_bytes)
@@ -151,7 +171,8 @@ class Blobs:
         async def run(call: Callable[[], None], operation: str) -> None:
             await self._run(self._writers, call, operation)
 
-        return parts.Growing(self._client, self._names[bucket], key, media_type, run)
+        headers = {"Content-Type": media_type, **self._stored_headers[bucket]}
+        return parts.Growing(self._client, self._names[bucket], key, headers, run)
 
     async def discard(self, bucket: assets.Bucket, keys: Sequence[str]) -> None:
         """Removes objects, and what was sent of those that were never finished. Idempotent."""
@@ -254,6 +275,19 @@ class Blobs:
         url = self._signer.url("PUT", f"/{self._names[bucket]}/{key}", headers, seconds, now)
         return url, now + timedelta(seconds=seconds)
 
+    def link(
+        self, asset: assets.Asset, file_name: str, seconds: int
+    ) -> tuple[str, datetime | None]:
+        """Where clients read an asset, and until when; None: as long as it is there. Calls nobody.
+
+        What was made is read at the base URL where there is one; a file's name needs a signature.
+        """
+        assert asset.object_key is not None
+        bucket = assets.BUCKETS[asset.kind]
+        if self._base_url and bucket is assets.Bucket.OUTPUT and asset.state is assets.State.READY:
+            return f"{self._base_url}/{asset.object_key}", None
+        return self.sign(bucket, asset.object_key, file_name, seconds)
+
     def sign(
         self, bucket: assets.Bucket, key: str, file_name: str, seconds: int
     ) -> tuple[str, datetime]:
@@ -264,7 +298,11 @@ class Blobs:
             self._names[bucket],
             key,
             timedelta(seconds=seconds),
-            response_headers={"response-content-disposition": disposition},
+            response_headers={
+                "response-content-disposition": disposition,
+                # Its own browser may keep it as long as the URL is good; nobody in between may.
+                "response-cache-control": f"private, max-age={seconds}",
+            },
             request_date=now,
         )
         return url, now.replace(microsecond=0) + timedelta(seconds=seconds)

@@ -49,7 +49,7 @@ MAKING = ("put", "large", "fit", "complete")
 async def bad(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bad]:
     async with (
         s3_front.running() as front,
-        worlds.running(tmp_path_factory.mktemp("faults"), SETTINGS, front) as world,
+        worlds.running(tmp_path_factory.mktemp("faults"), front, **SETTINGS) as world,
     ):
         yield Bad(world, front)
 
