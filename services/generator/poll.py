@@ -31,6 +31,8 @@ WITHOUT_LIST_SHARE = 0.2
 """Of the interval: how often it is looked who is to be asked, where there is no list."""
 TIMER_SECONDS = 0.002
 """What a timer may be early."""
+PUNCTUAL_SHARE = 0.97
+"""Of the interval, so that a pass whose pages come a little late still shows each job within the interval."""
 LOST_COUNT = 5
 REFUSED_CODES = ("moderation", "sentinel", "content_policy", "safety", "asset.invalid")
 
@@ -44,6 +46,8 @@ class Pass:
     """By the provider's id, those not seen yet."""
     sibling: bool = False
     """A job of ours was seen."""
+    unwanted: list[renders.Render] = field(default_factory=list[renders.Render])
+    """Still being rendered, and their owners have cancelled them."""
     began: float = field(default_factory=time.monotonic)
     missing: list[renders.Render] = field(default_factory=list[renders.Render])
 
@@ -124,11 +128,16 @@ class Poller:
         all_asked = await self._singly(account, this)
         for render in this.missing:
             await self._missing(account, render, this.sibling)
+        if account.cancel != "none":
+            for render in this.unwanted[: self._most_singly(account)]:
+                await self._stop(account, this, render)
         if not has_list:
             return interval * WITHOUT_LIST_SHARE if all_asked else 0.0
         # Where others want the quota, the pass has waited for each page until it was the polls' turn.
         said = self._quota.poll_after_seconds(account)
-        return max(interval, time.monotonic() - this.began + said) if said else interval
+        if said:
+            return max(interval, time.monotonic() - this.began + said)
+        return interval * PUNCTUAL_SHARE
 
     async def _list(self, account: catalogue.ProviderAccount, this: Pass) -> None:
         """The list, newest first, back to the oldest that it is read for. Where it fails single questions are left."""
@@ -157,7 +166,7 @@ class Poller:
         interval = account.poll_interval_seconds
         due = [render for render in this.waiting.values() if render.ask_after_seconds <= 0]
         due.sort(key=lambda render: render.ask_after_seconds)
-        most = max(FEWEST_SINGLY, int(interval / account.quota.requests.interval))
+        most = self._most_singly(account)
         for render in due[:most]:
             await self._ask(account, this)
             trouble: contract.ProviderTrouble | None = None
@@ -176,6 +185,41 @@ class Poller:
             delay *= random.uniform(0.8, 1.2)
             await self._store.renders.asked(render.attempt_id, timedelta(seconds=delay))
         return len(due) <= most
+
+    def _most_singly(self, account: catalogue.ProviderAccount) -> int:
+        """So many jobs of a pass are asked for by themselves; the others wait for the next."""
+        return max(
+            FEWEST_SINGLY, int(account.poll_interval_seconds / account.quota.requests.interval)
+        )
+
+    async def _stop(
+        self, account: catalogue.ProviderAccount, this: Pass, render: renders.Render
+    ) -> None:
+        """Has a render stopped that its owner does not want. One that was finished first stays, and is fetched."""
+        provider = self._pools.providers[account.name]
+        if not await self._store.renders.begin_cancel(render):
+            return
+        await failpoint("generator.stop.before_cancel")
+        job: contract.Job | None = None
+        try:
+            await self._ask(account, this)  # what shows whether it still runs
+            await self._ask(account, this)
+            if not await provider.cancel(render.provider_job_id):
+                return
+            await failpoint("generator.stop.after_cancel")
+            await self._ask(account, this)
+            job = await provider.get(render.provider_job_id)
+        except contract.ProviderTrouble as trouble:
+            log.warning("cancel_failed", attempt_id=render.attempt_id, error=str(trouble))
+            await self._hear(account, trouble)
+            return
+        if job is None or job.status is contract.Status.FAILED:
+            await self._stopped(render)
+
+    async def _stopped(self, render: renders.Render) -> None:
+        attempt = await self._store.renders.load(render.attempt_id)
+        if await self._store.videos.stopped(attempt):
+            log.info("render_stopped", attempt_id=render.attempt_id)
 
     async def _ask(self, account: catalogue.ProviderAccount, this: Pass) -> None:
         """Takes a request, and keeps the pass meanwhile. Raises LostPassError."""
@@ -208,10 +252,14 @@ class Poller:
             this.sibling = True
             if job.status is contract.Status.DONE:
                 await self._done(account, render, job)
-            elif job.status is contract.Status.FAILED:
+                continue
+            if job.status is contract.Status.FAILED:
                 await self._failed(account, render, job)
+                continue
+            if render.cancel_requested:
+                this.unwanted.append(render)
             # Found again: the times before that it was not there do not count any more.
-            elif render.not_found_count > 0 or attempts.worth_telling(
+            if render.not_found_count > 0 or attempts.worth_telling(
                 render.progress_percent, job.progress_percent, render.progress_age_seconds
             ):
                 moved.append((render, job.progress_percent))
@@ -233,8 +281,11 @@ class Poller:
         self, account: catalogue.ProviderAccount, render: renders.Render, job: contract.Job
     ) -> None:
         """The provider's verdict. A failure of theirs that is not billed gets one further attempt, on the same hold."""
-        attempt = await self._store.renders.load(render.attempt_id)
         code = job.error_code.lower()
+        if render.cancel_sent and "cancel" in code:
+            await self._stopped(render)
+            return
+        attempt = await self._store.renders.load(render.attempt_id)
         refused = any(word in code for word in REFUSED_CODES)
         inputs = "input" in f"{code} {job.error_message.lower()}"
         cause = ("INPUT_REFUSED" if inputs else "OUTPUT_REFUSED") if refused else "PROVIDER_ERROR"
@@ -250,7 +301,13 @@ class Poller:
     async def _missing(
         self, account: catalogue.ProviderAccount, render: renders.Render, sibling: bool
     ) -> None:
-        """A definite 404: counted; a verdict only after many, over a long time, while another job of ours is there."""
+        """A definite 404: counted; a verdict only after many, over a long time, while another job of ours is there.
+
+        Of one that we asked to be stopped it is the answer.
+        """
+        if render.cancel_sent:
+            await self._stopped(render)
+            return
         count, seconds = await self._store.renders.not_found(render)
         if count >= LOST_COUNT and seconds >= account.lost_after_seconds and sibling:
             verdict = videos.Verdict(

@@ -74,6 +74,8 @@ ELSEWHERE = {
     "generator.webhook.before_commit",
     "generator.webhook.after_commit",
     "generator.resolve.before_put_back",
+    "generator.stop.before_cancel",
+    "generator.stop.after_cancel",
     "generator.fetch.after_spool",
     "generator.late.before_commit",
     "generator.late.after_commit",

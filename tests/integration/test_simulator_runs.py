@@ -32,7 +32,7 @@ async def test_limits_per_minute_and_at_once(tmp_path: pathlib.Path) -> None:
     """Each dialect has its own of both."""
     settings = {
         **FAST,
-        "TIME_FACTOR": "50",
+        "TIME_FACTOR": "15",
         "REQUESTS_PER_MINUTE": "6",
         "MAX_CONCURRENT_JOBS": "2",
         "AZURE_REQUESTS_PER_MINUTE": "8",
@@ -45,14 +45,14 @@ async def test_limits_per_minute_and_at_once(tmp_path: pathlib.Path) -> None:
         assert answers[0].headers["x-ratelimit-remaining-requests"] == "5"
         last = answers[-1]
         assert last.json()["error"]["code"] == "rate_limit_exceeded"
-        assert 1 <= int(last.headers["retry-after-ms"]) <= 1200
-        assert last.headers["retry-after"] in ("1", "2")
+        assert 1 <= int(last.headers["retry-after-ms"]) <= 4000
+        assert last.headers["retry-after"] in ("1", "2", "3", "4")
 
         others = [await limited.jobs.create(f"job {n}") for n in range(9)]
         assert [answer.status_code for answer in others] == [200] + [429] * 8
         assert [answer.json()["error"] for answer in others[1:8]] == [TOO_MANY] * 7
         assert others[8].json()["error"]["code"] == "429"
-        assert 1 <= int(others[8].headers["retry-after-ms"]) <= 1200
+        assert 1 <= int(others[8].headers["retry-after-ms"]) <= 4000
 
         for client in (limited.videos, limited.jobs):
             await eventually(functools.partial(taken, client))

@@ -74,7 +74,7 @@ async def test_bytes_that_are_no_image_leave_nothing_and_the_url_stays_good(worl
     with refused(errors.InvalidArgument, "NOT_AN_IMAGE"):
         await complete(world, account, made.upload_id)
     assert incoming(world, account) == []
-    await world.nothing(account)
+    await eventually(lambda: world.nothing(account))
     assert await send(made.url, made.headers) == 200
     assert (await complete(world, account, made.upload_id)).state == pb.ASSET_STATE_READY
 
@@ -90,7 +90,7 @@ async def test_an_object_of_another_size_is_not_taken(world: World) -> None:
     with refused(errors.InvalidArgument, "CHECKSUM_MISMATCH"):
         await complete(world, account, made.upload_id)
     assert incoming(world, account) == []
-    await world.nothing(account)
+    await eventually(lambda: world.nothing(account))
 
 
 async def test_one_id_is_one_upload_of_one_account(world: World) -> None:
@@ -159,7 +159,7 @@ async def test_what_cannot_be_fetched_leaves_nothing(
     account = ids.new_id()
     with refused(kind, reason):
         await fetch(world, account, f"{server}/{name}")
-    await world.nothing(account)
+    await eventually(lambda: world.nothing(account))
     # A refusal does not bind the id.
     assert (await fetch(world, account, f"{server}/picture.jpg")).state == pb.ASSET_STATE_READY
 
@@ -171,4 +171,4 @@ async def test_only_who_the_certificate_names_is_believed(world: World, server: 
     for url in ("https://10.0.0.1/a.jpg", "https://[::1]/a.jpg", "http://127.0.0.1/a.jpg"):
         with refused(errors.InvalidArgument, "URL_NOT_ALLOWED"):
             await fetch(world, account, url)
-    await world.nothing(account)
+    await eventually(lambda: world.nothing(account))

@@ -29,6 +29,8 @@ class Render:
     """Since progress was last written; None: never."""
     not_found_count: int
     cancel_requested: bool
+    cancel_sent: bool
+    """The provider was asked to stop it."""
     expected_at: datetime | None
     ask_after_seconds: float
     """When it may be asked for singly; at or below 0: now."""
@@ -103,6 +105,7 @@ class RenderStore:
             """
             SELECT a.attempt_id, a.video_id, a.account_id, a.number, a.state, a.provider_job_id, a.submitted_at,
                 a.progress_percent, a.not_found_count, v.cancel_requested, a.expected_at,
+                a.cancel_sent_at IS NOT NULL AS cancel_sent,
                 extract(epoch FROM clock_timestamp() - a.progress_at)::float8 AS progress_age_seconds,
                 extract(epoch FROM greatest(a.next_step_at, a.submitted_at + $2) - clock_timestamp())::float8
                     AS ask_after_seconds
@@ -136,6 +139,19 @@ class RenderStore:
         )
         assert row is not None
         return rows.attempt(row)
+
+    async def begin_cancel(self, render: Render) -> bool:
+        """Notes that the provider is to be asked to stop it; false: its owner does not want that, or it is over."""
+        noted = await self._pool.fetchval(
+            """
+            UPDATE attempts a SET cancel_sent_at = coalesce(a.cancel_sent_at, clock_timestamp()) FROM videos v
+            WHERE a.attempt_id = $1 AND a.state = 'RENDERING'
+              AND v.video_id = a.video_id AND v.cancel_requested
+            RETURNING true
+            """,
+            render.attempt_id,
+        )
+        return bool(noted)
 
     async def asked(self, attempt_id: str, delay: timedelta) -> None:
         """It was asked for singly; not again before the delay is over."""

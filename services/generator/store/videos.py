@@ -176,6 +176,34 @@ class VideoStore:
         assert outcome is not None
         return outcome
 
+    async def stopped(self, attempt: rows.Attempt) -> bool:
+        """Ends a video whose render the provider stopped for its owner, or which is gone after we asked it to.
+
+        Its price stays on it: whether a render that was stopped is billed, no server says. False: not the caller's.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            video = await telling.lock(connection, attempt.video_id)
+            if video is None or video.state in telling.TERMINAL_STATES:
+                return False
+            done = await connection.fetchval(
+                """
+                UPDATE attempts SET state = 'CANCELLED', cause = 'CANCELLED_AFTER_SUBMIT', cost_known = false,
+                    fence = fence + 1
+                WHERE attempt_id = $1 AND fence = $2 AND state = 'RENDERING' AND cancel_sent_at IS NOT NULL
+                RETURNING true
+                """,
+                attempt.attempt_id,
+                attempt.fence,
+            )
+            if not done:
+                return False
+            event = events.cancelled("CANCELLED_AFTER_SUBMIT", "RENDERING")
+            await telling.tell(connection, video, event)
+            await failpoint("generator.finish.before_commit")
+        self._told()
+        await failpoint("generator.finish.after_commit")
+        return True
+
     async def complete(
         self,
         attempt: rows.Attempt,
