@@ -267,7 +267,7 @@ NUL: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "role", "sent"), NUL, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "role", "sent"), NUL, ids=[str(one) for one in range(len(NUL))])
 def test_what_postgres_cannot_keep_is_the_callers_mistake(
     callers: Callers, name: str, role: str, sent: Any
 ) -> None:
