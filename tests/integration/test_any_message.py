@@ -40,6 +40,30 @@ METHODS: Mapping[str, descriptor.MethodDescriptor] = {
 }
 REASONS = {name.removeprefix("ERROR_REASON_") for name in reason_pb2.ErrorReason.keys()[1:]}
 MANY = dict.fromkeys(("requests_per_minute", "videos_per_hour", "max_in_flight"), 10**9)
+WORDS: Mapping[str, Sequence[Any]] = {
+    "input_image_id": ("", IMAGE),
+    "image_id": (IMAGE,),
+    "sha256": ("", "0" * 64),
+    "name": ("cat", "shared/cat", "mood"),
+    "template": ("cat", "shared/cat"),
+    "key": ("mood", "seed", "team"),
+    "prompt": ("a cat", "a {mood} cat", "a cat", ""),
+    "string_value": ("calm", "", "{mood}"),
+    "model": ("", "sora-2", "", "sora-1"),
+    "url": ("https://127.0.0.1/a.png", "https://no.invalid/a.png", "http://a/"),
+    "spec": (),
+    "width": (0,),
+    "height": (0,),
+    "seconds": (0, 4),
+    "variants": (0, 1),
+    "version": (0, 1),
+    "template_version": (0, 1),
+    "page_size": (0, 1, 50),
+    "keep_seconds": (60,),
+    "credits": (1, 50),
+    "yaml": ("version: 2", "- [", "&a [*a]"),
+}
+"""What callers say in fields of these names; the rest is drawn by the contract's rules."""
 ROLES = ("MEMBER", "SERVICE", "OPERATOR")
 EXAMPLES, EXAMPLES_LONG = 20, 150
 DEEP = ("CreateVideo", "QuoteVideo", "CreateTemplate")
@@ -112,6 +136,20 @@ async def populated(
     live, gone = await member.create(), await member.create()
     removal = video_pb2.DeleteVideoRequest(video_id=gone.video_id, cancel=True)
     await member.call("DeleteVideo", removal)
+    await make_templates(operator, member)
+    page = await member.call("ListVideos", video_pb2.ListVideosRequest(page_size=1))
+    known = dict(WORDS) | {
+        "account_id": (account_id, account_id, other_id, ""),
+        "video_id": (live.video_id, live.video_id, gone.video_id, ""),
+        "key_id": (spare, ""),
+        "page_token": ("", page.next_page_token, "bm9uZQ=="),
+        "cursor": ("", page.next_page_token),
+    }
+    ids = [account_id, other_id, live.video_id, gone.video_id, spare, IMAGE, "0" * 26]
+    return Callers(address, keys, any_message.Messages(known, ids), programs)
+
+
+async def make_templates(operator: Caller, member: Caller) -> None:
     variable = template_pb2.TemplateVariable(
         name="mood", type=template_pb2.VARIABLE_TYPE_STRING, max_length=20
     )
@@ -121,37 +159,6 @@ async def populated(
             request_id=new_id(), name=name, spec=spec, variables=[variable]
         )
         await caller.call("CreateTemplate", template)
-    page = await member.call("ListVideos", video_pb2.ListVideosRequest(page_size=1))
-    known: dict[str, Sequence[Any]] = {
-        "account_id": (account_id, account_id, other_id, ""),
-        "video_id": (live.video_id, live.video_id, gone.video_id, ""),
-        "key_id": (spare, ""),
-        "input_image_id": ("", IMAGE),
-        "image_id": (IMAGE,),
-        "sha256": ("", "0" * 64),
-        "name": ("cat", "shared/cat", "mood"),
-        "template": ("cat", "shared/cat"),
-        "key": ("mood", "seed", "team"),
-        "prompt": ("a cat", "a {mood} cat", "a cat", ""),
-        "string_value": ("calm", "", "{mood}"),
-        "model": ("", "sora-2", "", "sora-1"),
-        "page_token": ("", page.next_page_token, "bm9uZQ=="),
-        "cursor": ("", page.next_page_token),
-        "url": ("https://127.0.0.1/a.png", "https://no.invalid/a.png", "http://a/"),
-        "spec": (),
-        "width": (0,),
-        "height": (0,),
-        "seconds": (0, 4),
-        "variants": (0, 1),
-        "version": (0, 1),
-        "template_version": (0, 1),
-        "page_size": (0, 1, 50),
-        "keep_seconds": (60,),
-        "credits": (1, 50),
-        "yaml": ("version: 2", "- [", "&a [*a]"),
-    }
-    ids = [account_id, other_id, live.video_id, gone.video_id, spare, IMAGE, "0" * 26]
-    return Callers(address, keys, any_message.Messages(known, ids), programs)
 
 
 def messages(callers: Callers, method: descriptor.MethodDescriptor) -> st.SearchStrategy[Any]:
