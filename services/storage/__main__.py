@@ -6,7 +6,7 @@ from pathlib import Path
 
 from framewire import subjects
 from framewire.storage.v1 import storage_pb2_grpc
-from kit import auth, bus, loops, outbox, postgres, service
+from kit import auth, bus, loops, outbox, postgres, service, telemetry
 from services.storage import (
     api,
     blobs,
@@ -23,6 +23,8 @@ from services.storage import (
     uploads,
 )
 from services.storage.media import confine, facts, sandbox
+
+log = telemetry.logger(__name__)
 
 MARK_BYTES = 1024 * 1024
 
@@ -53,6 +55,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(outbox.Retention(pool))
         process.loop(measures.Measures(database.measures))
         process.loop(measures.Usage(database))
+        process.loop(measures.Reach(bytes_, process, settings.s3_watch_seconds))
         process.serve(
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             api.StorageApi(
@@ -84,9 +87,10 @@ def _sandbox(settings: config.Settings) -> sandbox.Settings:
 
 
 async def prepare(settings: config.Settings) -> None:
-    """Makes the buckets. Idempotent."""
+    """Makes the buckets, and has them do by themselves what they can. Idempotent."""
     async with blobs.Blobs(settings) as opened:
         await opened.ensure_buckets()
+        log.info("bucket_rules", taken=await opened.ensure_rules(settings))
 
 
 if __name__ == "__main__":

@@ -203,11 +203,10 @@ class StorageApi(api_keeping.KeepingApi, storage_pb2_grpc.StorageServiceServicer
             request.account_id, request.asset_id, _state(request.state)
         )
         assert asset.facts is not None
-        assert asset.object_key is not None
         name = request.file_name or assets.file_name(asset.asset_id, asset.facts.media_type)
         seconds = request.expires_in_seconds or SIGNED_SECONDS
-        url, until = self._blobs.sign(assets.BUCKETS[asset.kind], asset.object_key, name, seconds)
-        return storage_pb2.SignUrlResponse(url=url, expires_at=_timestamp(until))
+        url, until = self._blobs.link(asset, name, seconds)
+        return storage_pb2.SignUrlResponse(url=url, expires_at=_timestamp(until) if until else None)
 
     async def List(
         self, request: storage_pb2.ListRequest, context: Any

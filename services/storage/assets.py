@@ -57,6 +57,9 @@ EXTENSIONS: Mapping[str, str] = {
     "video/webm": "webm",
 }
 
+INCOMING = "incoming/"
+"""Where clients put bytes themselves, in the bucket of inputs."""
+
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 
 # The reasons of the contract are fewer than those of the media package.
@@ -154,7 +157,7 @@ def object_key(account_id: str, asset_id: str, nonce: str, media_type: str) -> s
 def incoming_key(identity: Identity, nonce: str, media_type: str) -> str:
     """Where a client puts the bytes of an upload itself. Nothing is ever served from there."""
     extension = EXTENSIONS.get(media_type, "bin")
-    return f"incoming/{identity.account_id}/{identity.asset_id}-{nonce}.{extension}"
+    return f"{INCOMING}{identity.account_id}/{identity.asset_id}-{nonce}.{extension}"
 
 
 def file_name(asset_id: str, media_type: str) -> str:

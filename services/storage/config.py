@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import urllib.parse
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from kit import config
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 class Settings(config.ServiceSettings):
@@ -30,10 +35,19 @@ class Settings(config.ServiceSettings):
     """Whether S3 at `public_endpoint` speaks TLS; not set: as `secure`."""
     region: str = "us-east-1"
     """Region of the buckets; never looked up."""
+    s3_timeout_seconds: float = Field(default=30, gt=0)
+    """S3 that says nothing for so long has failed; then it is asked up to three times more."""
+    s3_watch_seconds: float = Field(default=5, gt=0)
+    """Pause between two looks at whether S3 answers."""
     input_bucket: str = "framewire-inputs"
     """Bucket of what clients sent."""
     output_bucket: str = "framewire-outputs"
     """Bucket of what was made."""
+    output_base_url: str = ""
+    """Where clients read what was made without a signature: a CDN's or a public bucket's https:// address, to which the
+    key is added. Empty: by signed URLs of `public_endpoint`. Inputs are always signed for."""
+    output_cache_seconds: int = Field(default=3600, ge=0, le=31_536_000)
+    """How long caches behind `output_base_url` may serve what they have, also when it was deleted meanwhile."""
     scratch_dir: Path = Path(tempfile.gettempdir()) / "framewire-storage"
     """Where files lie while they are worked on; `concurrent_puts` times twice the largest video must fit."""
     media_workers: int = Field(default=2, ge=1, le=64)
@@ -92,3 +106,33 @@ class Settings(config.ServiceSettings):
     """Pause between two walks through the buckets for objects that nobody knows."""
     orphan_age_seconds: float = Field(default=86_400, ge=0)
     """Such an object is removed when it is older; must be well above `put_leftover_seconds`."""
+
+    @field_validator("endpoint", "public_endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not _ADDRESS.fullmatch(value):
+            raise ValueError("must be host or host:port, without https:// and path")
+        return value
+
+    @field_validator("output_base_url")
+    @classmethod
+    def _is_a_base(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urllib.parse.urlsplit(value)
+        plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+        secure = parts.scheme == "https" or (
+            parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+        )
+        if not (plain and secure and parts.hostname and value.isascii() and value.isprintable()):
+            raise ValueError(
+                "must be https://host[:port][/path] without user, query and fragment"
+                " (http:// on this machine alone)"
+            )
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _buckets_differ(self) -> Self:
+        if self.input_bucket == self.output_bucket:
+            raise ValueError("input_bucket and output_bucket must not be the same")
+        return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import minio
@@ -20,20 +20,22 @@ from kit.failpoints import failpoint
 # Some servers (R2) want all parts but the last of one size; none takes smaller ones than this.
 PART_BYTES = 5 * 1024 * 1024
 _GONE = "NoSuchUpload"
+REFUSED = minio_error.MinioException
+"""What the client raises of an answer that is none of success."""
 
 
 class Client(minio.Minio):
     """The `minio` client with the steps of an upload in parts."""
 
     def put_bytes(
-        self, bucket: str, key: str, body: bytearray | memoryview, media_type: str
+        self, bucket: str, key: str, body: bytearray | memoryview, headers: Mapping[str, str]
     ) -> None:
         """Stores what is small, in one call."""
-        self._put_object(bucket, key, _bytes(body), {"Content-Type": media_type})
+        self._put_object(bucket, key, _bytes(body), dict(headers))
 
-    def begin_parts(self, bucket: str, key: str, media_type: str) -> str:
+    def begin_parts(self, bucket: str, key: str, headers: Mapping[str, str]) -> str:
         """The id of a new upload."""
-        return self._create_multipart_upload(bucket, key, {"Content-Type": media_type})
+        return self._create_multipart_upload(bucket, key, dict(headers))
 
     def send_part(
         self, bucket: str, key: str, upload: str, number: int, body: bytearray | memoryview
@@ -93,9 +95,11 @@ class Run(Protocol):
 class Growing:
     """One object on its way. One part is filled while the one before is sent, and more is not taken."""
 
-    def __init__(self, client: Client, bucket: str, key: str, media_type: str, run: Run) -> None:
+    def __init__(
+        self, client: Client, bucket: str, key: str, headers: Mapping[str, str], run: Run
+    ) -> None:
         self.key = key
-        self.media_type = media_type
+        self._headers = headers
         self.size_bytes = 0
         self._client = client
         self._bucket = bucket
@@ -128,7 +132,7 @@ class Growing:
         def send() -> None:
             where = (self._bucket, self.key)
             if not self._upload:
-                self._upload = self._client.begin_parts(*where, self.media_type)
+                self._upload = self._client.begin_parts(*where, self._headers)
             number = len(self._parts) + 1
             self._parts.append(self._client.send_part(*where, self._upload, number, body))
 
@@ -154,7 +158,7 @@ class Growing:
                     self._parts.append(last)
                 self._client.end_parts(*where, self._upload, self._parts)
             else:
-                self._client.put_bytes(*where, rest, self.media_type)
+                self._client.put_bytes(*where, rest, self._headers)
             self._client.check_size(*where, self.size_bytes)
 
         await self._run(end, "put")

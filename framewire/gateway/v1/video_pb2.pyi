@@ -989,7 +989,7 @@ class GetDownloadUrlResponse(_message.Message):
     """Good for GET only."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """Until when."""
+        """Until when; not set: as long as the output is there (a base URL is configured)."""
 
     @_builtins.property
     def output(self) -> _event_pb2.Output:
@@ -1080,7 +1080,7 @@ class InputPreview(_message.Message):
     """Good for GET only."""
     @_builtins.property
     def url_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """Until when."""
+        """Until when; not set: as long as it is there."""
 
     def __init__(
         self,

@@ -784,7 +784,7 @@ class SignUrlRequest(_message.Message):
     expires_in_seconds: _builtins.int
     """How long it is good for, in seconds; 0: 900."""
     file_name: _builtins.str
-    """Name that a browser saves it under; empty: the asset id and its extension."""
+    """Name that a browser saves it under; empty: the asset id and its extension. A URL without an end has its own name."""
     state: Global___AssetState.ValueType
     """READY, which it is when not set, or QUARANTINED: the bytes of one that is kept aside, for operators."""
     def __init__(
@@ -813,10 +813,10 @@ class SignUrlResponse(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """Good for GET only."""
+    """Good for GET only. A signed one makes S3 answer with the file's name and with Cache-Control "private", as long as it is good."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """Until when."""
+        """Until when; not set: as long as the asset is there."""
 
     def __init__(
         self,

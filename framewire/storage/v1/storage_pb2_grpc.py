@@ -218,7 +218,8 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignUrl(self, request, context):
-        """A URL from which the bytes can be read until it expires, without other credentials.
+        """A URL from which the bytes can be read without other credentials: until it expires, or, of what was made and where a base URL
+        (STORAGE_OUTPUT_BASE_URL) is configured, as long as the asset is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,7 +71,9 @@ class StorageServiceStub:
     Unpin: _grpc.UnaryUnaryMultiCallable[_storage_pb2.UnpinRequest, _storage_pb2.UnpinResponse]
     """Drops all pins of an owner. Idempotent."""
     SignUrl: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SignUrlRequest, _storage_pb2.SignUrlResponse]
-    """A URL from which the bytes can be read until it expires, without other credentials."""
+    """A URL from which the bytes can be read without other credentials: until it expires, or, of what was made and where a base URL
+    (STORAGE_OUTPUT_BASE_URL) is configured, as long as the asset is there.
+    """
     List: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]
     """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
     Delete: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]
@@ -136,7 +138,9 @@ class StorageServiceAsyncStub(StorageServiceStub):
     Unpin: _aio.UnaryUnaryMultiCallable[_storage_pb2.UnpinRequest, _storage_pb2.UnpinResponse]  # type: ignore[assignment]
     """Drops all pins of an owner. Idempotent."""
     SignUrl: _aio.UnaryUnaryMultiCallable[_storage_pb2.SignUrlRequest, _storage_pb2.SignUrlResponse]  # type: ignore[assignment]
-    """A URL from which the bytes can be read until it expires, without other credentials."""
+    """A URL from which the bytes can be read without other credentials: until it expires, or, of what was made and where a base URL
+    (STORAGE_OUTPUT_BASE_URL) is configured, as long as the asset is there.
+    """
     List: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]  # type: ignore[assignment]
     """Assets of an account, newest first: those that are READY, or those that are QUARANTINED."""
     Delete: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteRequest, _storage_pb2.Asset]  # type: ignore[assignment]
@@ -264,7 +268,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.SignUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.SignUrlResponse, _abc.Awaitable[_storage_pb2.SignUrlResponse]]:
-        """A URL from which the bytes can be read until it expires, without other credentials."""
+        """A URL from which the bytes can be read without other credentials: until it expires, or, of what was made and where a base URL
+        (STORAGE_OUTPUT_BASE_URL) is configured, as long as the asset is there.
+        """
 
     @_abc_1.abstractmethod
     def List(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from framewire.events.v1 import event_pb2
 from framewire.gateway.v1 import video_pb2, video_pb2_grpc
 from framewire.storage.v1 import storage_pb2
@@ -200,7 +202,7 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
             sha256=made.sha256,
             size_bytes=made.size_bytes,
             url=signed.url,
-            url_expires_at=signed.expires_at,
+            url_expires_at=_end(signed),
         )
 
     async def _sign(
@@ -243,8 +245,13 @@ class VideoApi(video_pb2_grpc.VideoServiceServicer):
         except errors.ServiceError as error:
             raise peers.for_caller(error) from error
         return video_pb2.GetDownloadUrlResponse(
-            url=signed.url, expires_at=signed.expires_at, output=output
+            url=signed.url, expires_at=_end(signed), output=output
         )
+
+
+def _end(signed: storage_pb2.SignUrlResponse) -> timestamp_pb2.Timestamp | None:
+    """Not set where the URL has no end: handing on the empty one would say 1970."""
+    return signed.expires_at if signed.HasField("expires_at") else None
 
 
 def _asset_id(output: event_pb2.Output, request: video_pb2.GetDownloadUrlRequest) -> str:
