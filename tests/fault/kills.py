@@ -66,7 +66,7 @@ RECOVERY = {
     ),
     "gateway": ("gateway.recover.after_video", "gateway.recover.before_open"),
 }
-"""By the service whose database is restored: where its recovery is struck (test_restores.py). The point names who dies."""
+"""By the service whose database is restored: where recovery is struck (test_restores.py); the point names who dies."""
 ELSEWHERE = {
     # Reached only when something else has failed before: test_pauses.py and the services' own tests.
     "gateway.abandon.before_release",
