@@ -348,7 +348,7 @@ async def test_objects_that_cannot_be_removed_do_not_keep_the_others(bad: Bad) -
     await eventually(lambda: len(world.objects(account)) == len(held))
     kept = {key for key in world.objects(account) if any(one.asset_id in key for one in held)}
     assert len(kept) == len(held) == len(others) == 3
-    assert fault.struck
+    await eventually(lambda: fault.struck)
     bad.front.heal()
     await eventually(lambda: world.objects(account) == set())
 
