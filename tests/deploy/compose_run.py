@@ -1,6 +1,6 @@
-"""`make test-compose`: builds the images, starts docker-compose.yml with several replicas of each service, makes a video in
-each dialect, kills one replica of each while ten more are made, checks the books and the provider's log, restarts every
-replica, one after the other, while calls go on and none fails, and removes all.
+"""`make test-compose`: builds the images, starts docker-compose.yml with several replicas of each service, makes a
+video in each dialect, kills one replica of each while ten more are made, checks the books and the log of the provider,
+restarts every replica, one after the other, while calls go on and none fails, and removes all.
 
 Wants a Docker engine and the compose plugin (or docker-compose 1.29). Where no registry can be reached,
 ../shared/tools/stand-in-images.sh makes stand-ins for the base images. FRAMEWIRE_KEEP=1 leaves it running.
