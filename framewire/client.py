@@ -371,9 +371,9 @@ class Client(uploads.Uploads, templates.Templates):
         return tuple(decode(types.UsageLine, line) for line in answer.lines)
 
     async def models(self) -> tuple[types.Model, ...]:
-        """What can be asked for, the default model first."""
-        send = self._accounts.ListModels
-        answer = await self._transport.unary(send, account_pb2.ListModelsRequest())
+        """What can be asked for, the default model first, and how long it would take for the account."""
+        request = account_pb2.ListModelsRequest(account_id=self.account_id)
+        answer = await self._transport.unary(self._accounts.ListModels, request)
         return tuple(decode(types.Model, model) for model in answer.models)
 
     async def create_api_key(

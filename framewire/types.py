@@ -254,6 +254,15 @@ class ModelOption:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLane:
+    """When a video that was asked for now would be done; None: nobody knows, since the model is not served."""
+
+    lane: str
+    queue_position: int
+    expected_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What can be asked of a model; of sizes and seconds the default comes first."""
 
@@ -272,6 +281,8 @@ class Model:
     input_images_at_any_frame: bool
     max_input_video_seconds: float
     frames_per_second: int
+    lanes: tuple[ModelLane, ...]
+    render_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,13 @@ def translate(error: Exception) -> errors.ServiceError | None:
     if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
         return errors.Aborted("CONFLICT", "two writers met; try again", retry_after_seconds=0.1)
     if isinstance(
+        error, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError
+    ):
+        rule = "a text must not contain the character U+0000"
+        return errors.InvalidArgument("INVALID_FIELD", rule, violations=[("request", rule)])
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return None  # a value that its column cannot hold: waiting would not help
+    if isinstance(
         error,
         asyncpg.PostgresConnectionError
         | asyncpg.InterfaceError

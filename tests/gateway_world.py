@@ -8,16 +8,16 @@ import contextlib
 import functools
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import grpc
 import nats as nats_client
 import pytest
-from google.protobuf import json_format
+from google.protobuf import json_format, message_factory
 
 from framewire import errors as public_errors
 from framewire import subjects
@@ -58,6 +58,9 @@ SETTINGS = {
 }
 
 
+T = TypeVar("T")
+
+
 @dataclass
 class Behind:
     """What the stand-ins do and saw, by account or video."""
@@ -68,6 +71,7 @@ class Behind:
     outcomes: dict[str, event_pb2.Event] = field(default_factory=dict)
     requests: dict[str, ledger_pb2.ReserveRequest] = field(default_factory=dict)
     sent: dict[str, Any] = field(default_factory=dict)
+    estimates: list[attempt_pb2.ModelEstimate] = field(default_factory=list)
 
     def holds(self, account_id: str) -> list[str]:
         """Which holds were asked for."""
@@ -81,6 +85,32 @@ class Behind:
             raise refusal
 
 
+def answering(service: Any) -> Callable[[type[T]], type[T]]:
+    """What a stand-in has no words for it answers with an empty message, or no message at all."""
+
+    def complete(kind: type[T]) -> type[T]:
+        for method in service.methods:
+            if method.name not in vars(kind):
+                setattr(kind, method.name, _empty(method))
+        return kind
+
+    return complete
+
+
+def _empty(method: Any) -> Any:
+    answer = message_factory.GetMessageClass(method.output_type)
+
+    async def one(_self: Any, _request: Any, _context: Any) -> Any:
+        return answer()
+
+    async def none(_self: Any, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        for nothing in ():
+            yield nothing
+
+    return none if method.server_streaming else one
+
+
+@answering(ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"])
 class Credits(ledger_pb2_grpc.LedgerServiceServicer):
     def __init__(self, behind: Behind) -> None:
         self.behind = behind
@@ -153,6 +183,7 @@ class Credits(ledger_pb2_grpc.LedgerServiceServicer):
         await self.behind.enter(method, key)
 
 
+@answering(storage_pb2.DESCRIPTOR.services_by_name["StorageService"])
 class Storage(storage_pb2_grpc.StorageServiceServicer):
     def __init__(self, behind: Behind) -> None:
         self.behind = behind
@@ -185,6 +216,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         )
 
 
+@answering(attempt_pb2.DESCRIPTOR.services_by_name["AttemptService"])
 class Generator(attempt_pb2_grpc.AttemptServiceServicer):
     def __init__(self, behind: Behind) -> None:
         self.behind = behind
@@ -203,6 +235,11 @@ class Generator(attempt_pb2_grpc.AttemptServiceServicer):
 
     async def ListAttempts(self, request: Any, context: Any) -> Any:
         return attempt_pb2.ListAttemptsResponse()
+
+    async def EstimateModels(self, request: Any, context: Any) -> Any:
+        self.behind.sent["EstimateModels"] = request
+        await self.behind.enter("EstimateModels", request.account_id)
+        return attempt_pb2.EstimateModelsResponse(models=self.behind.estimates)
 
 
 class Caller:

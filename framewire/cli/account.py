@@ -14,14 +14,14 @@ from framewire.cli import connection, options, output, running
 def models(
     address: options.Address = "", api_key: options.ApiKey = "", as_json: options.Json = False
 ) -> None:
-    """List what can be made and what it costs; the default model comes first."""
+    """List what can be made, what it costs and how long it takes; the default model comes first."""
 
     async def work(opened: client.Client) -> None:
         found = await opened.models()
         if as_json:
             output.print_json(found)
             return
-        columns = ("model", "state", "sizes", "seconds", "from", "credits", "retires")
+        columns = ("model", "state", "sizes", "seconds", "from", "credits", "done in", "retires")
         output.print_table(columns, (_model_row(model) for model in found))
 
     running.with_client(work, address, api_key, for_account=False)
@@ -86,5 +86,10 @@ def _model_row(model: types.Model) -> tuple[object, ...]:
         " ".join(str(seconds) for seconds in model.seconds),
         ", ".join(ways),
         model.default_credits,
+        ", ".join(
+            f"{lane.lane.lower()} {lane.expected_seconds:.0f} s"
+            for lane in model.lanes
+            if lane.expected_seconds is not None
+        ),
         output.clock(model.retires_at)[:10],
     )

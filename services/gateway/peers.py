@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import event_pb2, reason_pb2, vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
-from kit import errors
+from kit import errors, telemetry
 from services.gateway import catalogue, inputs, messages, videos
 from services.gateway.store import rows
 
+log = telemetry.logger(__name__)
+
 TIMEOUT_SECONDS = 5.0
+ESTIMATE_SECONDS = 1.0
+"""What nobody needs is not waited for."""
 FIT_SECONDS = 100.0
 _LEDGER = "framewire.credits.v1.LedgerService"
 _STORAGE = "framewire.storage.v1.StorageService"
@@ -66,6 +70,7 @@ RETRIED = {
         for method in (
             "GetVideoOutcome",
             "CancelAttempt",
+            "EstimateModels",
             "SurveyVideos",
             "GetRecovery",
             "RecoverVideos",
@@ -247,6 +252,18 @@ class Peers:
             crop=crop if each.crop != inputs.WHOLE else None,
         )
         return await self.stubs.storage.Fit(request, timeout=FIT_SECONDS)
+
+    async def estimates(
+        self, account_id: str, weight: int
+    ) -> Mapping[str, attempt_pb2.ModelEstimate]:
+        """When a video of the account would be done, by model; empty while generator does not say so in time."""
+        request = attempt_pb2.EstimateModelsRequest(account_id=account_id, weight=weight)
+        try:
+            answer = await self.stubs.generator.EstimateModels(request, timeout=ESTIMATE_SECONDS)
+        except errors.ServiceError as error:
+            log.warning("no_estimates", error=repr(error))
+            return {}
+        return {each.model: each for each in answer.models}
 
     async def outcome(self, video: videos.Video) -> event_pb2.Event | None:
         """The newest event of a video, empty where there is none yet; None: the generator has never heard of it.

@@ -19,8 +19,11 @@ from services.generator import (
     recover,
     standings,
     survey,
+    turns,
 )
 from services.generator.store import Store, operators, recovery, videos
+
+ORDINARY_WEIGHT = 100
 
 
 class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
@@ -74,6 +77,27 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
         return attempt_pb2.ListAttemptsResponse(
             attempts=[_attempt(row) for row in found[:size]], next_page_token=token
         )
+
+    async def EstimateModels(
+        self, request: attempt_pb2.EstimateModelsRequest, context: Any
+    ) -> attempt_pb2.EstimateModelsResponse:
+        """Where a video that came now would stand, by model and lane."""
+        counts, rates = await self._store.estimates.counted()
+        weight = request.weight or ORDINARY_WEIGHT
+        answer = attempt_pb2.EstimateModelsResponse()
+        for model, pool in sorted(self._pools.pool_of_model.items()):
+            rate = rates.get((pool, model))
+            made = answer.models.add(model=model, render_seconds=rate.render_seconds if rate else 0)
+            for lane in turns.LANE_WEIGHTS:
+                place, seconds = turns.of_next(
+                    lane, request.account_id, weight, counts.get(pool, {}), rate
+                )
+                made.lanes.add(
+                    lane=vocabulary_pb2.Lane.Value(f"LANE_{lane}"),
+                    queue_position=place,
+                    expected_seconds=seconds,
+                )
+        return answer
 
     async def ListProviderAccounts(
         self,

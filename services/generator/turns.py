@@ -79,6 +79,16 @@ def estimate(
     return place, None if wait is None else wait + rate.render_seconds
 
 
+def of_next(
+    lane: str, account_id: str, weight: float, counts: Counts, rate: Rate | None
+) -> tuple[int, float | None]:
+    """The place in its lane of a video of the account that came now, and the seconds until it is done."""
+    in_lane = dict(counts.get(lane, {}))
+    ahead = in_lane[account_id].count if account_id in in_lane else 0
+    in_lane[account_id] = Waiting(ahead + 1, weight)
+    return estimate(ahead, lane, account_id, {**counts, lane: in_lane}, rate)
+
+
 def turns_per_second(
     slots: int, render_seconds: float, requests_per_second: float, creates_per_second: float
 ) -> float:

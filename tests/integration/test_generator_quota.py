@@ -315,6 +315,13 @@ async def test_a_new_one_is_told_its_place_and_when_it_may_be_done(world: World)
     assert other.queue_position == 0
     second = (await world.last_event((await world.accept(account_id=B)).video_id)).queued
     assert second.queue_position == 2
+    # What ListModels says of the next one is what that is told when it comes.
+    counts, rates = await world.store.estimates.counted()
+    place, told = turns.of_next("STANDARD", B, 100, counts["sora"], rates["sora", "sora-2"])
+    third = (await world.last_event((await world.accept(account_id=B)).video_id)).queued
+    assert third.queue_position == place
+    seconds = third.expected_at.ToDatetime(tzinfo=UTC) - datetime.now(UTC)
+    assert seconds.total_seconds() == pytest.approx(told, abs=3)
     vip = await world.accept(account_id=A, lane=vocabulary_pb2.LANE_VIP)
     assert (await world.last_event(vip.video_id)).queued.queue_position == 0
 

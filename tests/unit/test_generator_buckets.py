@@ -340,3 +340,18 @@ def test_lanes_and_rates_make_the_wait() -> None:
 def test_a_pass_costs_the_fewest_requests(sent_since: list[int], singly: int) -> None:
     moments = [NOW + timedelta(minutes=number) for number in range(len(sent_since))]
     assert poll.cut(moments, sent_since) == singly
+
+
+def test_a_video_that_came_now_stands_behind_those_of_its_own_account() -> None:
+    rate = turns.Rate(turns_per_second=0.1, render_seconds=60, free=2)
+    counts = {"STANDARD": {"a": turns.Waiting(5, 100), "b": turns.Waiting(9, 100)}}
+    before = {"STANDARD": dict(counts["STANDARD"])}
+    assert turns.of_next("STANDARD", "a", 100, counts, rate) == (10, (10 - 2 + 1) / 0.1 + 60)
+    assert turns.of_next("STANDARD", "new", 100, counts, rate) == (0, 60)
+    assert turns.of_next("VIP", "a", 100, counts, rate) == (0, 60)
+    # With twice the weight, half as many of the other account come in between.
+    assert turns.of_next("STANDARD", "a", 200, counts, rate)[0] == 5 + 2
+    assert turns.of_next("STANDARD", "a", 100, counts, None) == (10, None)
+    closed = turns.Rate(turns_per_second=0.0, render_seconds=60, free=0)
+    assert turns.of_next("BATCH", "a", 100, counts, closed) == (0, None)
+    assert counts == before

@@ -36,6 +36,8 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     """Not now."""
     MODEL_STATE_RETIRING: _ModelState.ValueType  # 3
     """It does, until retires_at."""
+    MODEL_STATE_RETIRED: _ModelState.ValueType  # 4
+    """It did, until retires_at."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Whether a model takes requests."""
@@ -48,6 +50,8 @@ MODEL_STATE_PAUSED: ModelState.ValueType  # 2
 """Not now."""
 MODEL_STATE_RETIRING: ModelState.ValueType  # 3
 """It does, until retires_at."""
+MODEL_STATE_RETIRED: ModelState.ValueType  # 4
+"""It did, until retires_at."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 class _Role:
@@ -234,6 +238,8 @@ class Model(_message.Message):
     INPUT_IMAGES_AT_ANY_FRAME_FIELD_NUMBER: _builtins.int
     MAX_INPUT_VIDEO_SECONDS_FIELD_NUMBER: _builtins.int
     FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    RENDER_SECONDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """For VideoSpec.model."""
     display_name: _builtins.str
@@ -256,6 +262,8 @@ class Model(_message.Message):
     """Longest video that it starts from, in seconds; 0: it starts from none."""
     frames_per_second: _builtins.int
     """Frames per second, by which VideoInput.frame_index counts; 0: not known, so that only frame 0 can be named."""
+    render_seconds: _builtins.float
+    """How long a render takes, in seconds: the median of the newest, as configured where there was none; 0: not known."""
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Sizes, the default first."""
@@ -271,6 +279,12 @@ class Model(_message.Message):
     @_builtins.property
     def retires_at(self) -> _timestamp_pb2.Timestamp:
         """When it goes away; not set: not known."""
+
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLane]:
+        """When a video that was asked for now would be done, by lane that the account may use; from what was counted a few seconds ago. Empty
+        while that is not known.
+        """
 
     def __init__(
         self,
@@ -290,14 +304,48 @@ class Model(_message.Message):
         input_images_at_any_frame: _builtins.bool = ...,
         max_input_video_seconds: _builtins.float = ...,
         frames_per_second: _builtins.int = ...,
+        lanes: _abc.Iterable[Global___ModelLane] | None = ...,
+        render_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retires_at", b"retires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_credits", b"default_credits", "display_name", b"display_name", "frames_per_second", b"frames_per_second", "image_to_video", b"image_to_video", "input_images_at_any_frame", b"input_images_at_any_frame", "max_input_images", b"max_input_images", "max_input_video_seconds", b"max_input_video_seconds", "max_variants", b"max_variants", "model", b"model", "options", b"options", "retires_at", b"retires_at", "seconds", b"seconds", "sizes", b"sizes", "state", b"state", "text_to_video", b"text_to_video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_credits", b"default_credits", "display_name", b"display_name", "frames_per_second", b"frames_per_second", "image_to_video", b"image_to_video", "input_images_at_any_frame", b"input_images_at_any_frame", "lanes", b"lanes", "max_input_images", b"max_input_images", "max_input_video_seconds", b"max_input_video_seconds", "max_variants", b"max_variants", "model", b"model", "options", b"options", "render_seconds", b"render_seconds", "retires_at", b"retires_at", "seconds", b"seconds", "sizes", b"sizes", "state", b"state", "text_to_video", b"text_to_video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelLane(_message.Message):
+    """A lane of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    EXPECTED_SECONDS_FIELD_NUMBER: _builtins.int
+    lane: _vocabulary_pb2.Lane.ValueType
+    """The lane."""
+    queue_position: _builtins.int
+    """Videos that would be before it in the lane."""
+    expected_seconds: _builtins.float
+    """Seconds until it would be done; not set: the model is not served at the moment, and videos wait."""
+    def __init__(
+        self,
+        *,
+        lane: _vocabulary_pb2.Lane.ValueType = ...,
+        queue_position: _builtins.int = ...,
+        expected_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds", "lane", b"lane", "queue_position", b"queue_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_seconds: _TypeAlias = _typing.Literal["expected_seconds"]  # noqa: Y015
+    _WhichOneofArgType__expected_seconds: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_seconds) -> _WhichOneofReturnType__expected_seconds | None: ...
+
+Global___ModelLane: _TypeAlias = ModelLane  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -305,12 +353,17 @@ class ListModelsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose videos would wait; may be empty: the caller's own account where there is one, else one of which nothing waits."""
     def __init__(
         self,
+        *,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,7 +108,7 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Models, with what they make and cost.
+        """Models: what they make and cost, and how long it takes. While generator is away without the last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

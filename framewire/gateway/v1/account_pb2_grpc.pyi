@@ -40,7 +40,7 @@ class AccountServiceStub:
     ListEntries: _grpc.UnaryUnaryMultiCallable[_account_pb2.ListEntriesRequest, _ledger_pb2.ListEntriesResponse]
     """The account's statement, newest first."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_account_pb2.ListModelsRequest, _account_pb2.ListModelsResponse]
-    """Models, with what they make and cost."""
+    """Models: what they make and cost, and how long it takes. While generator is away without the last."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetUsageRequest, _account_pb2.GetUsageResponse]
     """Use of an account over a time."""
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_account_pb2.CreateApiKeyRequest, _account_pb2.CreateApiKeyResponse]
@@ -71,7 +71,7 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ListEntries: _aio.UnaryUnaryMultiCallable[_account_pb2.ListEntriesRequest, _ledger_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """The account's statement, newest first."""
     ListModels: _aio.UnaryUnaryMultiCallable[_account_pb2.ListModelsRequest, _account_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Models, with what they make and cost."""
+    """Models: what they make and cost, and how long it takes. While generator is away without the last."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_account_pb2.GetUsageRequest, _account_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Use of an account over a time."""
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateApiKeyRequest, _account_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
@@ -117,7 +117,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ListModelsResponse, _abc.Awaitable[_account_pb2.ListModelsResponse]]:
-        """Models, with what they make and cost."""
+        """Models: what they make and cost, and how long it takes. While generator is away without the last."""
 
     @_abc_1.abstractmethod
     def GetUsage(

@@ -1182,3 +1182,117 @@ class EndRecoveryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndRecoveryResponse: _TypeAlias = EndRecoveryResponse  # noqa: Y015
+
+@_typing.final
+class EstimateModelsRequest(_message.Message):
+    """Asks for estimates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose video it would be; empty: of an account of which nothing waits."""
+    weight: _builtins.int
+    """The account's share inside a lane, as in Job; 0: 100."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateModelsRequest: _TypeAlias = EstimateModelsRequest  # noqa: Y015
+
+@_typing.final
+class LaneEstimate(_message.Message):
+    """What one lane means."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    EXPECTED_SECONDS_FIELD_NUMBER: _builtins.int
+    lane: _vocabulary_pb2.Lane.ValueType
+    """The lane."""
+    queue_position: _builtins.int
+    """Videos before it in its lane."""
+    expected_seconds: _builtins.float
+    """Seconds until it would be done; not set: nothing is served now, so nobody knows."""
+    def __init__(
+        self,
+        *,
+        lane: _vocabulary_pb2.Lane.ValueType = ...,
+        queue_position: _builtins.int = ...,
+        expected_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds", "lane", b"lane", "queue_position", b"queue_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_seconds: _TypeAlias = _typing.Literal["expected_seconds"]  # noqa: Y015
+    _WhichOneofArgType__expected_seconds: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_seconds) -> _WhichOneofReturnType__expected_seconds | None: ...
+
+Global___LaneEstimate: _TypeAlias = LaneEstimate  # noqa: Y015
+
+@_typing.final
+class ModelEstimate(_message.Message):
+    """What is expected of one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    RENDER_SECONDS_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    render_seconds: _builtins.float
+    """How long a render takes, in seconds: the median of the newest, as the catalogue says where there was none; 0: not counted yet."""
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaneEstimate]:
+        """By lane: VIP, STANDARD, BATCH."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        render_seconds: _builtins.float = ...,
+        lanes: _abc.Iterable[Global___LaneEstimate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lanes", b"lanes", "model", b"model", "render_seconds", b"render_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelEstimate: _TypeAlias = ModelEstimate  # noqa: Y015
+
+@_typing.final
+class EstimateModelsResponse(_message.Message):
+    """The estimates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelEstimate]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelEstimate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateModelsResponse: _TypeAlias = EstimateModelsResponse  # noqa: Y015

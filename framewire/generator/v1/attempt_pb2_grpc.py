@@ -66,6 +66,11 @@ class AttemptServiceStub:
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.RetryAttemptRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.FromString,
                 _registered_method=True)
+        self.EstimateModels = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/EstimateModels',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EstimateModelsRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EstimateModelsResponse.FromString,
+                _registered_method=True)
         self.ListProviderAccounts = channel.unary_unary(
                 '/framewire.generator.v1.AttemptService/ListProviderAccounts',
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListProviderAccountsRequest.SerializeToString,
@@ -156,6 +161,14 @@ class AttemptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateModels(self, request, context):
+        """Of each model: where a video that came now would stand in each lane, and when it would be done. From what was counted last, a few
+        seconds ago; nothing is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListProviderAccounts(self, request, context):
         """State of the provider accounts: circuit, quota, jobs at once.
         """
@@ -240,6 +253,11 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.RetryAttempt,
                     request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.RetryAttemptRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.SerializeToString,
+            ),
+            'EstimateModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateModels,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EstimateModelsRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.EstimateModelsResponse.SerializeToString,
             ),
             'ListProviderAccounts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListProviderAccounts,
@@ -440,6 +458,33 @@ class AttemptService:
             '/framewire.generator.v1.AttemptService/RetryAttempt',
             framewire_dot_generator_dot_v1_dot_attempt__pb2.RetryAttemptRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.Attempt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/EstimateModels',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.EstimateModelsRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.EstimateModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

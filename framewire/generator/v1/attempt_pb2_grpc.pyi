@@ -56,6 +56,10 @@ class AttemptServiceStub:
     FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
     settled: its owner sends it again as a new video).
     """
+    EstimateModels: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.EstimateModelsRequest, _attempt_pb2.EstimateModelsResponse]
+    """Of each model: where a video that came now would stand in each lane, and when it would be done. From what was counted last, a few
+    seconds ago; nothing is kept.
+    """
     ListProviderAccounts: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.ListProviderAccountsRequest, _attempt_pb2.ListProviderAccountsResponse]
     """State of the provider accounts: circuit, quota, jobs at once."""
     PauseProviderAccount: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.PauseProviderAccountRequest, _attempt_pb2.ProviderAccount]
@@ -103,6 +107,10 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     first one's cost is booked as unknown, and its render is kept should it turn up. With `number` a repeat changes nothing.
     FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
     settled: its owner sends it again as a new video).
+    """
+    EstimateModels: _aio.UnaryUnaryMultiCallable[_attempt_pb2.EstimateModelsRequest, _attempt_pb2.EstimateModelsResponse]  # type: ignore[assignment]
+    """Of each model: where a video that came now would stand in each lane, and when it would be done. From what was counted last, a few
+    seconds ago; nothing is kept.
     """
     ListProviderAccounts: _aio.UnaryUnaryMultiCallable[_attempt_pb2.ListProviderAccountsRequest, _attempt_pb2.ListProviderAccountsResponse]  # type: ignore[assignment]
     """State of the provider accounts: circuit, quota, jobs at once."""
@@ -184,6 +192,16 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         first one's cost is booked as unknown, and its render is kept should it turn up. With `number` a repeat changes nothing.
         FAILED_PRECONDITION: COULD_PAY_TWICE unless accept_double_cost, ATTEMPT_NOT_UNDECIDED, SENDER_ALIVE, VIDEO_ENDED (its hold is
         settled: its owner sends it again as a new video).
+        """
+
+    @_abc_1.abstractmethod
+    def EstimateModels(
+        self,
+        request: _attempt_pb2.EstimateModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.EstimateModelsResponse, _abc.Awaitable[_attempt_pb2.EstimateModelsResponse]]:
+        """Of each model: where a video that came now would stand in each lane, and when it would be done. From what was counted last, a few
+        seconds ago; nothing is kept.
         """
 
     @_abc_1.abstractmethod

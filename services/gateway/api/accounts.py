@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
 from framewire.credits.v1 import ledger_pb2
 from framewire.events.v1 import vocabulary_pb2
 from framewire.gateway.v1 import account_pb2, account_pb2_grpc
+from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import errors
 from services.gateway import auth, catalogue, messages, peers, store, videos
@@ -67,18 +69,36 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
     async def ListModels(
         self, request: account_pb2.ListModelsRequest, context: Any
     ) -> account_pb2.ListModelsResponse:
-        """Models, with what they make and cost: the default first, then by name."""
-        paused = await self._accounts.admission_paused()
+        """Models, with what they make, cost and how long they take: the default first, then by name."""
+        paused, now = await self._accounts.admission_paused()
+        account = await self._waiting_account(request.account_id)
+        lanes = account.lanes if account else videos.LANES
+        estimates = await self._peers.estimates(
+            account.account_id if account else "", account.weight if account else 0
+        )
         default, *others = self._models.models.values()
         models = [default, *sorted(others, key=lambda model: model.name)]
-        listed = await asyncio.gather(*(self._model(model, paused) for model in models))
+        listed = await asyncio.gather(*(self._model(model) for model in models))
+        for each, model in zip(listed, models, strict=True):
+            each.state = _state(model.retires_at, paused, now)
+            if model.name in estimates:
+                _add_estimate(each, estimates[model.name], lanes)
         return account_pb2.ListModelsResponse(models=listed)
 
-    async def _model(self, model: catalogue.Model, paused: bool) -> account_pb2.Model:
+    async def _waiting_account(self, named: str) -> rows.Account | None:
+        """Whose videos would wait: the one that is named, or the caller's only one."""
+        mine = common.caller().account_ids
+        if not named and (mine is None or len(mine) != 1):
+            return None
+        account = await self._accounts.get(common.caller().account(named))
+        if account is None:
+            raise auth.account_not_found()
+        return account
+
+    async def _model(self, model: catalogue.Model) -> account_pb2.Model:
         return account_pb2.Model(
             model=model.name,
             display_name=model.display_name,
-            state=_state(model.retires_at, paused),
             sizes=[account_pb2.Size(width=width, height=height) for width, height in model.sizes],
             seconds=model.seconds,
             max_variants=max(model.variants_at(size) for size in model.sizes),
@@ -245,10 +265,26 @@ class AccountApi(account_pb2_grpc.AccountServiceServicer):
         return account_pb2.ExtendRetentionResponse(expires_at=until)
 
 
-def _state(retires_at: datetime | None, paused: bool) -> account_pb2.ModelState.ValueType:
+def _state(
+    retires_at: datetime | None, paused: bool, now: datetime
+) -> account_pb2.ModelState.ValueType:
+    if retires_at is not None and retires_at <= now:
+        return account_pb2.MODEL_STATE_RETIRED
     if paused:
         return account_pb2.MODEL_STATE_PAUSED
     return account_pb2.MODEL_STATE_RETIRING if retires_at else account_pb2.MODEL_STATE_OK
+
+
+def _add_estimate(
+    model: account_pb2.Model, estimate: attempt_pb2.ModelEstimate, allowed: Collection[str]
+) -> None:
+    model.render_seconds = estimate.render_seconds
+    for lane in estimate.lanes:
+        if messages.lane(lane.lane) in allowed:
+            seconds = lane.expected_seconds if lane.HasField("expected_seconds") else None
+            model.lanes.add(
+                lane=lane.lane, queue_position=lane.queue_position, expected_seconds=seconds
+            )
 
 
 def _times(message: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from kit import ids, postgres
@@ -242,9 +243,13 @@ class AccountStore:
             detail = {"before": before, "after": paused}
             await audit(connection, principal, "SetAdmission", "", why, detail, "OK")
 
-    async def admission_paused(self) -> bool:
-        """Whether admission is stopped."""
-        return bool(await self._pool.fetchval("SELECT admission_paused FROM settings"))
+    async def admission_paused(self) -> tuple[bool, datetime]:
+        """Whether admission is stopped, and the database's clock."""
+        row = await self._pool.fetchrow(
+            "SELECT admission_paused, clock_timestamp() AS now FROM settings"
+        )
+        assert row is not None
+        return row["admission_paused"], row["now"]
 
     async def audit_begins(
         self, principal: str, method: str, account_id: str, why: str, detail: Mapping[str, Any]

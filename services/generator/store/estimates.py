@@ -111,6 +111,24 @@ class EstimateStore:
             rate.free,
         )
 
+    async def counted(self) -> tuple[dict[str, turns.Counts], dict[tuple[str, str], turns.Rate]]:
+        """What was counted last: who waits, by pool, and rates, by pool and model."""
+        waiting = await self._pool.fetch(
+            "SELECT pool, lane, account_id, weight, waiting FROM queue_counts WHERE waiting > 0"
+        )
+        rates = await self._pool.fetch(
+            "SELECT pool, model, turns_per_second, render_seconds, free FROM queue_rates"
+        )
+        by_pool: dict[str, list[Any]] = {}
+        for row in waiting:
+            by_pool.setdefault(row["pool"], []).append(row)
+        return {pool: _counts(found) for pool, found in by_pool.items()}, {
+            (row["pool"], row["model"]): turns.Rate(
+                row["turns_per_second"], row["render_seconds"], row["free"]
+            )
+            for row in rates
+        }
+
     async def queued(self, pool: str, next_up: int, longest_untold: int) -> list[Queued]:
         """Of those that wait: the next ones, and those of which nothing was told for longest."""
         found = await self._pool.fetch(
