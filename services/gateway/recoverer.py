@@ -21,9 +21,13 @@ log = telemetry.logger(__name__)
 BATCH = 100
 TIMEOUT_SECONDS = 60.0
 END_TIMEOUT_SECONDS = 300.0
+CHECK_AFTER_SECONDS = 60.0
+"""When the sweeper asks for a video that was made known again and of which nothing is heard."""
 MARGIN = timedelta(minutes=5)
 """Between the clocks of two databases, generously."""
 _CANNOT_HOLD = ("INSUFFICIENT_CREDITS", "RULEBOOK_NOT_FOUND", "HOLD_MISMATCH", "HOLD_RELEASED")
+
+_SETTLED = (ledger_pb2.HOLD_STATE_CAPTURED, ledger_pb2.HOLD_STATE_RELEASED)
 
 Recovered = vocabulary_pb2.RecoveredVideo
 
@@ -91,7 +95,29 @@ class Recoverer:
             done += await self._hold(known, dry_run=dry_run)
         if "generator" in closed:
             done += await self._doubt(known, dry_run=dry_run)
+        if "gateway" in closed and not dry_run:
+            await self._show_settlements(known)
         return done
+
+    async def _show_settlements(self, known: Sequence[videos.Video]) -> None:
+        """What the ledger took for videos whose settlement we forgot: its event was acknowledged, and comes no more."""
+        ids = [video.video_id for video in known if video.settlement == "PENDING"]
+        if not ids:
+            return
+        held = await self._stubs.credits.SurveyHolds(
+            ledger_pb2.SurveyHoldsRequest(hold_ids=ids), timeout=TIMEOUT_SECONDS
+        )
+        for one in held.holds:
+            if one.hold.state not in _SETTLED:
+                continue
+            fact = videos.Fact(
+                kind=videos.Kind.SETTLED,
+                seq=0,
+                occurred_at=one.hold.settled_at.ToDatetime(tzinfo=UTC),
+                captured_credits=one.hold.captured_credits,
+                released_credits=one.hold.released_credits,
+            )
+            await self._store.videos.project(one.hold.hold_id, fact, CHECK_AFTER_SECONDS)
 
     async def _end(
         self, closed: Collection[str], told: Collection[str], *, dry_run: bool

@@ -66,7 +66,7 @@ RECOVERY = {
     ),
     "gateway": ("gateway.recover.after_video", "gateway.recover.before_open"),
 }
-"""By the service whose database is restored: where the recovery is struck. The point names who dies."""
+"""By the service whose database is restored: where recovery is struck (test_restores.py); the point names who dies."""
 ELSEWHERE = {
     # Reached only when something else has failed before: test_pauses.py and the services' own tests.
     "gateway.abandon.before_release",
@@ -81,7 +81,6 @@ ELSEWHERE = {
     "generator.late.after_commit",
     "credits.release.before_commit",
     "storage.quarantine.after_object",
-    # While a restored system recovers: not struck by any test yet.
     *(point for points in RECOVERY.values() for point in points),
     "gateway.delete.after_commit",
     "gateway.delete.after_assets",
