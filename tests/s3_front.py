@@ -150,6 +150,12 @@ class Front:
         await exchange.forward(lambda data: None)
         exchange.cut()
 
+    async def swallow(self, exchange: _Exchange) -> None:
+        """Says that it was done, and does nothing."""
+        await exchange.drop_body()
+        lines = ("HTTP/1.1 200 OK", 'ETag: "planted"', "Content-Length: 0", "Connection: close")
+        exchange.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+
     async def stall(self, exchange: _Exchange) -> None:
         """Takes the request and says nothing."""
         await self._healed.wait()
