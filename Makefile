@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fault test-compose test-minio minio bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
+.PHONY: help demo up test test-fault test-compose test-minio minio images sbom bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,9 @@ PROMPT ?= The camera rises slowly along the rocket while the exhaust cloud grows
 MODEL ?= sora-2
 OUT ?= out/demo.mp4
 MINIO_VERSION ?= latest
+CYCLONEDX_VERSION := 7.5.0
+SERVICES := gateway credits generator storage simulator
+TAG ?= local
 export IMAGE PROMPT MODEL OUT
 
 help: ## prints this
@@ -29,6 +32,20 @@ test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 
 test-compose: $(VENV)/dev ## builds the images, runs two replicas of each service, kills one of each, checks the books
 	@$(BIN)/python -m tests.deploy.compose_run
+
+images: ## builds the image of each service with Docker, and prints their sizes; TAG=
+	@for service in $(SERVICES); do \
+	  docker build -q --build-arg SERVICE=$$service $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
+	    -t framewire-$$service:$(TAG) . >/dev/null || exit 1; \
+	  docker image inspect --format "framewire-$$service:$(TAG) {{.Size}}" framewire-$$service:$(TAG) || exit 1; \
+	done
+
+sbom: $(VENV)/dev ## writes what is in each image as CycloneDX, from the hashed requirements, into out/sbom
+	@mkdir -p out/sbom
+	@for service in $(SERVICES); do \
+	  $(BIN)/uvx -q --from cyclonedx-bom==$(CYCLONEDX_VERSION) cyclonedx-py requirements --output-reproducible \
+	    --pyproject pyproject.toml --output-file out/sbom/$$service.cdx.json requirements/$$service.txt || exit 1; \
+	  echo out/sbom/$$service.cdx.json; done
 
 minio: .framewire/bin/minio ## builds a real minio with the Go toolchain, where there is one: about 5 minutes, once
 

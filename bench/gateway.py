@@ -7,6 +7,7 @@ and its job is durable. Both stand before the same upstream of canned replies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import tempfile
@@ -16,7 +17,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
+import psutil
 import uvloop
 
 from bench import frame, gateway_watchers, litellm_proxy
@@ -187,6 +190,52 @@ async def _account(whole: stack.Stack) -> str:
         return (await stub.CreateAccount(request, metadata=metadata, timeout=10)).account_id
 
 
+class Spent:
+    """What everything that this process started, and its databases, have spent so far."""
+
+    def __init__(self, whole: stack.Stack) -> None:
+        self._whole = whole
+
+    async def read(self) -> dict[str, float]:
+        """CPU seconds, commits by database, bytes of the write-ahead log."""
+        cpu = 0.0
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                cpu += sum(child.cpu_times()[:2])
+        found = {"cpu": cpu}
+        for service in ("gateway", "credits", "generator"):
+            connection = await asyncpg.connect(self._whole.addresses.database_url(service))
+            try:
+                found[service] = await connection.fetchval(
+                    "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+                )
+                found["wal"] = float(
+                    await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
+                )
+            finally:
+                await connection.close()
+        return found
+
+
+async def costs(made: Ours) -> list[frame.Measured]:
+    """What a video costs until the generator has it queued: one more round, counted until all is told."""
+    spent = Spent(made.stack)
+    await asyncio.sleep(2)  # what is under way ends; statistics are written every second
+    before = await spent.read()
+    videos = len((await frame.load(made.create, CALLERS, SECONDS)).seconds)
+    await asyncio.sleep(2)
+    after = await spent.read()
+    each = {name: (after[name] - before[name]) / videos for name in after}
+    return [
+        frame.alone("a video until it is queued: CPU of all processes", 1e3 * each["cpu"], "ms"),
+        frame.alone("the same: write-ahead log", each["wal"] / 1e3, "kB"),
+        *(
+            frame.alone(f"the same: commits in the database of {name}", each[name], "commits")
+            for name in ("gateway", "credits", "generator")
+        ),
+    ]
+
+
 async def creating(
     running: AsyncExitStack, folder: Path, upstream_port: int
 ) -> list[frame.Measured]:
@@ -206,6 +255,7 @@ async def creating(
         for _ in range(ROUNDS):
             for name, call in calls.items():
                 loads[name].append(await frame.load(call, CALLERS, SECONDS))
+        spent = await costs(made)
     rates = {name: [one.rate for one in rounds] for name, rounds in loads.items()}
     p99 = {name: [one.percentile(0.99) for one in rounds] for name, rounds in loads.items()}
     theirs, bare = "LiteLLM POST /v1/videos", "bare grpc.aio echo"
@@ -214,6 +264,7 @@ async def creating(
         frame.against("p99 of the same", p99["create"], "ms", theirs, p99["litellm"], at_most=0.5),
         frame.against("CreateVideo, 16 callers", rates["create"], "1/s", bare, rates["echo"]),
         frame.against("GetVideo, 16 callers", rates["get"], "1/s", bare, rates["echo"], at_least=0.35),
+        *spent,
     ]  # fmt: skip
 
 

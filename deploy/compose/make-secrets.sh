@@ -27,6 +27,7 @@ put() {
 # Younger than the others: those who have them get it here.
 [ -e "$to/azure_api_key" ] || printf '%s' "${FRAMEWIRE_AZURE_API_KEY:-$(random)}" | put azure_api_key
 [ -e "$to/runway_api_key" ] || printf '%s' "${FRAMEWIRE_RUNWAY_API_KEY:-$(random)}" | put runway_api_key
+[ -e "$to/grafana_password" ] || random | put grafana_password
 
 if [ -e "$to/operator_key" ]; then
   echo "kept the secrets in $to"

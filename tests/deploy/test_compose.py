@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 SERVICES = ("gateway", "credits", "generator", "storage")
 SERVERS = ("postgres", "nats", "s3")
+MONITORING = ("prometheus", "grafana")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 PARTS: dict[str, dict[str, Any]] = COMPOSE["services"]
 NATS = (ROOT / "deploy" / "nats" / "nats.conf").read_text()
@@ -87,7 +88,10 @@ def test_parts_are_hardened(name: str) -> None:
     assert "docker.sock" not in str(part.get("volumes"))
 
 
-@pytest.mark.parametrize("name", [*SERVICES, *SERVERS, "simulator"])
+STAYING = [*SERVICES, *SERVERS, "simulator", *MONITORING]
+
+
+@pytest.mark.parametrize("name", STAYING)
 def test_what_stays_is_watched_and_comes_back(name: str) -> None:
     part = PARTS[name]
     assert part["healthcheck"]["test"]
@@ -95,7 +99,7 @@ def test_what_stays_is_watched_and_comes_back(name: str) -> None:
 
 
 def test_one_shots_end() -> None:
-    one_shots = [name for name in PARTS if name not in (*SERVICES, *SERVERS, "simulator")]
+    one_shots = [name for name in PARTS if name not in STAYING]
     assert sorted(one_shots) == sorted(
         ["own-volumes", "set-up-bus", *(f"migrate-{name}" for name in SERVICES)]
     )
@@ -116,7 +120,7 @@ def test_images_are_variables_with_pinned_defaults() -> None:
 
 def test_only_the_published_ports_are_on_the_host() -> None:
     published = {name: part["ports"] for name, part in PARTS.items() if "ports" in part}
-    assert published.keys() == {"gateway", "nats", "s3"}
+    assert published.keys() == {"gateway", "nats", "s3", *MONITORING}
     for ports in published.values():
         for port in ports:  # a variable, on loopback unless told otherwise: it is plain text
             assert re.fullmatch(r"\$\{FRAMEWIRE_[A-Z0-9_]+:-127\.0\.0\.1:\d+\}:\d+", port)
@@ -132,7 +136,41 @@ def test_s3_has_an_inner_and_a_public_address() -> None:
 def test_the_way_out_is_for_those_who_need_it() -> None:
     assert COMPOSE["networks"]["inner"]["internal"] is True
     outside = {name for name, part in PARTS.items() if "outer" in part.get("networks", [])}
-    assert outside == {"gateway", "generator", "storage", "nats", "s3"}
+    # A port is published by a network with a way out, or not at all.
+    assert outside == {"gateway", "generator", "storage", "nats", "s3", *MONITORING}
+
+
+def test_the_monitoring_profile_loads_what_the_repository_has() -> None:
+    assert [name for name, part in PARTS.items() if "profiles" in part] == list(MONITORING)
+    assert all(PARTS[name]["profiles"] == ["monitoring"] for name in MONITORING)
+    mounts = {
+        target: ROOT / source
+        for name in MONITORING
+        for source, target, *_ in (mount.split(":") for mount in PARTS[name]["volumes"])
+        if source.startswith("./")
+    }
+    assert all(path.exists() for path in mounts.values())
+    prometheus = yaml.safe_load(mounts["/etc/prometheus/prometheus.yml"].read_text())
+    assert "--config.file=/etc/prometheus/prometheus.yml" in PARTS["prometheus"]["command"]
+    assert all(Path(rules) and mounts[rules].exists() for rules in prometheus["rule_files"])
+    scraped = {
+        (target["names"][0], target["port"])
+        for job in prometheus["scrape_configs"]
+        for target in job["dns_sd_configs"]
+    }
+    listening = {
+        (name, int(PARTS[name]["environment"][f"{name.upper()}_METRICS_LISTEN"].split(":")[1]))
+        for name in SERVICES
+    }
+    assert scraped == listening
+    provisioning = mounts["/etc/grafana/provisioning"]
+    source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    boards = yaml.safe_load((provisioning / "dashboards" / "framewire.yaml").read_text())
+    folder = boards["providers"][0]["options"]["path"]
+    home = PARTS["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (mounts[folder] / Path(home).name).exists()
+    assert home.startswith(f"{folder}/")
 
 
 def test_no_secret_is_in_the_environment_or_in_git() -> None:
