@@ -32,6 +32,7 @@ from framewire.gateway.v1 import (
     upload_pb2_grpc,
     video_pb2,
     video_pb2_grpc,
+    webhook_pb2_grpc,
 )
 from framewire.generator.v1 import attempt_pb2, attempt_pb2_grpc, job_pb2
 from framewire.storage.v1 import storage_pb2, storage_pb2_grpc
@@ -253,6 +254,7 @@ class Caller:
             account_pb2_grpc.AccountServiceStub(channel),
             operator_pb2_grpc.OperatorServiceStub(channel),
             template_pb2_grpc.TemplateServiceStub(channel),
+            webhook_pb2_grpc.WebhookServiceStub(channel),
         ]
 
     def method(self, name: str) -> Any:
@@ -356,7 +358,8 @@ class World:
         try:
             subject = subjects.event_subject(video.account_id, kind)
             data = json_format.MessageToJson(event).encode()
-            await client.jetstream().publish(subject, data)
+            headers = {"ce-id": f"{video.video_id}:{seq or kind}"}
+            await client.jetstream().publish(subject, data, headers=headers)
         finally:
             await client.close()
 

@@ -209,6 +209,8 @@ def event_text(event: event_types.Event) -> str:
             return f"asset {asset}"
         case event_types.BalanceLow(available_credits=left, threshold_credits=threshold):
             return f"{counted(left)} available, below {threshold}"
+        case event_types.WebhookDisabled(endpoint_id=endpoint, why=why):
+            return f"webhook endpoint {endpoint}: {why}"
         case _:
             return ""
 

@@ -47,6 +47,7 @@ _DETAILS: dict[str, type[Any]] = {
     "deleted": types.Deleted,
     "expired": types.Expired,
     "balance_low": types.BalanceLow,
+    "webhook_disabled": types.WebhookDisabled,
 }
 
 

@@ -94,6 +94,14 @@ class BalanceLow:
     threshold_credits: int
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookDisabled:
+    """A webhook endpoint of the account gets no more events: it is "GONE", or "FAILING" for days."""
+
+    endpoint_id: str
+    why: str
+
+
 Detail = (
     Queued
     | Started
@@ -105,6 +113,7 @@ Detail = (
     | Deleted
     | Expired
     | BalanceLow
+    | WebhookDisabled
 )
 
 

@@ -12,6 +12,7 @@ from framewire.gateway.v1 import (
     template_pb2_grpc,
     upload_pb2_grpc,
     video_pb2_grpc,
+    webhook_pb2_grpc,
 )
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
@@ -22,10 +23,12 @@ from services.gateway import (
     auth,
     catalogue,
     config,
+    deliverer,
     limits,
     measures,
     oidc,
     peers,
+    posting,
     projector,
     publisher,
     reconciler,
@@ -35,7 +38,7 @@ from services.gateway import (
     tasks,
     watch,
 )
-from services.gateway.api import accounts, creating, operators, templates, uploads, videos
+from services.gateway.api import accounts, creating, operators, templates, uploads, videos, webhooks
 
 
 async def main(settings: config.Settings) -> None:
@@ -67,6 +70,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(life.gate(sweeper.Sweeper(kept, behind, ringing, hub, _ages(settings))))
         process.loop(life.gate(sweeper.Purge(kept)))
         process.loop(measures.Measures(kept.measures))
+        _deliver(process, settings, kept, nats)
 
         parts = creating.Parts(
             store=kept,
@@ -89,6 +93,24 @@ async def main(settings: config.Settings) -> None:
         )
         process.serve(operator_pb2_grpc.add_OperatorServiceServicer_to_server, operating)
         await process.run(callers)
+
+
+def _deliver(
+    process: service.Process, settings: config.Settings, kept: store.Store, nats: bus.Bus
+) -> None:
+    """Webhooks."""
+    poster = posting.Poster(
+        settings.webhook_networks, settings.webhook_ca_file, settings.webhook_timeout_seconds
+    )
+    delivering = deliverer.Deliverer(kept.deliveries, poster, settings)
+    give_up = settings.webhook_give_up_seconds
+    recorder = deliverer.Recorder(kept.deliveries, delivering, give_up)
+    for loop in (recorder.loop(nats), delivering, deliverer.Keeping(kept.deliveries)):
+        process.loop(loop)
+    process.serve(
+        webhook_pb2_grpc.add_WebhookServiceServicer_to_server,
+        webhooks.WebhookApi(kept, poster, pages.Pages(settings.page_secret()), give_up),
+    )
 
 
 def _serve(process: service.Process, parts: creating.Parts) -> None:

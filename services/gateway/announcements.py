@@ -27,6 +27,18 @@ def deleted(video: videos.Video) -> outbox.Row:
     return _row(event, "deleted", f"{video.video_id}:deleted", video.video_id)
 
 
+def webhook_disabled(account_id: str, endpoint_id: str, why: str, when: datetime) -> outbox.Row:
+    """A webhook endpoint gets no more events, because of its answers."""
+    event = event_pb2.Event(
+        account_id=account_id,
+        kind=event_pb2.EVENT_KIND_WEBHOOK_DISABLED,
+        occurred_at=_timestamp(when),
+        webhook_disabled=event_pb2.WebhookDisabled(endpoint_id=endpoint_id, why=why),
+    )
+    ce_id = f"{endpoint_id}:disabled:{int(when.timestamp())}"
+    return _row(event, "webhook_disabled", ce_id, endpoint_id)
+
+
 def _row(event: event_pb2.Event, kind: str, ce_id: str, ordering_key: str) -> outbox.Row:
     headers = {
         "ce-type": f"framewire.events.v1.{kind}",

@@ -60,6 +60,20 @@ class Settings(config.ServiceSettings):
     """How often the replicas together reconcile by themselves; longer than the interval above. 0: only when asked."""
     watch_floor_seconds: float = Field(default=10, gt=0)
     """How often watched videos are read without having been nudged."""
+    webhook_networks: str = ""
+    """Networks (CIDR, separated by commas) to which webhooks are delivered though they are not public, http too."""
+    webhook_ca_file: Path | None = None
+    """Certificates (PEM) that webhook endpoints are trusted by; not set: those that browsers trust."""
+    webhook_timeout_seconds: float = Field(default=10, gt=0)
+    """Longest that one try may take; a lease is three times as long."""
+    webhook_poll_seconds: float = Field(default=1, gt=0)
+    """How often is looked for due deliveries, beside the moments when an event was recorded here."""
+    webhook_retry_seconds: float = Field(default=5, gt=0)
+    """Pause before the second try; the later ones grow with it, to 2880 times this."""
+    webhook_give_up_seconds: float = Field(default=86400, gt=0)
+    """For how long a delivery is tried."""
+    webhook_disable_seconds: float = Field(default=5 * 86400, gt=0)
+    """For how long an endpoint may fail, with nothing but failures, before it is disabled."""
 
     def page_secret(self) -> bytes:
         """What signs page tokens, the same in every replica."""

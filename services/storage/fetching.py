@@ -10,7 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
-from services.storage import addresses, threads
+from kit import egress
+from services.storage import threads
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Fetch:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
-        target: addresses.Target,
+        target: egress.Target,
         address: str,
         trust: ssl.SSLContext,
     ) -> None:

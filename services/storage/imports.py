@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,8 @@ from urllib.parse import urljoin
 
 import certifi
 
-from kit import errors, telemetry
-from services.storage import addresses, assets, config, fetching, puts, store
+from kit import egress, errors, telemetry
+from services.storage import assets, config, fetching, puts, store
 from services.storage.store import announced
 
 log = telemetry.logger(__name__)
@@ -33,7 +32,7 @@ class Imports:
         self._settings = settings
         self._store = store_
         self._puts = puts_
-        self._networks = addresses.networks(settings.import_networks)
+        self._networks = egress.networks(settings.import_networks)
         self._trust = ssl.create_default_context(
             cafile=str(settings.import_ca_file or Path(certifi.where()))
         )
@@ -72,8 +71,8 @@ class Imports:
     async def _open(self, url: str) -> AsyncIterator[fetching.Fetch]:
         """What gives the bytes, after redirects, each of which must be allowed in itself."""
         for _ in range(MOST_REDIRECTS + 1):
-            target = addresses.target(url)
-            address = addresses.check(await resolve(target), target.port, self._networks)
+            target = egress.target(url)
+            address = egress.check(await resolve(target), target.port, self._networks)
             async with fetching.Fetch(self._threads, target, address, self._trust) as fetch:
                 answer = await fetch.ask()
                 if answer.status == http.HTTPStatus.OK:
@@ -87,15 +86,12 @@ class Imports:
         raise _failed(f"it redirects more than {MOST_REDIRECTS} times")
 
 
-async def resolve(target: addresses.Target) -> list[str]:
-    """All addresses of a host, once: what is judged is what is connected to."""
+async def resolve(target: egress.Target) -> list[str]:
+    """All addresses of a host. Raises FailedPrecondition/IMPORT_FAILED."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            target.host, target.port, type=socket.SOCK_STREAM
-        )
-    except (socket.gaierror, UnicodeError):
+        return await egress.resolve(target)
+    except OSError:
         raise _failed("its host is not known") from None
-    return [str(item[4][0]) for item in found]
 
 
 async def _pieces(fetch: fetching.Fetch) -> AsyncIterator[bytes]:

@@ -264,7 +264,7 @@ def test_the_policies_allow_the_arrows_and_no_others() -> None:
         for peer in rule["to"]
         if "ipBlock" in peer
     }
-    assert to_the_internet == {"generator", "storage"}
+    assert to_the_internet == {"gateway", "generator", "storage"}
 
 
 def _peers(peers: Any) -> list[str]:

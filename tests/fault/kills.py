@@ -84,6 +84,9 @@ ELSEWHERE = {
     *(point for points in RECOVERY.values() for point in points),
     "gateway.delete.after_commit",
     "gateway.delete.after_assets",
+    # tests/integration/test_gateway_webhooks.py
+    "gateway.webhook.after_record",
+    "gateway.webhook.before_settle",
 }
 LEDGER = (
     "credits.grant.before_commit",

@@ -15,6 +15,7 @@ from framewire.gateway.v1 import (
     template_pb2_grpc,
     upload_pb2_grpc,
     video_pb2_grpc,
+    webhook_pb2_grpc,
 )
 from framewire.generator.v1 import attempt_pb2_grpc
 from framewire.storage.v1 import storage_pb2_grpc
@@ -25,6 +26,7 @@ from services.gateway.api.operators import OperatorApi
 from services.gateway.api.templates import TemplateApi
 from services.gateway.api.uploads import UploadApi
 from services.gateway.api.videos import VideoApi
+from services.gateway.api.webhooks import WebhookApi
 from services.generator.api import AttemptApi
 from services.storage.api import StorageApi
 
@@ -35,6 +37,7 @@ SERVED: dict[ModuleType, type] = {
     template_pb2_grpc: TemplateApi,
     upload_pb2_grpc: UploadApi,
     video_pb2_grpc: VideoApi,
+    webhook_pb2_grpc: WebhookApi,
     attempt_pb2_grpc: AttemptApi,
     storage_pb2_grpc: StorageApi,
 }

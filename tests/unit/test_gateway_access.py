@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from framewire.gateway.v1 import account_pb2, operator_pb2, template_pb2, upload_pb2, video_pb2
+from framewire.gateway.v1 import (
+    account_pb2,
+    operator_pb2,
+    template_pb2,
+    upload_pb2,
+    video_pb2,
+    webhook_pb2,
+)
 from kit import errors
 from kit import pages as kit_pages
 from services.gateway import auth, catalogue, watch
@@ -22,7 +29,7 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, 123, tzinfo=UTC)
 def test_the_table_names_every_method_of_the_contract_and_no_other() -> None:
     methods = {
         f"{service.full_name}/{method.name}"
-        for file in (account_pb2, operator_pb2, template_pb2, upload_pb2, video_pb2)
+        for file in (account_pb2, operator_pb2, template_pb2, upload_pb2, video_pb2, webhook_pb2)
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }

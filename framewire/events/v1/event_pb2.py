@@ -26,41 +26,45 @@ from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_do
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66ramewire/events/v1/event.proto\x12\x13\x66ramewire.events.v1\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x05\n\x05\x45vent\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12,\n\x04kind\x18\x04 \x01(\x0e\x32\x1e.framewire.events.v1.EventKind\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06queued\x18\n \x01(\x0b\x32\x1b.framewire.events.v1.QueuedH\x00\x12/\n\x07started\x18\x0b \x01(\x0b\x32\x1c.framewire.events.v1.StartedH\x00\x12\x33\n\tcompleted\x18\x0c \x01(\x0b\x32\x1e.framewire.events.v1.CompletedH\x00\x12-\n\x06\x66\x61iled\x18\r \x01(\x0b\x32\x1b.framewire.events.v1.FailedH\x00\x12\x33\n\tcancelled\x18\x0e \x01(\x0b\x32\x1e.framewire.events.v1.CancelledH\x00\x12/\n\x07settled\x18\x0f \x01(\x0b\x32\x1c.framewire.events.v1.SettledH\x00\x12\x33\n\trecovered\x18\x10 \x01(\x0b\x32\x1e.framewire.events.v1.RecoveredH\x00\x12/\n\x07\x64\x65leted\x18\x11 \x01(\x0b\x32\x1c.framewire.events.v1.DeletedH\x00\x12/\n\x07\x65xpired\x18\x12 \x01(\x0b\x32\x1c.framewire.events.v1.ExpiredH\x00\x12\x36\n\x0b\x62\x61lance_low\x18\x13 \x01(\x0b\x32\x1f.framewire.events.v1.BalanceLowH\x00\x42\x08\n\x06\x64\x65tail\"\x89\x01\n\x06Queued\x12\'\n\x04lane\x18\x01 \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0equeue_position\x18\x03 \x01(\x05\x12/\n\x0b\x65xpected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x18\n\x10provider_account\x18\x02 \x01(\t\"\x99\x01\n\tCompleted\x12,\n\x07outputs\x18\x01 \x03(\x0b\x32\x1b.framewire.events.v1.Output\x12\x1a\n\x12variants_requested\x18\x02 \x01(\x05\x12\x19\n\x11seconds_requested\x18\x03 \x01(\x05\x12\x18\n\x10\x63\x61ncel_requested\x18\x04 \x01(\x08\x12\r\n\x05model\x18\x05 \x01(\t\"\x87\x01\n\x06\x46\x61iled\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12.\n\x05stage\x18\x02 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\"f\n\tCancelled\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12.\n\x05stage\x18\x02 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\"\x9b\x01\n\x07Settled\x12\x18\n\x10\x63\x61ptured_credits\x18\x01 \x01(\x03\x12\x18\n\x10released_credits\x18\x02 \x01(\x03\x12)\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\x12\x19\n\x11\x61vailable_credits\x18\x05 \x01(\x03\"9\n\tRecovered\x12,\n\x07outputs\x18\x01 \x03(\x0b\x32\x1b.framewire.events.v1.Output\"\t\n\x07\x44\x65leted\"\x1b\n\x07\x45xpired\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\"B\n\nBalanceLow\x12\x19\n\x11\x61vailable_credits\x18\x01 \x01(\x03\x12\x19\n\x11threshold_credits\x18\x02 \x01(\x03\"\xc3\x02\n\x06Output\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\x05\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nmedia_type\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\x05\x12\x0e\n\x06height\x18\x07 \x01(\x05\x12\x13\n\x0b\x64uration_ms\x18\x08 \x01(\x03\x12\x0b\n\x03\x66ps\x18\t \x01(\x01\x12\r\n\x05\x63odec\x18\n \x01(\t\x12\x11\n\thas_audio\x18\x0b \x01(\x08\x12\x17\n\x0fposter_asset_id\x18\x0c \x01(\t\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\nrenditions\x18\x0e \x03(\x0b\x32\x1e.framewire.events.v1.Rendition\"\x90\x01\n\tRendition\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd4\x01\n\x08Progress\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12\x18\n\x10progress_percent\x18\x05 \x01(\x05\x12\x16\n\x0equeue_position\x18\x06 \x01(\x05\x12/\n\x0b\x65xpected_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9f\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_QUEUED\x10\x01\x12\x16\n\x12\x45VENT_KIND_STARTED\x10\x02\x12\x18\n\x14\x45VENT_KIND_COMPLETED\x10\x03\x12\x15\n\x11\x45VENT_KIND_FAILED\x10\x04\x12\x18\n\x14\x45VENT_KIND_CANCELLED\x10\x05\x12\x16\n\x12\x45VENT_KIND_SETTLED\x10\x06\x12\x18\n\x14\x45VENT_KIND_RECOVERED\x10\x07\x12\x16\n\x12\x45VENT_KIND_DELETED\x10\x08\x12\x16\n\x12\x45VENT_KIND_EXPIRED\x10\t\x12\x1a\n\x16\x45VENT_KIND_BALANCE_LOW\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66ramewire/events/v1/event.proto\x12\x13\x66ramewire.events.v1\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x06\n\x05\x45vent\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12,\n\x04kind\x18\x04 \x01(\x0e\x32\x1e.framewire.events.v1.EventKind\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06queued\x18\n \x01(\x0b\x32\x1b.framewire.events.v1.QueuedH\x00\x12/\n\x07started\x18\x0b \x01(\x0b\x32\x1c.framewire.events.v1.StartedH\x00\x12\x33\n\tcompleted\x18\x0c \x01(\x0b\x32\x1e.framewire.events.v1.CompletedH\x00\x12-\n\x06\x66\x61iled\x18\r \x01(\x0b\x32\x1b.framewire.events.v1.FailedH\x00\x12\x33\n\tcancelled\x18\x0e \x01(\x0b\x32\x1e.framewire.events.v1.CancelledH\x00\x12/\n\x07settled\x18\x0f \x01(\x0b\x32\x1c.framewire.events.v1.SettledH\x00\x12\x33\n\trecovered\x18\x10 \x01(\x0b\x32\x1e.framewire.events.v1.RecoveredH\x00\x12/\n\x07\x64\x65leted\x18\x11 \x01(\x0b\x32\x1c.framewire.events.v1.DeletedH\x00\x12/\n\x07\x65xpired\x18\x12 \x01(\x0b\x32\x1c.framewire.events.v1.ExpiredH\x00\x12\x36\n\x0b\x62\x61lance_low\x18\x13 \x01(\x0b\x32\x1f.framewire.events.v1.BalanceLowH\x00\x12@\n\x10webhook_disabled\x18\x14 \x01(\x0b\x32$.framewire.events.v1.WebhookDisabledH\x00\x12)\n\x04test\x18\x15 \x01(\x0b\x32\x19.framewire.events.v1.TestH\x00\x42\x08\n\x06\x64\x65tail\"\x89\x01\n\x06Queued\x12\'\n\x04lane\x18\x01 \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0equeue_position\x18\x03 \x01(\x05\x12/\n\x0b\x65xpected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x18\n\x10provider_account\x18\x02 \x01(\t\"\x99\x01\n\tCompleted\x12,\n\x07outputs\x18\x01 \x03(\x0b\x32\x1b.framewire.events.v1.Output\x12\x1a\n\x12variants_requested\x18\x02 \x01(\x05\x12\x19\n\x11seconds_requested\x18\x03 \x01(\x05\x12\x18\n\x10\x63\x61ncel_requested\x18\x04 \x01(\x08\x12\r\n\x05model\x18\x05 \x01(\t\"\x87\x01\n\x06\x46\x61iled\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12.\n\x05stage\x18\x02 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\"f\n\tCancelled\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12.\n\x05stage\x18\x02 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\"\x9b\x01\n\x07Settled\x12\x18\n\x10\x63\x61ptured_credits\x18\x01 \x01(\x03\x12\x18\n\x10released_credits\x18\x02 \x01(\x03\x12)\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1a.framewire.events.v1.Cause\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\x12\x19\n\x11\x61vailable_credits\x18\x05 \x01(\x03\"9\n\tRecovered\x12,\n\x07outputs\x18\x01 \x03(\x0b\x32\x1b.framewire.events.v1.Output\"\t\n\x07\x44\x65leted\"\x1b\n\x07\x45xpired\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\"B\n\nBalanceLow\x12\x19\n\x11\x61vailable_credits\x18\x01 \x01(\x03\x12\x19\n\x11threshold_credits\x18\x02 \x01(\x03\"3\n\x0fWebhookDisabled\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x06\n\x04Test\"\xc3\x02\n\x06Output\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\x05\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nmedia_type\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\x05\x12\x0e\n\x06height\x18\x07 \x01(\x05\x12\x13\n\x0b\x64uration_ms\x18\x08 \x01(\x03\x12\x0b\n\x03\x66ps\x18\t \x01(\x01\x12\r\n\x05\x63odec\x18\n \x01(\t\x12\x11\n\thas_audio\x18\x0b \x01(\x08\x12\x17\n\x0fposter_asset_id\x18\x0c \x01(\t\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\nrenditions\x18\x0e \x03(\x0b\x32\x1e.framewire.events.v1.Rendition\"\x90\x01\n\tRendition\x12\x10\n\x08\x61sset_id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd4\x01\n\x08Progress\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.framewire.events.v1.VideoStage\x12\x18\n\x10progress_percent\x18\x05 \x01(\x05\x12\x16\n\x0equeue_position\x18\x06 \x01(\x05\x12/\n\x0b\x65xpected_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xd5\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_QUEUED\x10\x01\x12\x16\n\x12\x45VENT_KIND_STARTED\x10\x02\x12\x18\n\x14\x45VENT_KIND_COMPLETED\x10\x03\x12\x15\n\x11\x45VENT_KIND_FAILED\x10\x04\x12\x18\n\x14\x45VENT_KIND_CANCELLED\x10\x05\x12\x16\n\x12\x45VENT_KIND_SETTLED\x10\x06\x12\x18\n\x14\x45VENT_KIND_RECOVERED\x10\x07\x12\x16\n\x12\x45VENT_KIND_DELETED\x10\x08\x12\x16\n\x12\x45VENT_KIND_EXPIRED\x10\t\x12\x1a\n\x16\x45VENT_KIND_BALANCE_LOW\x10\n\x12\x1f\n\x1b\x45VENT_KIND_WEBHOOK_DISABLED\x10\x0b\x12\x13\n\x0f\x45VENT_KIND_TEST\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'framewire.events.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTKIND']._serialized_start=2404
-  _globals['_EVENTKIND']._serialized_end=2691
+  _globals['_EVENTKIND']._serialized_start=2574
+  _globals['_EVENTKIND']._serialized_end=2915
   _globals['_EVENT']._serialized_start=128
-  _globals['_EVENT']._serialized_end=796
-  _globals['_QUEUED']._serialized_start=799
-  _globals['_QUEUED']._serialized_end=936
-  _globals['_STARTED']._serialized_start=938
-  _globals['_STARTED']._serialized_end=990
-  _globals['_COMPLETED']._serialized_start=993
-  _globals['_COMPLETED']._serialized_end=1146
-  _globals['_FAILED']._serialized_start=1149
-  _globals['_FAILED']._serialized_end=1284
-  _globals['_CANCELLED']._serialized_start=1286
-  _globals['_CANCELLED']._serialized_end=1388
-  _globals['_SETTLED']._serialized_start=1391
-  _globals['_SETTLED']._serialized_end=1546
-  _globals['_RECOVERED']._serialized_start=1548
-  _globals['_RECOVERED']._serialized_end=1605
-  _globals['_DELETED']._serialized_start=1607
-  _globals['_DELETED']._serialized_end=1616
-  _globals['_EXPIRED']._serialized_start=1618
-  _globals['_EXPIRED']._serialized_end=1645
-  _globals['_BALANCELOW']._serialized_start=1647
-  _globals['_BALANCELOW']._serialized_end=1713
-  _globals['_OUTPUT']._serialized_start=1716
-  _globals['_OUTPUT']._serialized_end=2039
-  _globals['_RENDITION']._serialized_start=2042
-  _globals['_RENDITION']._serialized_end=2186
-  _globals['_PROGRESS']._serialized_start=2189
-  _globals['_PROGRESS']._serialized_end=2401
+  _globals['_EVENT']._serialized_end=905
+  _globals['_QUEUED']._serialized_start=908
+  _globals['_QUEUED']._serialized_end=1045
+  _globals['_STARTED']._serialized_start=1047
+  _globals['_STARTED']._serialized_end=1099
+  _globals['_COMPLETED']._serialized_start=1102
+  _globals['_COMPLETED']._serialized_end=1255
+  _globals['_FAILED']._serialized_start=1258
+  _globals['_FAILED']._serialized_end=1393
+  _globals['_CANCELLED']._serialized_start=1395
+  _globals['_CANCELLED']._serialized_end=1497
+  _globals['_SETTLED']._serialized_start=1500
+  _globals['_SETTLED']._serialized_end=1655
+  _globals['_RECOVERED']._serialized_start=1657
+  _globals['_RECOVERED']._serialized_end=1714
+  _globals['_DELETED']._serialized_start=1716
+  _globals['_DELETED']._serialized_end=1725
+  _globals['_EXPIRED']._serialized_start=1727
+  _globals['_EXPIRED']._serialized_end=1754
+  _globals['_BALANCELOW']._serialized_start=1756
+  _globals['_BALANCELOW']._serialized_end=1822
+  _globals['_WEBHOOKDISABLED']._serialized_start=1824
+  _globals['_WEBHOOKDISABLED']._serialized_end=1875
+  _globals['_TEST']._serialized_start=1877
+  _globals['_TEST']._serialized_end=1883
+  _globals['_OUTPUT']._serialized_start=1886
+  _globals['_OUTPUT']._serialized_end=2209
+  _globals['_RENDITION']._serialized_start=2212
+  _globals['_RENDITION']._serialized_end=2356
+  _globals['_PROGRESS']._serialized_start=2359
+  _globals['_PROGRESS']._serialized_end=2571
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """An asset of it reached the end of its retention."""
     EVENT_KIND_BALANCE_LOW: _EventKind.ValueType  # 10
     """The account's available credits fell below its threshold."""
+    EVENT_KIND_WEBHOOK_DISABLED: _EventKind.ValueType  # 11
+    """A webhook endpoint of the account gets no more events, since it did not take them."""
+    EVENT_KIND_TEST: _EventKind.ValueType  # 12
+    """Somebody tries a webhook endpoint; never on the bus."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """Kinds of events; the subject's last token is the lower-case name without prefix."""
@@ -77,6 +81,10 @@ EVENT_KIND_EXPIRED: EventKind.ValueType  # 9
 """An asset of it reached the end of its retention."""
 EVENT_KIND_BALANCE_LOW: EventKind.ValueType  # 10
 """The account's available credits fell below its threshold."""
+EVENT_KIND_WEBHOOK_DISABLED: EventKind.ValueType  # 11
+"""A webhook endpoint of the account gets no more events, since it did not take them."""
+EVENT_KIND_TEST: EventKind.ValueType  # 12
+"""Somebody tries a webhook endpoint; never on the bus."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -100,8 +108,10 @@ class Event(_message.Message):
     DELETED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
     BALANCE_LOW_FIELD_NUMBER: _builtins.int
+    WEBHOOK_DISABLED_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
-    """The video that this is about; empty for BALANCE_LOW."""
+    """The video that this is about; empty for BALANCE_LOW, WEBHOOK_DISABLED and TEST."""
     account_id: _builtins.str
     """The account that it belongs to."""
     seq: _builtins.int
@@ -154,6 +164,14 @@ class Event(_message.Message):
     def balance_low(self) -> Global___BalanceLow:
         """kind BALANCE_LOW."""
 
+    @_builtins.property
+    def webhook_disabled(self) -> Global___WebhookDisabled:
+        """kind WEBHOOK_DISABLED."""
+
+    @_builtins.property
+    def test(self) -> Global___Test:
+        """kind TEST."""
+
     def __init__(
         self,
         *,
@@ -172,12 +190,14 @@ class Event(_message.Message):
         deleted: Global___Deleted | None = ...,
         expired: Global___Expired | None = ...,
         balance_low: Global___BalanceLow | None = ...,
+        webhook_disabled: Global___WebhookDisabled | None = ...,
+        test: Global___Test | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balance_low", b"balance_low", "cancelled", b"cancelled", "completed", b"completed", "deleted", b"deleted", "detail", b"detail", "expired", b"expired", "failed", b"failed", "occurred_at", b"occurred_at", "queued", b"queued", "recovered", b"recovered", "settled", b"settled", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance_low", b"balance_low", "cancelled", b"cancelled", "completed", b"completed", "deleted", b"deleted", "detail", b"detail", "expired", b"expired", "failed", b"failed", "occurred_at", b"occurred_at", "queued", b"queued", "recovered", b"recovered", "settled", b"settled", "started", b"started", "test", b"test", "webhook_disabled", b"webhook_disabled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_low", b"balance_low", "cancelled", b"cancelled", "completed", b"completed", "deleted", b"deleted", "detail", b"detail", "expired", b"expired", "failed", b"failed", "kind", b"kind", "occurred_at", b"occurred_at", "queued", b"queued", "recovered", b"recovered", "seq", b"seq", "settled", b"settled", "started", b"started", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_low", b"balance_low", "cancelled", b"cancelled", "completed", b"completed", "deleted", b"deleted", "detail", b"detail", "expired", b"expired", "failed", b"failed", "kind", b"kind", "occurred_at", b"occurred_at", "queued", b"queued", "recovered", b"recovered", "seq", b"seq", "settled", b"settled", "started", b"started", "test", b"test", "video_id", b"video_id", "webhook_disabled", b"webhook_disabled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["queued", "started", "completed", "failed", "cancelled", "settled", "recovered", "deleted", "expired", "balance_low"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["queued", "started", "completed", "failed", "cancelled", "settled", "recovered", "deleted", "expired", "balance_low", "webhook_disabled", "test"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
@@ -473,6 +493,49 @@ class BalanceLow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BalanceLow: _TypeAlias = BalanceLow  # noqa: Y015
+
+@_typing.final
+class WebhookDisabled(_message.Message):
+    """A webhook endpoint was disabled because of its answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
+    """The endpoint."""
+    why: _builtins.str
+    """"GONE": it answered 410; "FAILING": for days it answered nothing but errors."""
+    def __init__(
+        self,
+        *,
+        endpoint_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookDisabled: _TypeAlias = WebhookDisabled  # noqa: Y015
+
+@_typing.final
+class Test(_message.Message):
+    """Nothing happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Test: _TypeAlias = Test  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):

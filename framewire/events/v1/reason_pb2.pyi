@@ -186,6 +186,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: variables of the template are missing, unknown or not as it wants them; BadRequest names each."""
     ERROR_REASON_TOO_MANY_TEMPLATES: _ErrorReason.ValueType  # 164
     """RESOURCE_EXHAUSTED: the account has as many versions of templates in use as it may have."""
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 170
+    """NOT_FOUND: there is no such webhook endpoint or delivery, or it is another account's."""
+    ERROR_REASON_TOO_MANY_WEBHOOKS: _ErrorReason.ValueType  # 171
+    """RESOURCE_EXHAUSTED: the account has as many webhook endpoints as it may have."""
+    ERROR_REASON_WEBHOOK_DISABLED: _ErrorReason.ValueType  # 172
+    """FAILED_PRECONDITION: the webhook endpoint is disabled: enable it first."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of an error, as ErrorInfo.reason without the prefix (for instance "INSUFFICIENT_CREDITS").
@@ -356,4 +362,10 @@ ERROR_REASON_VARIABLES_INVALID: ErrorReason.ValueType  # 163
 """INVALID_ARGUMENT: variables of the template are missing, unknown or not as it wants them; BadRequest names each."""
 ERROR_REASON_TOO_MANY_TEMPLATES: ErrorReason.ValueType  # 164
 """RESOURCE_EXHAUSTED: the account has as many versions of templates in use as it may have."""
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 170
+"""NOT_FOUND: there is no such webhook endpoint or delivery, or it is another account's."""
+ERROR_REASON_TOO_MANY_WEBHOOKS: ErrorReason.ValueType  # 171
+"""RESOURCE_EXHAUSTED: the account has as many webhook endpoints as it may have."""
+ERROR_REASON_WEBHOOK_DISABLED: ErrorReason.ValueType  # 172
+"""FAILED_PRECONDITION: the webhook endpoint is disabled: enable it first."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

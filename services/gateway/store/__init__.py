@@ -6,6 +6,7 @@ from kit import postgres
 from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.batches import BatchStore
+from services.gateway.store.deliveries import DeliveryStore
 from services.gateway.store.findings import FindingStore
 from services.gateway.store.limits import LimitStore
 from services.gateway.store.measures import MeasureStore
@@ -15,6 +16,7 @@ from services.gateway.store.removals import RemovalStore
 from services.gateway.store.sweeping import SweepStore
 from services.gateway.store.templates import TemplateStore
 from services.gateway.store.videos import VideoStore
+from services.gateway.store.webhooks import EndpointStore
 
 
 class Store:
@@ -33,3 +35,5 @@ class Store:
         self.measures = MeasureStore(pool)
         self.recovery = RecoveryStore(pool)
         self.templates = TemplateStore(pool)
+        self.endpoints = EndpointStore(pool)
+        self.deliveries = DeliveryStore(pool)

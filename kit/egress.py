@@ -1,12 +1,15 @@
-"""Which URLs and addresses an image may be fetched from: https, public, nothing that leads back to us. Pure.
+"""Which URLs and addresses of strangers are connected to: https, public, nothing that leads back to us.
 
-Whatever way an address is written (decimal, octal, hexadecimal, IPv6 that carries IPv4), the resolver has made it an
-address by the time it is judged here; and it is that address, not the name, which is connected to.
+For images that are fetched and webhooks that are delivered. Whatever way an address is written (decimal, octal,
+hexadecimal, IPv6 that carries IPv4), the resolver has made it an address by the time it is judged here; and it is that
+address, not the name, which is connected to.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -38,18 +41,20 @@ class Target:
     host: str
     port: int
     path: str
+    tls: bool = True
 
 
-def target(url: str) -> Target:
-    """The parts of an https URL. Raises InvalidArgument/URL_NOT_ALLOWED."""
+def target(url: str, *, plain: bool = False) -> Target:
+    """The parts of an https URL; with `plain` also of an http one. Raises InvalidArgument/URL_NOT_ALLOWED."""
     try:
         parts = urlsplit(url)
-        port = parts.port or HTTPS_PORT
+        tls = parts.scheme == "https"
+        port = parts.port or (HTTPS_PORT if tls else 80)
         host = (parts.hostname or "").rstrip(".").encode("idna").decode()
     except (ValueError, UnicodeError):
         raise not_allowed("it is not a URL") from None
-    if parts.scheme != "https":
-        raise not_allowed("only https URLs are fetched")
+    if not tls and not (plain and parts.scheme == "http"):
+        raise not_allowed("only https URLs are used")
     if parts.username is not None or parts.password is not None:
         raise not_allowed("it carries a user name or password")
     if not host:
@@ -58,10 +63,21 @@ def target(url: str) -> Target:
     whole = f"{path}?{parts.query}" if parts.query else path
     if any(character <= " " or character > "~" for character in whole):
         raise not_allowed("its path has characters that must be percent-encoded")
-    return Target(host, port, whole)
+    return Target(host, port, whole, tls)
 
 
-def check(found: Sequence[str], port: int, trusted: Sequence[Network]) -> str:
+async def resolve(target: Target) -> list[str]:
+    """All addresses of a host, once: what is judged is what is connected to. Raises OSError: it has none."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            target.host, target.port, type=socket.SOCK_STREAM
+        )
+    except UnicodeError as error:
+        raise OSError("not a host name") from error
+    return [str(item[4][0]) for item in found]
+
+
+def check(found: Sequence[str], port: int, trusted: Sequence[Network], *, tls: bool = True) -> str:
     """The address to connect to, of those that a name has. Raises InvalidArgument/URL_NOT_ALLOWED.
 
     One bad address refuses them all: a name that means a public and a private one means mischief.
@@ -77,6 +93,8 @@ def check(found: Sequence[str], port: int, trusted: Sequence[Network]) -> str:
             continue
         if not _public(address):
             raise not_allowed("its host's address is not public")
+        if not tls:
+            raise not_allowed("only https URLs are used")
         if port != HTTPS_PORT:
             raise not_allowed(f"only port {HTTPS_PORT} is used")
     return str(addresses[0])
@@ -91,7 +109,7 @@ def not_allowed(why: str) -> errors.InvalidArgument:
     """What the caller is told; never which address it was."""
     return errors.InvalidArgument(
         "URL_NOT_ALLOWED",
-        f"this URL is not fetched: {why}; use a public https URL, or upload the image",
+        f"this URL is not used: {why}; give a public https URL",
         violations=[("url", why)],
     )
 

@@ -1,4 +1,4 @@
-"""What an image may be fetched from, and what a signed URL to PUT to looks like."""
+"""What strangers' URLs may lead to, and what a signed URL to PUT to looks like."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kit import errors
-from services.storage import addresses, imports, presign
+from kit import egress, errors
+from services.storage import presign
 
 
 @pytest.mark.parametrize(
@@ -42,31 +42,31 @@ from services.storage import addresses, imports, presign
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     for found in ([address], ["93.184.216.34", address]):
         with pytest.raises(errors.InvalidArgument) as refused:
-            addresses.check(found, 443, ())
+            egress.check(found, 443, ())
         assert refused.value.reason == "URL_NOT_ALLOWED"
         assert address not in refused.value.message
 
 
 def test_public_addresses_are_used_at_the_usual_port_only() -> None:
-    assert addresses.check(["93.184.216.34"], 443, ()) == "93.184.216.34"
-    assert addresses.check(["2606:2800:220:1::1"], 443, ()) == "2606:2800:220:1::1"
-    assert addresses.check(["::ffff:93.184.216.34"], 443, ()) == "93.184.216.34"
+    assert egress.check(["93.184.216.34"], 443, ()) == "93.184.216.34"
+    assert egress.check(["2606:2800:220:1::1"], 443, ()) == "2606:2800:220:1::1"
+    assert egress.check(["::ffff:93.184.216.34"], 443, ()) == "93.184.216.34"
     with pytest.raises(errors.InvalidArgument):
-        addresses.check(["93.184.216.34"], 22, ())
-    trusted = addresses.networks("10.0.0.0/8, fd00::/8")
-    assert addresses.check(["10.1.2.3"], 8443, trusted) == "10.1.2.3"
+        egress.check(["93.184.216.34"], 22, ())
+    trusted = egress.networks("10.0.0.0/8, fd00::/8")
+    assert egress.check(["10.1.2.3"], 8443, trusted) == "10.1.2.3"
     with pytest.raises(errors.InvalidArgument):
-        addresses.check(["10.1.2.3", "127.0.0.1"], 8443, trusted)
+        egress.check(["10.1.2.3", "127.0.0.1"], 8443, trusted)
     with pytest.raises(errors.InvalidArgument):
-        addresses.check([], 443, trusted)
+        egress.check([], 443, trusted)
 
 
 @pytest.mark.parametrize("host", ["127.1", "0x7f.1", "2130706433", "017700000001", "localhost"])
 async def test_odd_notations_are_resolved_before_they_are_judged(host: str) -> None:
-    target = addresses.target(f"https://{host}/a.png")
-    found = await imports.resolve(target)
+    target = egress.target(f"https://{host}/a.png")
+    found = await egress.resolve(target)
     with pytest.raises(errors.InvalidArgument):
-        addresses.check(found, target.port, ())
+        egress.check(found, target.port, ())
 
 
 @pytest.mark.parametrize(
@@ -89,15 +89,26 @@ async def test_odd_notations_are_resolved_before_they_are_judged(host: str) -> N
 )
 def test_what_is_no_plain_https_url_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidArgument) as refused:
-        addresses.target(url)
+        egress.target(url)
     assert refused.value.reason == "URL_NOT_ALLOWED"
 
 
+def test_plain_http_is_for_trusted_networks_only() -> None:
+    local = egress.target("http://127.0.0.1:8080/in", plain=True)
+    assert local == egress.Target("127.0.0.1", 8080, "/in", tls=False)
+    trusted = egress.networks("127.0.0.0/8")
+    assert egress.check(["127.0.0.1"], 8080, trusted, tls=False) == "127.0.0.1"
+    with pytest.raises(errors.InvalidArgument):
+        egress.check(["93.184.216.34"], 443, trusted, tls=False)
+    with pytest.raises(errors.InvalidArgument):
+        egress.target("ftp://127.0.0.1/in", plain=True)
+
+
 def test_a_url_is_taken_apart() -> None:
-    assert addresses.target("https://EXAMPLE.com./a%20b.png?x=1#y") == addresses.Target(
+    assert egress.target("https://EXAMPLE.com./a%20b.png?x=1#y") == egress.Target(
         "example.com", 443, "/a%20b.png?x=1"
     )
-    assert addresses.target("https://bücher.example:8443") == addresses.Target(
+    assert egress.target("https://bücher.example:8443") == egress.Target(
         "xn--bcher-kva.example", 8443, "/"
     )
 
