@@ -7,6 +7,7 @@ from typing import Any
 
 from framewire.storage.v1 import storage_pb2
 from kit import errors
+from kit.failpoints import failpoint
 from services.storage import assets, store
 
 
@@ -61,6 +62,7 @@ class KeepingApi:
     ) -> storage_pb2.EraseAccountResponse:
         """Hides everything; the sweeper removes the bytes."""
         left = await self._keeping.erase(request.account_id)
+        await failpoint("storage.erase.after_commit")
         return storage_pb2.EraseAccountResponse(still_needed=left)
 
 

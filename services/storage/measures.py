@@ -37,7 +37,8 @@ class Reach:
         self._seconds = seconds
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Looks until told to stop."""
+        """Looks until told to stop. What was not looked at yet is not believed to be well."""
+        await self._tell(False)
         await loops.every("reach", self._seconds, self.run_once, stopping)
 
     async def run_once(self) -> None:

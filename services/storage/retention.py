@@ -8,6 +8,7 @@ from collections.abc import Callable
 from prometheus_client import Counter
 
 from kit import loops, telemetry
+from kit.failpoints import failpoint
 from services.storage import store
 
 log = telemetry.logger(__name__)
@@ -35,6 +36,7 @@ class Retention:
         """One batch; true when there is more."""
         ended = await self._store.keeping.expire(BATCH)
         if ended:
+            await failpoint("storage.expire.after_commit")
             log.info("assets_expired", count=ended)
             EXPIRED.inc(ended)
             self._told()

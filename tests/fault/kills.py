@@ -121,6 +121,8 @@ STORAGE: dict[str, tuple[str, ...]] = {
         "storage.delete.after_object",
         "storage.delete.after_row",
     ),
+    "erase": ("storage.erase.after_commit",),
+    "expire": ("storage.expire.after_commit",),
     "sweep_put": ("storage.sweep.after_give_up", "storage.sweep.after_objects"),
     "sweep_upload": ("storage.sweep.after_upload",),
 }

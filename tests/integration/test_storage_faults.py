@@ -322,6 +322,25 @@ async def test_more_stalled_reads_than_threads_hold_up_only_those_who_read(
     await well_again(bad, one)
 
 
+async def test_storage_starts_while_s3_is_away(bad: Bad, tmp_path: Path) -> None:
+    """What needs no S3 is answered, the rest is told that it is away; nobody has to start it again."""
+    world, one = bad.world, await laid(bad.world, tmp_path)
+    bad.front.add(bad.front.cut)
+    await world.stack.supervisor.restart("storage")
+
+    async def answers() -> bool:
+        try:
+            return (await world.stat(one.kept)).asset_id == one.kept.asset_id
+        except errors.Unavailable:  # the channel has not connected again
+            return False
+
+    await eventually(answers)
+    await eventually(lambda: bad.says(up=False))
+    with worlds.refused(errors.Unavailable, AWAY):
+        await world.get(one.kept)
+    await well_again(bad, one)
+
+
 async def test_what_was_deleted_while_s3_was_away_goes_by_itself(bad: Bad, tmp_path: Path) -> None:
     world, one = bad.world, await laid(bad.world, tmp_path)
     bad.front.add(bad.front.cut)

@@ -169,6 +169,42 @@ async def test_a_kill_while_an_asset_is_deleted(world: World, point: str, tmp_pa
     await whole(world, kept)
 
 
+async def test_a_kill_while_an_account_is_erased(world: World) -> None:
+    account = ids.new_id()
+    await world.put(account, pictures.plain((1, 1, 1)))
+    await world.put(account, pictures.plain((2, 2, 2)), owner="two")
+    request = pb.EraseAccountRequest(account_id=account)
+    (point,) = kills.STORAGE["erase"]
+    await struck(world, point, lambda: world.stub.EraseAccount(request, timeout=5))
+    assert await shown(world, account) == {}
+    await eventually(lambda: not world.objects(account), what="the sweeper to remove both")
+    assert (await world.stub.EraseAccount(request, timeout=5)).still_needed == 0
+    await over(world, account)
+
+
+async def test_a_kill_while_an_asset_reaches_its_end(world: World) -> None:
+    """Its end is told once, though who was to ring for it died."""
+    account = ids.new_id()
+    asset = await world.put(account, pictures.plain((1, 1, 1)))
+    (point,) = kills.STORAGE["expire"]
+    world.arm(point)
+    query = "UPDATE assets SET expires_at = clock_timestamp() WHERE asset_id = $1"
+    await world.pool.execute(query, asset.asset_id)
+    await world.revive()
+    assert await shown(world, account) == {}
+    await eventually(lambda: not world.objects(account), what="the sweeper to remove it")
+
+    async def told() -> bool:
+        rows = await world.pool.fetch(
+            "SELECT published_at FROM outbox WHERE ce_id LIKE $1", f"{asset.asset_id}:%"
+        )
+        assert len(rows) == 1
+        return rows[0]["published_at"] is not None
+
+    await eventually(told)
+    await over(world, account)
+
+
 @pytest.mark.parametrize("point", kills.STORAGE["sweep_put"])
 async def test_a_kill_while_leavings_are_swept(world: World, point: str, tmp_path: Path) -> None:
     account, body = ids.new_id(), film(tmp_path / "film.mp4")
