@@ -30,7 +30,7 @@ test: $(VENV)/dev ## passes all tests but the long ones
 test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 	@$(BIN)/python -m pytest -n 2 -m "fault or long" $(PYTEST_ARGS)
 
-test-compose: $(VENV)/dev ## builds the images, runs two replicas of each service, kills one of each, checks the books
+test-compose: $(VENV)/dev ## builds the images, runs several replicas of each service, kills one of each, checks the books, restarts all under load
 	@$(BIN)/python -m tests.deploy.compose_run
 
 images: ## builds the image of each service with Docker, and prints their sizes; TAG=

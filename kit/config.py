@@ -49,6 +49,8 @@ class ServiceSettings(BaseSettings):
     """debug, info, warning or error."""
     otlp_endpoint: str = ""
     """Where traces go, OTLP over gRPC: `http://host:port`, or `https://`; empty: nowhere."""
+    sentry_dsn: SecretStr = SecretStr("")
+    """Where errors go, a DSN of Sentry or of what speaks its protocol; empty: nowhere but to the log."""
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -63,7 +63,27 @@ def start(
     `... wait` ends when the database has every migration that this version knows: what a roll-out waits for.
     """
     settings = config.load(settings_class)
-    telemetry.configure(name, settings.log_level, settings.otlp_endpoint)
+    dsn = settings.sentry_dsn.get_secret_value()
+    try:
+        telemetry.configure(name, settings.log_level, settings.otlp_endpoint, dsn)
+    except ValueError as error:
+        raise SystemExit(f"settings are not usable:\n  {error}") from None
+    try:
+        _start(name, settings, main, migrations, prepare)
+    except Exception as error:
+        log.error("service_failed", error=repr(error), exc_info=error)
+        raise
+    finally:
+        telemetry.TRACKER.close()
+
+
+def _start(
+    name: str,
+    settings: S,
+    main: Callable[[S], Coroutine[Any, Any, None]],
+    migrations: Path,
+    prepare: Callable[[S], Coroutine[Any, Any, None]] | None,
+) -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "run"
     if command == "migrate":
         uvloop.run(_migrate(settings.database_url, migrations, settings, prepare))

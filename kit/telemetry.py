@@ -19,6 +19,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import Span, SpanKind
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from kit import tracking
+
 RPC_SECONDS = Histogram(
     "framewire_rpc_seconds",
     "Time of a gRPC call, by method and code.",
@@ -65,6 +67,7 @@ POOL_CONNECTIONS = Gauge(
 OUTBOX_WAITING = Gauge("framewire_outbox_waiting", "Outbox rows not published yet.")
 OUTBOX_OLDEST = Gauge("framewire_outbox_oldest_seconds", "Age of the oldest of them.")
 
+TRACKER = tracking.Tracker()
 _tracer = trace.get_tracer("framewire")
 
 
@@ -74,14 +77,19 @@ def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     return event
 
 
-def configure(service: str, log_level: str, otlp_endpoint: str) -> None:
-    """Sets up logs (one JSON object a line on stderr) and traces for this process. Call once, first."""
+def configure(service: str, log_level: str, otlp_endpoint: str, sentry_dsn: str = "") -> None:
+    """Sets up logs (one JSON object a line on stderr), traces and error tracking for this process. Call once, first.
+
+    Raises ValueError for a DSN that is none.
+    """
+    TRACKER.configure(service, sentry_dsn)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _add_trace,
+            TRACKER,
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],

@@ -1,5 +1,6 @@
-"""`make test-compose`: builds the images, starts docker-compose.yml with two replicas of each service, makes a video in
-each dialect, kills one replica of each while ten more are made, checks the books and the provider's log, removes all.
+"""`make test-compose`: builds the images, starts docker-compose.yml with several replicas of each service, makes a
+video in each dialect, kills one replica of each while ten more are made, checks the books and the log of the provider,
+restarts every replica, one after the other, while calls go on and none fails, and removes all.
 
 Wants a Docker engine and the compose plugin (or docker-compose 1.29). Where no registry can be reached,
 ../shared/tools/stand-in-images.sh makes stand-ins for the base images. FRAMEWIRE_KEEP=1 leaves it running.
@@ -30,7 +31,7 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 KILLED = ("generator", "storage", "credits", "gateway")
-REPLICAS = 2
+REPLICAS = {"generator": 3, "storage": 2, "credits": 2, "gateway": 2}
 GATEWAY_PORTS = 6  # a gateway that comes back may get another one of its range
 VIDEOS = 10
 CREDITS = 1000
@@ -156,8 +157,8 @@ def started(secrets: Path) -> Iterator[Compose]:
     for service in (*KILLED, "simulator"):
         compose("build", "-q", service)
     try:
-        say(f"starting with {REPLICAS} replicas of each service")
-        scales = [part for name in KILLED for part in ("--scale", f"{name}={REPLICAS}")]
+        say(f"starting with {REPLICAS}")
+        scales = [part for name in KILLED for part in ("--scale", f"{name}={REPLICAS[name]}")]
         compose("up", "-d", "--no-build", *scales)
         yield compose
     except BaseException:
@@ -178,7 +179,9 @@ def started(secrets: Path) -> Iterator[Compose]:
 async def all_healthy(compose: Compose) -> None:
     async def healthy() -> bool:
         unwell = [
-            name for name in KILLED if not await asyncio.to_thread(compose.healthy, name, REPLICAS)
+            name
+            for name in KILLED
+            if not await asyncio.to_thread(compose.healthy, name, REPLICAS[name])
         ]
         assert not unwell, f"not healthy: {unwell}"
         return True
@@ -286,6 +289,43 @@ async def check_restarts(compose: Compose) -> None:
     say("every killed replica is back and healthy")
 
 
+async def rolling_restart(compose: Compose, caller: client.Client, video_id: str) -> None:
+    """Every replica is told to end and started again while callers call; what they are answered is never an error."""
+    ended, answered = asyncio.Event(), 0
+
+    async def calling() -> None:
+        nonlocal answered
+        while not ended.is_set():
+            await caller.get_video(video_id)
+            await caller.quote_video("a look", **TINY)
+            answered += 2
+
+    async def making() -> int:
+        made = 0
+        while not ended.is_set():
+            video = await caller.generate(f"rolling {uuid.uuid4().hex}", **TINY)
+            require(video.state == "COMPLETED", f"{video.video_id} is {video.state}")
+            made += 1
+        return made
+
+    async def restarting() -> None:
+        for service in reversed(KILLED):
+            for replica in await asyncio.to_thread(compose.containers, service):
+                await asyncio.to_thread(run, "docker", "restart", "-t", "50", replica["Id"])
+                await all_healthy(compose)
+            say(f"restarted every {service}")
+        ended.set()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(restarting())
+        videos = group.create_task(making())
+        for _ in range(4):
+            group.create_task(calling())
+    say(
+        f"rolling restart: {answered} calls answered and {videos.result()} videos made, none failed"
+    )
+
+
 async def check(compose: Compose, place: Path) -> None:
     await all_healthy(compose)
     say("all are healthy")
@@ -297,7 +337,8 @@ async def check(compose: Compose, place: Path) -> None:
         videos = [await first_video(compose, caller, place, model) for model in MODELS]
         videos += await ten_more(compose, caller, place)
         await check_books(compose, caller, videos)
-    await check_restarts(compose)
+        await check_restarts(compose)
+        await rolling_restart(compose, caller, videos[0].video_id)
 
 
 def main() -> None:
