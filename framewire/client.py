@@ -33,6 +33,7 @@ from framewire import (
     types,
     uploads,
     watching,
+    webhooks,
 )
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
@@ -408,6 +409,11 @@ class Client(uploads.Uploads, templates.Templates):
     def access(self) -> access.Access:
         """Keys, members and limits."""
         return access.Access(self._transport, self.account_id)
+
+    @property
+    def webhooks(self) -> webhooks.Webhooks:
+        """Events by POST."""
+        return webhooks.Webhooks(self._transport, self.account_id)
 
     @property
     def assets(self) -> assets.Assets:

@@ -23,6 +23,7 @@ from framewire.cli import (
     templates,
     top,
     videos,
+    webhooks,
 )
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.add_typer(storing.stored, name="storage")
 app.add_typer(access.keys, name="keys")
 app.add_typer(access.members, name="members")
 app.add_typer(templates.made_by_name, name="template")
+app.add_typer(webhooks.sent, name="webhook")
 app.add_typer(access.admission, name="admission")
 
 app.command()(videos.generate)

@@ -33,7 +33,7 @@ DELIVERIES = Counter(
 )
 OLDEST_DUE = Gauge(
     "framewire_webhook_oldest_due_seconds",
-    "For how long the webhook delivery has been due that has been due longest.",
+    "For how long the delivery has been due that has been due longest, of webhook endpoints that do not fail.",
 )
 
 

@@ -247,14 +247,14 @@ class DeliveryStore:
         return any(int(each.split()[-1]) >= most for each in done)
 
     async def oldest_due_seconds(self) -> float:
-        """For how long the delivery has been due that has been due longest, of endpoints that are enabled."""
+        """For how long the delivery has been due that has been due longest, of endpoints that take what they get."""
         oldest = await self._pool.fetchval(
             """
             SELECT max(extract(epoch FROM clock_timestamp() - first.due))::float8
             FROM webhook_endpoints e CROSS JOIN LATERAL (
                 SELECT min(next_attempt_at) AS due FROM webhook_deliveries
                 WHERE endpoint_id = e.endpoint_id AND state = 'PENDING'
-            ) AS first WHERE e.disabled_why = '' AND e.deleted_at IS NULL
+            ) AS first WHERE e.disabled_why = '' AND e.failures = 0 AND e.deleted_at IS NULL
             """
         )
         return max(0.0, oldest or 0.0)
