@@ -1,6 +1,6 @@
 """What operators may do with the ledger and the whole system, as `client.operations`: each leaves a row in the audit.
 
-All but activate_rulebook are idempotent; what gives credits carries one `request_id`, kept over retries.
+All are idempotent; what gives credits or changes prices carries one `request_id`, kept over retries.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Operations:
         *,
         effective_from: datetime | None = None,
         why: str = "",
+        request_id: str = "",
     ) -> types.Rulebook:
         """Puts a version in force, now unless told. Holds and quotes that are there keep theirs."""
         asked = ledger_pb2.ActivateRulebookRequest(
@@ -101,6 +102,7 @@ class Operations:
             version=version,
             content_hash=content_hash,
             effective_from=encode.timestamp(effective_from),
+            request_id=request_id or str(uuid.uuid4()),
         )
         request = operator_pb2.ActivateRulebookRequest(request=asked, why=why)
         return await self._call(types.Rulebook, self._stub.ActivateRulebook, request)

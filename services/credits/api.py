@@ -298,7 +298,9 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         version = messages.text(request.version, "version")
         by = messages.text(request.operator, "operator") or rpc.caller()
         at = messages.optional_moment(request, "effective_from")
-        await self._rulebooks.activate(kind, version, request.content_hash, at, by)
+        await self._rulebooks.activate(
+            kind, version, request.content_hash, at, by, request.request_id
+        )
         return await self._rulebook(kind, version)
 
     async def SurveyHolds(self, request: ledger_pb2.SurveyHoldsRequest, context: Any) -> Any:

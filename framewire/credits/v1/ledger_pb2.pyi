@@ -1410,6 +1410,7 @@ class ActivateRulebookRequest(_message.Message):
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
     EFFECTIVE_FROM_FIELD_NUMBER: _builtins.int
     OPERATOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     kind: Global___RulebookKind.ValueType
     """What it is."""
     version: _builtins.str
@@ -1418,6 +1419,8 @@ class ActivateRulebookRequest(_message.Message):
     """Hash of the content that the caller read."""
     operator: _builtins.str
     """Principal who asked for it, for the statement; empty: the calling service."""
+    request_id: _builtins.str
+    """The caller's id of this activation (UUID); empty: none, each call is one more."""
     @_builtins.property
     def effective_from(self) -> _timestamp_pb2.Timestamp:
         """From when; not set: now. Not in the past."""
@@ -1430,10 +1433,11 @@ class ActivateRulebookRequest(_message.Message):
         content_hash: _builtins.str = ...,
         effective_from: _timestamp_pb2.Timestamp | None = ...,
         operator: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_from", b"effective_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "effective_from", b"effective_from", "kind", b"kind", "operator", b"operator", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "effective_from", b"effective_from", "kind", b"kind", "operator", b"operator", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -286,7 +286,8 @@ class LedgerServiceServicer:
 
     def ActivateRulebook(self, request, context):
         """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
-        FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+        FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read. Idempotent by request_id: repeated after a
+        later activation it changes nothing. ALREADY_EXISTS/REQUEST_ID_REUSED when the request_id was used for another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

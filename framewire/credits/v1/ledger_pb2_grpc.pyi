@@ -93,7 +93,8 @@ class LedgerServiceStub:
     """Versions of price book or refund policy, newest first, at most 1000."""
     ActivateRulebook: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]
     """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
-    FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+    FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read. Idempotent by request_id: repeated after a
+    later activation it changes nothing. ALREADY_EXISTS/REQUEST_ID_REUSED when the request_id was used for another.
     """
     SurveyHolds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SurveyHoldsRequest, _ledger_pb2.SurveyHoldsResponse]
     """The ledger's side of a reconciliation: holds as they are at a watermark."""
@@ -178,7 +179,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Versions of price book or refund policy, newest first, at most 1000."""
     ActivateRulebook: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ActivateRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
     """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
-    FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+    FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read. Idempotent by request_id: repeated after a
+    later activation it changes nothing. ALREADY_EXISTS/REQUEST_ID_REUSED when the request_id was used for another.
     """
     SurveyHolds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SurveyHoldsRequest, _ledger_pb2.SurveyHoldsResponse]  # type: ignore[assignment]
     """The ledger's side of a reconciliation: holds as they are at a watermark."""
@@ -362,7 +364,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.Rulebook, _abc.Awaitable[_ledger_pb2.Rulebook]]:
         """Puts a version in force: for quotes and holds made from then on; those that are there keep theirs. NOT_FOUND/RULEBOOK_NOT_FOUND;
-        FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read.
+        FAILED_PRECONDITION/RULEBOOK_MISMATCH when its content is not what the caller read. Idempotent by request_id: repeated after a
+        later activation it changes nothing. ALREADY_EXISTS/REQUEST_ID_REUSED when the request_id was used for another.
         """
 
     @_abc_1.abstractmethod

@@ -133,11 +133,13 @@ class RulebookStore:
         content_hash: str,
         effective_from: datetime | None,
         by: str,
+        request_id: str = "",
     ) -> None:
-        """Puts a version in force, from now when no moment is given.
+        """Puts a version in force, from now when no moment is given. Once, where it has a request_id.
 
-        Raises NotFound/RULEBOOK_NOT_FOUND, FailedPrecondition/RULEBOOK_MISMATCH where its content is not what the hash
-        says, InvalidArgument for a moment that is over: holds of then were made by another version.
+        Raises AlreadyExists/REQUEST_ID_REUSED, NotFound/RULEBOOK_NOT_FOUND, FailedPrecondition/RULEBOOK_MISMATCH where
+        its content is not what the hash says, InvalidArgument for a moment that is over: holds of then were made by
+        another version.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             row = await connection.fetchrow(
@@ -150,16 +152,27 @@ class RulebookStore:
                 effective_from,
             )
             _check_activation(row, kind, version, content_hash)
-            await connection.execute(
+            done = await connection.execute(
                 """
-                INSERT INTO rulebook_activations (kind, version, effective_from, activated_by)
-                VALUES ($1, $2, greatest($3, clock_timestamp()), $4)
+                INSERT INTO rulebook_activations (kind, version, effective_from, activated_by, request_id)
+                VALUES ($1, $2, greatest($3, clock_timestamp()), $4, $5) ON CONFLICT (request_id) DO NOTHING
                 """,
                 kind,
                 version,
                 effective_from,
                 by,
+                request_id or None,
             )
+            if done == "INSERT 0 0" and not await connection.fetchval(
+                "SELECT kind = $2 AND version = $3 FROM rulebook_activations WHERE request_id = $1",
+                request_id,
+                kind,
+                version,
+            ):
+                raise errors.AlreadyExists(
+                    "REQUEST_ID_REUSED",
+                    "this request_id was used for another activation: use a new one for a new request",
+                )
             await failpoints.failpoint("credits.activation.before_commit")
 
     async def in_force(self, connection: postgres.Connection) -> InForce:
