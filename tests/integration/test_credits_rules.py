@@ -283,9 +283,6 @@ async def test_a_version_is_added_listed_and_put_in_force(world: World) -> None:
     async with served(world) as client:
         gateway = client("gateway")
         add = ledger_pb2.AddRulebookRequest(kind=kind, yaml=dear, operator="op-1")
-        (first,) = (
-            await gateway.ListRulebooks(ledger_pb2.ListRulebooksRequest(kind=kind))
-        ).rulebooks
         added = await gateway.AddRulebook(add)
         assert (added.version, added.in_force, added.loaded_by) == ("2026-12-1", False, "op-1")
         assert not added.HasField("effective_from")
@@ -309,30 +306,48 @@ async def test_a_version_is_added_listed_and_put_in_force(world: World) -> None:
         with has_reason("RULEBOOK_NOT_FOUND"):
             await gateway.ActivateRulebook(activate)
         activate.version = "2026-12-1"
-        activate.request_id = str(uuid.uuid4())
         active = await gateway.ActivateRulebook(activate)
         assert (active.in_force, active.activated_by) == (True, "op-2")
-        reused = ledger_pb2.ActivateRulebookRequest()
-        reused.CopyFrom(activate)
-        reused.version, reused.content_hash = first.version, first.content_hash
-        with has_reason("REQUEST_ID_REUSED"):
-            await gateway.ActivateRulebook(reused)
         listed = await gateway.ListRulebooks(ledger_pb2.ListRulebooksRequest(kind=kind))
         assert [(one.version, one.in_force) for one in listed.rulebooks] == [
             ("2026-12-1", True),
             ("2026-11-2", False),
         ]
         assert listed.rulebooks[0] == active
-        # Sent again after somebody put the other one in force, it undoes nothing.
-        back = ledger_pb2.ActivateRulebookRequest(
-            kind=kind, version=first.version, content_hash=first.content_hash
-        )
-        await gateway.ActivateRulebook(back)
-        assert not (await gateway.ActivateRulebook(activate)).in_force
-        activate.request_id = ""
-        assert (await gateway.ActivateRulebook(activate)).in_force
     assert (await world.reserve(account)).reserved == 15
     assert (await world.reserve(account, quote_id=quote_id)).reserved == 10
     # A restart with the old files puts nothing back.
     await documents.load(world.books, HERE / "prices.yaml", HERE / "refund_policy.yaml")
     assert (await world.reserve(account)).reserved == 15
+
+
+async def test_an_activation_that_is_sent_again_undoes_nothing(world: World) -> None:
+    kind = ledger_pb2.RULEBOOK_KIND_PRICE_BOOK
+    async with served(world) as client:
+        gateway = client("gateway")
+        (first,) = (
+            await gateway.ListRulebooks(ledger_pb2.ListRulebooksRequest(kind=kind))
+        ).rulebooks
+        dear = (HERE / "prices.yaml").read_text().replace(first.version, "2026-12-1")
+        added = await gateway.AddRulebook(
+            ledger_pb2.AddRulebookRequest(kind=kind, yaml=dear.replace("VIP: 200", "VIP: 300"))
+        )
+        activate = ledger_pb2.ActivateRulebookRequest(
+            kind=kind,
+            version=added.version,
+            content_hash=added.content_hash,
+            request_id=str(uuid.uuid4()),
+        )
+        for _ in range(2):
+            assert (await gateway.ActivateRulebook(activate)).in_force
+        back = ledger_pb2.ActivateRulebookRequest(
+            kind=kind, version=first.version, content_hash=first.content_hash
+        )
+        assert (await gateway.ActivateRulebook(back)).in_force
+        # Its answer was lost, and somebody has put another one in force since.
+        assert not (await gateway.ActivateRulebook(activate)).in_force
+        back.request_id = activate.request_id
+        with has_reason("REQUEST_ID_REUSED"):
+            await gateway.ActivateRulebook(back)
+        activate.request_id = ""
+        assert (await gateway.ActivateRulebook(activate)).in_force
