@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.waiting import eventually
 
 
 @dataclass(frozen=True)
@@ -74,3 +79,18 @@ async def running(certificate: Path | None = None) -> AsyncIterator[Receiver]:
         yield made
     finally:
         server.close()
+
+
+async def came(receiver: Receiver, path: str, number: int = 1) -> list[Post]:
+    return await eventually(
+        lambda: receiver.posts[path] if len(receiver.posts[path]) >= number else None,
+        what=f"{number} posts to {path}",
+    )
+
+
+def signed(post: Post, secret: str) -> bool:
+    """Whether one of the signatures is this secret's; computed here by the standard's words."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    content = f"{post.headers['webhook-id']}.{post.headers['webhook-timestamp']}.".encode()
+    mac = hmac.new(key, content + post.body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(mac).decode()}" in post.headers["webhook-signature"].split(" ")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from framewire.gateway.v1 import webhook_pb2
 from tests import gateway_world, picture_server, webhook_receiver
 from tests.gateway_world import Caller, World, new_id
 from tests.waiting import eventually
-from tests.webhook_receiver import Post, Receiver
+from tests.webhook_receiver import Receiver, came, signed
 
 PENDING = webhook_pb2.DELIVERY_STATE_PENDING
 DELIVERED = webhook_pb2.DELIVERY_STATE_DELIVERED
@@ -71,21 +69,6 @@ async def failed_video(world: World, caller: Caller) -> Any:
     video = await caller.create()
     await world.tell(video, "failed", 1, message="it broke")
     return video
-
-
-async def came(receiver: Receiver, path: str, number: int = 1) -> list[Post]:
-    return await eventually(
-        lambda: receiver.posts[path] if len(receiver.posts[path]) >= number else None,
-        what=f"{number} posts to {path}",
-    )
-
-
-def signed(post: Post, secret: str) -> bool:
-    """Whether one of the signatures is this secret's; computed here by the standard's words."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    content = f"{post.headers['webhook-id']}.{post.headers['webhook-timestamp']}.".encode()
-    mac = hmac.new(key, content + post.body, hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(mac).decode()}" in post.headers["webhook-signature"].split(" ")
 
 
 async def test_an_event_is_posted_once_signed_and_as_it_is_on_the_bus(
@@ -225,6 +208,31 @@ async def test_a_slow_endpoint_delays_no_other(world: World, receiver: Receiver)
 
     first = (await eventually(logged))[0].tries[0]
     assert (first.status, first.error) == (0, "no answer within 1 s")
+
+
+async def test_a_result_that_comes_too_late_does_not_count(
+    world: World, receiver: Receiver
+) -> None:
+    receiver.stuck.add("/late")
+    member = await world.member()
+    made = await endpoint(member, f"{receiver.url}/late", FAILED_KIND)
+    overtaken = await failed_video(world, member)
+    await came(receiver, "/late")
+    await world.pool.execute(  # as if its lease had ended, and another had taken it
+        """
+        UPDATE webhook_deliveries SET epoch = epoch + 1, leased_until = NULL,
+            next_attempt_at = clock_timestamp() + interval '1 hour' WHERE endpoint_id = $1
+        """,
+        made.endpoint.endpoint_id,
+    )
+    later = await failed_video(world, member)  # its try begins later, and so ends later
+
+    async def logged() -> Any:
+        found = {one.video_id: one for one in await deliveries(member, made)}
+        return found if later.video_id in found and found[later.video_id].tries else None
+
+    found = await eventually(logged)
+    assert list(found[overtaken.video_id].tries) == []
 
 
 async def test_gone_disables_at_once_and_is_told(world: World, receiver: Receiver) -> None:
