@@ -169,6 +169,7 @@ class _Encoder:
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
             interpolation=Interpolation.AREA,
+            threads=1,  # more of them do not make the same bytes each time
         )
         frame.pts, frame.time_base = self._clock.at(source.pts), self._time_base
         frame.pict_type = 0  # the encoder chooses, not the source
@@ -226,7 +227,7 @@ def _is_already(measured: facts.VideoFacts, width: int, height: int) -> bool:
 
 def _upright(frame: VideoFrame) -> Image.Image:
     turn = _TURNS.get(frame.rotation % 360)
-    picture = frame.to_image()
+    picture = frame.to_image(threads=1)
     return picture if turn is None else picture.transpose(turn)
 
 

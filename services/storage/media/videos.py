@@ -286,7 +286,7 @@ def checked_frame(frame: object) -> VideoFrame:
 
 
 def _jpeg(frame: VideoFrame) -> bytes:
-    picture = frame.reformat(format="yuvj420p", dst_color_range="JPEG")
+    picture = frame.reformat(format="yuvj420p", dst_color_range="JPEG", threads=1)
     picture.pts = 0
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height = picture.width, picture.height
