@@ -85,6 +85,9 @@ ELSEWHERE = {
     *(point for points in RECOVERY.values() for point in points),
     "gateway.delete.after_commit",
     "gateway.delete.after_assets",
+    "gateway.delete.before_prompt",
+    "gateway.erase.after_begin",
+    "gateway.erase.after_assets",
 }
 LEDGER = (
     "credits.grant.before_commit",

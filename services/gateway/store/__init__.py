@@ -6,6 +6,7 @@ from kit import postgres
 from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.batches import BatchStore
+from services.gateway.store.erasures import ErasureStore
 from services.gateway.store.findings import FindingStore
 from services.gateway.store.limits import LimitStore
 from services.gateway.store.measures import MeasureStore
@@ -31,5 +32,6 @@ class Store:
         self.findings = FindingStore(pool)
         self.removals = RemovalStore(pool)
         self.measures = MeasureStore(pool)
+        self.erasures = ErasureStore(pool)
         self.recovery = RecoveryStore(pool)
         self.templates = TemplateStore(pool)
