@@ -102,6 +102,7 @@ class Process:
         self._stack = AsyncExitStack()
         self._registrations: list[tuple[Callable[[Any, grpc.aio.Server], None], Any]] = []
         self._loops: list[Loop] = []
+        self._checker = HealthServicer()
         self.stopping = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -130,9 +131,14 @@ class Process:
         """Adds a loop."""
         self._loops.append(loop)
 
+    async def tell(self, name: str, serving: bool) -> None:
+        """Says by the health service how something is that the process needs; the empty name is the process itself."""
+        states = health_pb2.HealthCheckResponse
+        await self._checker.set(name, states.SERVING if serving else states.NOT_SERVING)
+
     async def run(self, authenticate: rpc.Authenticate) -> None:
         """Serves until SIGTERM or until a loop dies, then drains. A dead loop ends the process with its error."""
-        server, checker = self._server(authenticate)
+        server, checker = self._server(authenticate), self._checker
         tls.check(self._settings)
         shown, listen = tls.server(self._settings), self._settings.listen
         port = server.add_secure_port(listen, shown) if shown else server.add_insecure_port(listen)
@@ -164,7 +170,7 @@ class Process:
         await probes.start()
         return probes
 
-    def _server(self, authenticate: rpc.Authenticate) -> tuple[grpc.aio.Server, Any]:
+    def _server(self, authenticate: rpc.Authenticate) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[rpc.ServerInterceptor(authenticate)],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
@@ -182,8 +188,7 @@ class Process:
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
             ],
         )
-        checker = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._checker, server)
         served = _Names()
         for add_to_server, servicer in self._registrations:
             add_to_server(servicer, server)
@@ -191,7 +196,7 @@ class Process:
         if self._settings.reflection:
             names = [health.SERVICE_NAME, reflection.SERVICE_NAME, *served.names]
             reflection.enable_server_reflection(names, server)
-        return server, checker
+        return server
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
         if not tasks:

@@ -22,7 +22,7 @@ from framewire.storage.v1 import storage_pb2 as pb
 from framewire.storage.v1 import storage_pb2_grpc
 from kit import auth, errors, rpc
 from services.local import stack
-from tests import containers, picture_server, pictures
+from tests import containers, picture_server, pictures, s3_front
 from tests.waiting import eventually
 
 IMAGE, VIDEO = pb.ASSET_KIND_INPUT_IMAGE, pb.ASSET_KIND_OUTPUT_VIDEO
@@ -140,14 +140,15 @@ class World:
     async def clean(self, account: str) -> None:
         """Every object is that of a READY asset and every READY asset has one; no put is left."""
         rows = await self.pool.fetch("SELECT * FROM assets WHERE account_id = $1", account)
-        assert {row["state"] for row in rows} <= {"READY", "DELETED"}
-        assert {row["object_key"] for row in rows if row["state"] == "READY"} == self.objects(
-            account
-        )
+        states = {row["state"] for row in rows}
+        assert states <= {"READY", "DELETED"}, states
+        known = {row["object_key"] for row in rows if row["state"] == "READY"}
+        found = self.objects(account)
+        assert known == found, f"missing: {known - found}, unknown: {found - known}"
         left = await self.pool.fetchval(
             "SELECT count(*) FROM puts JOIN assets USING (asset_id) WHERE account_id = $1", account
         )
-        assert left == 0
+        assert left == 0, f"{left} puts are left"
 
     async def nothing(self, account: str) -> bool:
         """There is no trace of a put in the account."""
@@ -254,13 +255,17 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 @asynccontextmanager
-async def running(place: Path, **more: str) -> AsyncIterator[World]:
-    """A storage of its own, with further settings."""
+async def running(
+    place: Path, front: s3_front.Front | None = None, **more: str
+) -> AsyncIterator[World]:
+    """A storage of its own, with further settings, and with the front between it and S3."""
     own = {
         "STORAGE_IMPORT_CA_FILE": str(picture_server.certificate(place)),
         "FRAMEWIRE_FAILPOINTS": str(place / "failpoints"),
         "STORAGE_SCRATCH_DIR": str(place / "scratch"),
     }
+    if front is not None:
+        own["STORAGE_ENDPOINT"] = front.address
     async with containers.outer_servers() as outer:
         whole = stack.Stack(
             place,
@@ -268,6 +273,8 @@ async def running(place: Path, **more: str) -> AsyncIterator[World]:
             environ=outer.environ,
             overrides={"storage": SETTINGS | own | more},
         )
+        if front is not None:
+            front.upstream = lambda: whole.addresses.s3_endpoint
         try:
             await whole.start()
             async with (

@@ -55,6 +55,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(outbox.Retention(pool))
         process.loop(measures.Measures(database.measures))
         process.loop(measures.Usage(database))
+        process.loop(measures.Reach(bytes_, process, settings.s3_watch_seconds))
         process.serve(
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             api.StorageApi(

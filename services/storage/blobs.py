@@ -16,10 +16,8 @@ import minio
 import urllib3
 from minio import error as minio_error
 
-from kit import errors, telemetry
-from services.storage import assets, backstop, config, parts, presign, threads
-
-log = telemetry.logger(__name__)
+from kit import telemetry
+from services.storage import assets, backstop, config, parts, presign, threads, troubles
 
 T = TypeVar("T")
 
@@ -30,7 +28,7 @@ READ_BYTES = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 5.0
 _ABSENT = frozenset({"NoSuchKey", "NoSuchBucket"})
-READ_TIMEOUT_SECONDS = 30.0
+PROBE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +54,12 @@ class Blobs:
             assets.Bucket.INPUT: {},
             assets.Bucket.OUTPUT: cached if self._base_url else {},
         }
-        self._http = urllib3.PoolManager(
+        self._http = troubles.Pool(
             num_pools=4,
             maxsize=WRITERS + settings.concurrent_gets,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
+            timeout=urllib3.Timeout(
+                connect=CONNECT_TIMEOUT_SECONDS, read=settings.s3_timeout_seconds
+            ),
             retries=urllib3.Retry(
                 total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)
             ),
@@ -67,10 +67,14 @@ class Blobs:
         public_secure = (
             settings.secure if settings.public_secure is None else settings.public_secure
         )
-        self._client = self._connect(settings, settings.endpoint, settings.secure)
+        self._client = self._connect(settings, settings.endpoint, settings.secure, self._http)
+        # Looked with, not worked with: asks once, and has a thread of its own.
+        self._probing = troubles.Pool(timeout=urllib3.Timeout(PROBE_SECONDS), retries=False)
+        self._probe = self._connect(settings, settings.endpoint, settings.secure, self._probing)
+        self._prober = ThreadPoolExecutor(1, "s3-probe")
         # It only signs: the host is part of the signature, and ours is not the one that clients reach.
         self._public = self._connect(
-            settings, settings.public_endpoint or settings.endpoint, public_secure
+            settings, settings.public_endpoint or settings.endpoint, public_secure, self._http
         )
         self._signer = presign.Signer(
             settings.access_key,
@@ -83,14 +87,16 @@ class Blobs:
         self._readers = ThreadPoolExecutor(READERS, "s3-read")
         self._gets = asyncio.Semaphore(settings.concurrent_gets)
 
-    def _connect(self, settings: config.Settings, endpoint: str, secure: bool) -> parts.Client:
+    def _connect(
+        self, settings: config.Settings, endpoint: str, secure: bool, http: troubles.Pool
+    ) -> parts.Client:
         return parts.Client(
             endpoint,
             access_key=settings.access_key,
             secret_key=settings.secret_key.get_secret_value(),
             secure=secure,
             region=settings.region,
-            http_client=self._http,
+            http_client=http,
         )
 
     async def __aenter__(self) -> Self:
@@ -99,7 +105,9 @@ class Blobs:
     async def __aexit__(self, *exception: object) -> None:
         self._writers.shutdown(wait=False, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
+        self._prober.shutdown(wait=False, cancel_futures=True)
         self._http.clear()
+        self._probing.clear()
 
     async def ensure_buckets(self) -> None:
         """Makes the buckets that are missing. Idempotent."""
@@ -115,6 +123,16 @@ class Blobs:
                         raise
 
         await self._run(self._writers, ensure, "make_buckets")
+
+    async def check(self) -> None:
+        """Raises Unavailable unless S3 answers now, and shows us our buckets."""
+
+        def check() -> None:
+            for name in self._names.values():
+                if not self._probe.bucket_exists(name):
+                    raise OSError(f"there is no bucket {name}")
+
+        await self._run(self._prober, check, "check")
 
     async def ensure_rules(self, settings: config.Settings) -> list[str]:
         """Gives the buckets the rules that they take, and says which. Idempotent; having none is no mistake."""
@@ -193,7 +211,7 @@ class Blobs:
                     )
                     left -= len(piece)
                     if not piece or left < 0:
-                        raise _unavailable(OSError("S3 sent another number of bytes"))
+                        raise troubles.told(OSError("S3 sent another number of bytes"))
                     for start in range(0, len(piece), CHUNK_BYTES):
                         yield piece[start : start + CHUNK_BYTES]
             finally:
@@ -214,26 +232,25 @@ class Blobs:
             await self._run(self._writers, remove, "remove")
 
     def _exists(self, bucket: assets.Bucket, key: str) -> bool:
-        try:
-            self._client.stat_object(self._names[bucket], key)
-        except minio_error.S3Error as error:
-            if error.code in _ABSENT:
-                return False
-            raise
-        return True
+        return self._size(bucket, key) is not None
+
+    def _size(self, bucket: assets.Bucket, key: str) -> int | None:
+        name = self._names[bucket]
+        for bucket_is_there in (False, True):
+            try:
+                return self._client.stat_object(name, key).size
+            except minio_error.S3Error as error:
+                if error.code not in _ABSENT:
+                    raise
+                # A bucket that is not there (another server, another name) has not lost its objects, and one that
+                # came back is asked again.
+                if not bucket_is_there and not self._client.bucket_exists(name):
+                    raise
+        return None
 
     async def size(self, bucket: assets.Bucket, key: str) -> int | None:
         """How many bytes an object has; None: there is none."""
-
-        def size() -> int | None:
-            try:
-                return self._client.stat_object(self._names[bucket], key).size
-            except minio_error.S3Error as error:
-                if error.code in _ABSENT:
-                    return None
-                raise
-
-        return await self._run(self._readers, size, "stat")
+        return await self._run(self._readers, lambda: self._size(bucket, key), "stat")
 
     async def list_after(self, bucket: assets.Bucket, after: str, limit: int) -> list[Listed]:
         """The next objects by key."""
@@ -294,8 +311,8 @@ class Blobs:
         try:
             with telemetry.dependency("s3", operation):
                 return await threads.run(pool, call)
-        except (minio_error.MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _unavailable(error) from error
+        except troubles.RAISED as error:
+            raise troubles.told(error) from error
 
 
 @contextlib.contextmanager
@@ -306,12 +323,3 @@ def _object(client: minio.Minio, bucket: str, key: str, offset: int, length: int
     finally:
         response.close()  # what was not read is not wanted: the connection goes with it
         response.release_conn()
-
-
-def _unavailable(error: Exception) -> errors.Unavailable:
-    log.warning("s3_failed", error=repr(error)[:500])
-    return errors.Unavailable(
-        "DEPENDENCY_UNAVAILABLE",
-        "the object store does not answer; try again",
-        retry_after_seconds=1,
-    )

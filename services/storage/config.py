@@ -35,6 +35,10 @@ class Settings(config.ServiceSettings):
     """Whether S3 at `public_endpoint` speaks TLS; not set: as `secure`."""
     region: str = "us-east-1"
     """Region of the buckets; never looked up."""
+    s3_timeout_seconds: float = Field(default=30, gt=0)
+    """S3 that says nothing for so long has failed; then it is asked up to three times more."""
+    s3_watch_seconds: float = Field(default=5, gt=0)
+    """Pause between two looks at whether S3 answers."""
     input_bucket: str = "framewire-inputs"
     """Bucket of what clients sent."""
     output_bucket: str = "framewire-outputs"

@@ -6,8 +6,8 @@ import asyncio
 
 from prometheus_client import Gauge
 
-from kit import loops
-from services.storage import store
+from kit import errors, loops, service
+from services.storage import blobs, store
 
 PUTS = Gauge(
     "framewire_storage_puts", "Puts under way, those that died and wait for the sweeper included."
@@ -18,6 +18,40 @@ USED_COUNT = Gauge("framewire_storage_assets", "Assets whose bytes are there, by
 USED_SECONDS = 60.0
 """That counts every row."""
 DELETING = Gauge("framewire_storage_deleting", "Deleted assets whose bytes are still there.")
+
+S3_UP = Gauge(
+    "framewire_storage_s3_up", "1 while S3 answers this process and shows it its buckets."
+)
+
+
+class Reach:
+    """The loop that looks whether S3 answers, and says so: as a metric, and by the name `s3` of the health service.
+
+    The process itself stays SERVING: much that it does needs no S3, and callers get better errors from it than from
+    a balancer without replicas.
+    """
+
+    def __init__(self, blobs_: blobs.Blobs, process: service.Process, seconds: float) -> None:
+        self._blobs = blobs_
+        self._process = process
+        self._seconds = seconds
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Looks until told to stop."""
+        await loops.every("reach", self._seconds, self.run_once, stopping)
+
+    async def run_once(self) -> None:
+        """One look."""
+        try:
+            await self._blobs.check()
+        except errors.Unavailable:
+            await self._tell(False)
+            raise
+        await self._tell(True)
+
+    async def _tell(self, is_up: bool) -> None:
+        S3_UP.set(is_up)
+        await self._process.tell("s3", is_up)
 
 
 class Measures:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kit import errors, ids, telemetry
 from kit.failpoints import failpoint
-from services.storage import arriving, assets, blobs, config, parts, scratch, store
+from services.storage import arriving, assets, blobs, config, parts, scratch, store, troubles
 from services.storage.media import facts, sandbox
 from services.storage.store import rows
 
@@ -133,6 +133,10 @@ class Keeper:
                 "DEADLINE_EXCEEDED",
                 f"the put took more than {self._most_seconds:g} s; nothing was stored",
             ) from None
+        except OSError as error:
+            if troubles.is_disk_full(error):
+                raise troubles.disk_full() from error
+            raise
         finally:
             # Nothing to do for the put that made the asset READY; the rest of them leave nothing behind.
             await self._leave_nothing(nonce)

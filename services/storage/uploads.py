@@ -90,6 +90,12 @@ class Uploads:
             await failpoint("storage.complete.after_refusal")
             await self._blobs.remove(identity.bucket, [upload.object_key])
             raise
+        except errors.DeadlineExceeded:
+            raise errors.Unavailable(
+                "DEPENDENCY_UNAVAILABLE",
+                "the object store is slow to give what was PUT; try again",
+                retry_after_seconds=5,
+            ) from None
         # Stopped here, or PUT once more: the sweeper removes it when the upload's time is over.
         await failpoint("storage.complete.after_take")
         await self._blobs.remove(identity.bucket, [upload.object_key])

@@ -172,6 +172,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the principal has another role; take that away first."""
     ERROR_REASON_NOT_A_MEMBER: _ErrorReason.ValueType  # 121
     """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 150
+    """UNAVAILABLE: the object store has no room; nothing was stored. RetryInfo says when to try again."""
+    ERROR_REASON_STORE_CLOCK_SKEWED: _ErrorReason.ValueType  # 151
+    """UNAVAILABLE: the object store does not believe the clock of storage's host; nothing was done."""
     ERROR_REASON_TEMPLATE_NOT_FOUND: _ErrorReason.ValueType  # 160
     """NOT_FOUND: there is no such template, or no such version of it, or it is another account's."""
     ERROR_REASON_TEMPLATE_INVALID: _ErrorReason.ValueType  # 161
@@ -338,6 +342,10 @@ ERROR_REASON_MEMBER_ROLE_DIFFERS: ErrorReason.ValueType  # 120
 """FAILED_PRECONDITION: the principal has another role; take that away first."""
 ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 121
 """PERMISSION_DENIED: the token is good, but its principal is no member of an account and has no role."""
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 150
+"""UNAVAILABLE: the object store has no room; nothing was stored. RetryInfo says when to try again."""
+ERROR_REASON_STORE_CLOCK_SKEWED: ErrorReason.ValueType  # 151
+"""UNAVAILABLE: the object store does not believe the clock of storage's host; nothing was done."""
 ERROR_REASON_TEMPLATE_NOT_FOUND: ErrorReason.ValueType  # 160
 """NOT_FOUND: there is no such template, or no such version of it, or it is another account's."""
 ERROR_REASON_TEMPLATE_INVALID: ErrorReason.ValueType  # 161
