@@ -133,11 +133,12 @@ async def test_where_nothing_stops_a_render_it_is_only_noted(generator: Generato
 async def test_a_prompt_is_forgotten_when_its_video_has_ended_and_not_before(
     generator: Generator,
 ) -> None:
-    made, prompt = await rendering(generator, **RUNWAY)
+    made, prompt = await rendering(generator, "stuck", **RUNWAY)
     request = attempt_pb2.ErasePromptRequest(video_id=made.video_id, account_id=made.account_id)
     async with generator.stub() as stub:
-        with pytest.raises(errors.FailedPrecondition):
+        with pytest.raises(errors.FailedPrecondition) as refused:
             await stub.ErasePrompt(request, timeout=5)
+        assert refused.value.reason == "CONFLICT"
         await cancel(generator, made)
         await stopped(generator, made, prompt)
         for _ in range(2):
