@@ -130,6 +130,11 @@ class Operations:
             for item in answer.kinds
         }
 
+    async def erase_account(self, account_id: str, *, why: str) -> types.Erasure:
+        """Erases an account for good, but for its ledger entries. Call it again to see how far it is."""
+        request = operator_pb2.EraseAccountRequest(account_id=account_id, why=why)
+        return await self._call(types.Erasure, self._stub.EraseAccount, request)
+
     async def check_books(self) -> types.Proof:
         """Proves the books of the whole ledger."""
         request = operator_pb2.CheckBooksRequest()

@@ -377,6 +377,18 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """How far the erasure of an account is."""
+
+    asked_at: datetime | None
+    live_videos: int
+    videos_to_remove: int
+    assets_to_remove: int
+    done_at: datetime | None
+    """None: not yet. It goes on by itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """Whether the books balance, and one sentence for each row that disagrees."""
 

@@ -72,6 +72,8 @@ class Behind:
     requests: dict[str, ledger_pb2.ReserveRequest] = field(default_factory=dict)
     sent: dict[str, Any] = field(default_factory=dict)
     estimates: list[attempt_pb2.ModelEstimate] = field(default_factory=list)
+    needed: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
 
     def holds(self, account_id: str) -> list[str]:
         """Which holds were asked for."""
@@ -191,14 +193,20 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
     async def Pin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Pin", request.account_id)
         await self.behind.enter("Pin", request.asset_id)
-        return storage_pb2.PinResponse(asset=PICTURE)
+        return storage_pb2.PinResponse(asset=self.behind.stats.get(request.asset_id, PICTURE))
 
     async def Unpin(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Unpin", request.owner)
         return storage_pb2.UnpinResponse(dropped=1)
 
     async def Stat(self, request: Any, context: Any) -> Any:
-        return PICTURE
+        return self.behind.stats.get(request.asset_id, PICTURE)
+
+    async def EraseAccount(self, request: Any, context: Any) -> Any:
+        await self.behind.enter("EraseAccount", request.account_id)
+        return storage_pb2.EraseAccountResponse(
+            still_needed=self.behind.needed.get(request.account_id, 0)
+        )
 
     async def Delete(self, request: Any, context: Any) -> Any:
         await self.behind.enter("Delete", request.asset_id)
@@ -232,6 +240,10 @@ class Generator(attempt_pb2_grpc.AttemptServiceServicer):
         event = event_pb2.Event(kind=event_pb2.EVENT_KIND_CANCELLED, seq=2)
         event.cancelled.cause = vocabulary_pb2.CAUSE_CANCELLED_BEFORE_SUBMIT
         return attempt_pb2.VideoOutcome(last_event=event)
+
+    async def ErasePrompt(self, request: Any, context: Any) -> Any:
+        await self.behind.enter("ErasePrompt", request.video_id)
+        return attempt_pb2.ErasePromptResponse()
 
     async def ListAttempts(self, request: Any, context: Any) -> Any:
         return attempt_pb2.ListAttemptsResponse()

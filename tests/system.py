@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "GATEWAY_SWEEP_UNACCEPTED_SECONDS": "1",
         "GATEWAY_SWEEP_OVERDUE_SECONDS": "5",
         "GATEWAY_SWEEP_RETRY_SECONDS": "0.5",
+        "GATEWAY_ERASE_SETTLE_SECONDS": "0.5",
     },
     "credits": {"CREDITS_FLOOR_SECONDS": "1", "CREDITS_HOLD_OVERDUE_SECONDS": "5"},
     "generator": {

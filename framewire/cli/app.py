@@ -13,6 +13,7 @@ from framewire.cli import (
     account,
     attempts,
     credits,
+    erasing,
     inputs,
     many,
     operators,
@@ -64,6 +65,8 @@ app.command()(reconcile.reconcile)
 app.command()(recover.recover)
 app.command("events")(account.feed)
 app.command()(top.top)
+
+app.add_typer(erasing.accounts, name="account")
 
 operator = typer.Typer(
     no_args_is_help=True, help="Look after the ledger: prices, caps, refunds (operators)."

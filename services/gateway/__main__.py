@@ -24,6 +24,7 @@ from services.gateway import (
     catalogue,
     config,
     deliverer,
+    erasure,
     limits,
     measures,
     oidc,
@@ -88,8 +89,12 @@ async def main(settings: config.Settings) -> None:
         process.loop(life.gate(routine))
         _serve(process, parts)
         recovering = recoverer.Recoverer(kept, behind, life)
+        erasing = erasure.Erasure(
+            kept, behind, settings.sweep_retry_seconds, settings.erase_settle_seconds
+        )
+        process.loop(life.gate(erasing))
         operating = operators.OperatorApi(
-            kept, behind, _defaults(settings), reconciling, callers.issuers, recovering
+            kept, behind, _defaults(settings), reconciling, callers.issuers, recovering, erasing
         )
         process.serve(operator_pb2_grpc.add_OperatorServiceServicer_to_server, operating)
         await process.run(callers)

@@ -143,6 +143,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "framewire.gateway.v1.OperatorService/ListMembers": _OPERATORS,
     "framewire.gateway.v1.OperatorService/SetLimits": _OPERATORS,
     "framewire.gateway.v1.OperatorService/SetAccount": _OPERATORS,
+    "framewire.gateway.v1.OperatorService/EraseAccount": _OPERATORS,
 }
 
 REPLAYED = frozenset(

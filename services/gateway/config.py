@@ -54,6 +54,8 @@ class Settings(config.ServiceSettings):
     """How long a live video may be silent before the generator is asked."""
     sweep_retry_seconds: float = Field(default=5, gt=0)
     """Pause before something that failed is tried again."""
+    erase_settle_seconds: float = Field(default=600, ge=0)
+    """No erasure of an account is through sooner: calls that were under way, uploads too, have ended then."""
     reconcile_interval_seconds: float = Field(default=600, ge=0)
     """How far apart two reconciliations must show a difference before it counts."""
     reconcile_seconds: float = Field(default=1800, ge=0)

@@ -62,6 +62,7 @@ RETRIED = {
             "Fit",
             "List",
             "SurveyAssets",
+            "EraseAccount",
             "SurveyPins",
         )
     ),
@@ -71,6 +72,7 @@ RETRIED = {
             "GetVideoOutcome",
             "CancelAttempt",
             "EstimateModels",
+            "ErasePrompt",
             "SurveyVideos",
             "GetRecovery",
             "RecoverVideos",
@@ -90,6 +92,7 @@ _REFUSALS = (
 )
 _NOT_THE_CALLERS = frozenset({"ROLE_NOT_ALLOWED", "HOLD_RELEASED", "RESERVE_TOO_LATE"})
 _REASONS = frozenset(name.removeprefix("ERROR_REASON_") for name in reason_pb2.ErrorReason.keys())  # noqa: SIM118
+_UPLOADS = (storage_pb2.ASSET_KIND_INPUT_IMAGE, storage_pb2.ASSET_KIND_INPUT_VIDEO)
 _NO_HOLD = frozenset({"ACCOUNT_NOT_FOUND", "HOLD_NOT_FOUND"})
 
 
@@ -219,6 +222,32 @@ class Peers:
             )
         except errors.NotFound:
             return
+
+    async def delete_upload(self, account_id: str, asset_id: str) -> None:
+        """Removes an asset if a caller sent it. An output, from which a video may start too, stays with its own."""
+        try:
+            asset = await self.stubs.storage.Stat(
+                storage_pb2.StatRequest(account_id=account_id, asset_id=asset_id),
+                timeout=TIMEOUT_SECONDS,
+            )
+        except errors.NotFound:
+            return
+        if asset.kind in _UPLOADS:
+            await self.delete_asset(account_id, asset_id)
+
+    async def erase_prompt(self, video: videos.Video) -> None:
+        """Has the generator forget the words of a video that has ended. Idempotent."""
+        await self.stubs.generator.ErasePrompt(
+            attempt_pb2.ErasePromptRequest(video_id=video.video_id, account_id=video.account_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+
+    async def erase_assets(self, account_id: str) -> int:
+        """Has everything of an account removed from storage; how much a live video still needs. Idempotent."""
+        answer = await self.stubs.storage.EraseAccount(
+            storage_pb2.EraseAccountRequest(account_id=account_id), timeout=FIT_SECONDS
+        )
+        return answer.still_needed
 
     async def stat_inputs(self, account_id: str, model: str, given: Sequence[inputs.Input]) -> None:
         """Raises NotFound or InvalidArgument where one of the assets cannot start a video of the model."""

@@ -57,6 +57,12 @@ class AttemptApi(attempt_pb2_grpc.AttemptServiceServicer):
         self._life.require()
         return _outcome(await self._store.videos.cancel(request.video_id, request.account_id))
 
+    async def ErasePrompt(self, request: Any, context: Any) -> attempt_pb2.ErasePromptResponse:
+        """Forgets the words of a video that has ended."""
+        if not await self._store.videos.erase_prompt(request.video_id, request.account_id):
+            raise errors.FailedPrecondition("CONFLICT", "the video lives; its prompt is needed")
+        return attempt_pb2.ErasePromptResponse()
+
     async def ListAttempts(self, request: Any, context: Any) -> attempt_pb2.ListAttemptsResponse:
         """Attempts, newest first."""
         size = request.page_size or pages.DEFAULT_SIZE

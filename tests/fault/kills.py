@@ -87,6 +87,9 @@ ELSEWHERE = {
     # tests/integration/test_gateway_webhooks.py
     "gateway.webhook.after_record",
     "gateway.webhook.before_settle",
+    "gateway.delete.before_prompt",
+    "gateway.erase.after_begin",
+    "gateway.erase.after_assets",
 }
 LEDGER = (
     "credits.grant.before_commit",

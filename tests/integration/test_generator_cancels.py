@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from framewire.events.v1 import vocabulary_pb2
 from framewire.generator.v1 import attempt_pb2, job_pb2
-from kit import ids
+from kit import errors, ids
 from services.simulator import api_runway
 from tests import generator_process, simulated
 from tests.generator_process import Generator
@@ -128,3 +128,25 @@ async def test_where_nothing_stops_a_render_it_is_only_noted(generator: Generato
     assert await generator.ended(made) == ["queued", "started", "completed"]
     assert generator.told[made.video_id][-1].completed.cancel_requested
     assert (await billed(generator, prompt))[0] > 0
+
+
+async def test_a_prompt_is_forgotten_when_its_video_has_ended_and_not_before(
+    generator: Generator,
+) -> None:
+    made, prompt = await rendering(generator, "stuck", **RUNWAY)
+    request = attempt_pb2.ErasePromptRequest(video_id=made.video_id, account_id=made.account_id)
+    async with generator.stub() as stub:
+        with pytest.raises(errors.FailedPrecondition) as refused:
+            await stub.ErasePrompt(request, timeout=5)
+        assert refused.value.reason == "CONFLICT"
+        await cancel(generator, made)
+        await stopped(generator, made, prompt)
+        for _ in range(2):
+            await stub.ErasePrompt(request, timeout=5)
+        unknown = attempt_pb2.ErasePromptRequest(video_id=ids.new_id(), account_id=ids.new_id())
+        await stub.ErasePrompt(unknown, timeout=5)
+    query = "SELECT job FROM videos WHERE video_id = $1"
+    (row,) = await generator.fetch(query, made.video_id)
+    kept = job_pb2.Job.FromString(row["job"])
+    assert (kept.spec.prompt, kept.spec.model) == ("", RUNWAY["model"])
+    assert prompt.encode() not in row["job"]

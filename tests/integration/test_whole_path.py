@@ -312,3 +312,49 @@ async def test_a_deleted_video_leaves_nothing_stored(system: systems.System) -> 
         assert [one async for one in client.list_videos()] == []
         kept = await client.get_video(video.video_id)
         assert (kept.spec.prompt, kept.credits.captured) == ("", video.credits.captured)
+    assert await job_of(system, video.video_id) == ("", "sora-2")
+
+
+async def job_of(system: systems.System, video_id: str) -> tuple[str, str]:
+    """Prompt and model of a video as the generator has it."""
+    query = "SELECT job FROM videos WHERE video_id = $1"
+    async with system.database("generator") as database:
+        row = await database.fetchval(query, video_id)
+    spec = job_pb2.Job.FromString(row).spec
+    return spec.prompt, spec.model
+
+
+async def test_an_erased_account_leaves_its_books_and_nothing_else(system: systems.System) -> None:
+    """Words, pictures, videos and keys go, of a video that lives, too; what was paid stays."""
+    operations = system.operator.operations
+    async with await system.account(100) as client:
+        prompt = unique("to be erased")
+        video = await client.generate(prompt, pictures.ROCKET, **TINY)
+        unused = await client.upload_image(pictures.plain((9, 9, 9)))
+        live = await client.create_video(unique("still live"), **TINY)
+        account_id = video.account_id
+        assert unused.image_id
+        assert (await job_of(system, video.video_id))[0] == prompt
+
+        async def erased() -> bool:
+            found = await operations.erase_account(account_id, why="asked by letter")
+            return found.done_at is not None
+
+        await eventually(erased, within_seconds=60, every_seconds=0.3)
+        with pytest.raises(errors.FramewireError) as refused:
+            await client.get_video(video.video_id)
+        assert refused.value.reason == "CREDENTIALS_INVALID"
+    for each in (video, live):
+        assert (await job_of(system, each.video_id))[0] == ""
+    async with system.database("gateway") as gateway:
+        rows = await gateway.fetch("SELECT * FROM videos WHERE account_id = $1", account_id)
+    assert len(rows) == 2
+    assert all(row["deleted_at"] for row in rows)
+    assert prompt.encode() not in b"".join(row["spec"] for row in rows)
+    async with system.database("storage") as storage:
+        query = "SELECT DISTINCT state FROM assets WHERE account_id = $1"
+        states = await storage.fetch(query, account_id)
+    assert {row["state"] for row in states} <= {"DELETING", "DELETED"}
+    async with system.database("credits") as ledger:
+        query = "SELECT captured FROM holds WHERE hold_id = $1"
+        assert await ledger.fetchval(query, video.video_id) == video.credits.captured > 0

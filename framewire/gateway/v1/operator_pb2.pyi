@@ -1476,3 +1476,71 @@ class RecoverResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___RecoverResponse: _TypeAlias = RecoverResponse  # noqa: Y015
+
+@_typing.final
+class EraseAccountRequest(_message.Message):
+    """Erases an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    why: _builtins.str
+    """Why, for the audit."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseAccountRequest: _TypeAlias = EraseAccountRequest  # noqa: Y015
+
+@_typing.final
+class EraseAccountResponse(_message.Message):
+    """How far an erasure is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASKED_AT_FIELD_NUMBER: _builtins.int
+    LIVE_VIDEOS_FIELD_NUMBER: _builtins.int
+    VIDEOS_TO_REMOVE_FIELD_NUMBER: _builtins.int
+    ASSETS_TO_REMOVE_FIELD_NUMBER: _builtins.int
+    DONE_AT_FIELD_NUMBER: _builtins.int
+    live_videos: _builtins.int
+    """Videos that still live; their end was asked for."""
+    videos_to_remove: _builtins.int
+    """Videos that have ended, of which something is still to be removed."""
+    assets_to_remove: _builtins.int
+    """Assets of which something is still to be removed; not counted while there are such videos."""
+    @_builtins.property
+    def asked_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for first."""
+
+    @_builtins.property
+    def done_at(self) -> _timestamp_pb2.Timestamp:
+        """When everything was gone; not set: not yet. Not before ten minutes are over, in which calls that were under way have ended."""
+
+    def __init__(
+        self,
+        *,
+        asked_at: _timestamp_pb2.Timestamp | None = ...,
+        live_videos: _builtins.int = ...,
+        videos_to_remove: _builtins.int = ...,
+        assets_to_remove: _builtins.int = ...,
+        done_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asked_at", b"asked_at", "done_at", b"done_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_at", b"asked_at", "assets_to_remove", b"assets_to_remove", "done_at", b"done_at", "live_videos", b"live_videos", "videos_to_remove", b"videos_to_remove"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseAccountResponse: _TypeAlias = EraseAccountResponse  # noqa: Y015

@@ -144,6 +144,11 @@ class OperatorServiceStub:
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
                 response_deserializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
                 _registered_method=True)
+        self.EraseAccount = channel.unary_unary(
+                '/framewire.gateway.v1.OperatorService/EraseAccount',
+                request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.EraseAccountRequest.SerializeToString,
+                response_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.EraseAccountResponse.FromString,
+                _registered_method=True)
         self.AddMember = channel.unary_unary(
                 '/framewire.gateway.v1.OperatorService/AddMember',
                 request_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.AddMemberRequest.SerializeToString,
@@ -330,6 +335,15 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseAccount(self, request, context):
+        """Erases an account for good: its keys and members at once, its live videos are cancelled, all its videos deleted with their words,
+        and everything that is stored for it. Ledger entries stay: they name no person. What cannot be done now is done later by itself; call
+        it again to see how far it is. Idempotent. NOT_FOUND/ACCOUNT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddMember(self, request, context):
         """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
         NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
@@ -482,6 +496,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.SetRetention,
                     request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.FromString,
                     response_serializer=framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.SerializeToString,
+            ),
+            'EraseAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseAccount,
+                    request_deserializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.EraseAccountRequest.FromString,
+                    response_serializer=framewire_dot_gateway_dot_v1_dot_operator__pb2.EraseAccountResponse.SerializeToString,
             ),
             'AddMember': grpc.unary_unary_rpc_method_handler(
                     servicer.AddMember,
@@ -1082,6 +1101,33 @@ class OperatorService:
             '/framewire.gateway.v1.OperatorService/SetRetention',
             framewire_dot_gateway_dot_v1_dot_operator__pb2.SetRetentionRequest.SerializeToString,
             framewire_dot_storage_dot_v1_dot_storage__pb2.Retention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.gateway.v1.OperatorService/EraseAccount',
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.EraseAccountRequest.SerializeToString,
+            framewire_dot_gateway_dot_v1_dot_operator__pb2.EraseAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,11 @@ class OperatorServiceStub:
     """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]
     """How long an account's images and outputs are kept from now on. Idempotent."""
+    EraseAccount: _grpc.UnaryUnaryMultiCallable[_operator_pb2.EraseAccountRequest, _operator_pb2.EraseAccountResponse]
+    """Erases an account for good: its keys and members at once, its live videos are cancelled, all its videos deleted with their words,
+    and everything that is stored for it. Ledger entries stay: they name no person. What cannot be done now is done later by itself; call
+    it again to see how far it is. Idempotent. NOT_FOUND/ACCOUNT_NOT_FOUND.
+    """
     AddMember: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddMemberRequest, _operator_pb2.Member]
     """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
     NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
@@ -155,6 +160,11 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """An account's assets that are kept aside because their bytes are not what they claim to be, newest first, each with a URL."""
     SetRetention: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetRetentionRequest, _storage_pb2.Retention]  # type: ignore[assignment]
     """How long an account's images and outputs are kept from now on. Idempotent."""
+    EraseAccount: _aio.UnaryUnaryMultiCallable[_operator_pb2.EraseAccountRequest, _operator_pb2.EraseAccountResponse]  # type: ignore[assignment]
+    """Erases an account for good: its keys and members at once, its live videos are cancelled, all its videos deleted with their words,
+    and everything that is stored for it. Ledger entries stay: they name no person. What cannot be done now is done later by itself; call
+    it again to see how far it is. Idempotent. NOT_FOUND/ACCOUNT_NOT_FOUND.
+    """
     AddMember: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddMemberRequest, _operator_pb2.Member]  # type: ignore[assignment]
     """Lets who comes with a token of an issuer call: as a member of an account, or as a service or operator. Idempotent.
     NOT_FOUND/ACCOUNT_NOT_FOUND; FAILED_PRECONDITION/MEMBER_ROLE_DIFFERS where the principal has another role.
@@ -349,6 +359,17 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Retention, _abc.Awaitable[_storage_pb2.Retention]]:
         """How long an account's images and outputs are kept from now on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def EraseAccount(
+        self,
+        request: _operator_pb2.EraseAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.EraseAccountResponse, _abc.Awaitable[_operator_pb2.EraseAccountResponse]]:
+        """Erases an account for good: its keys and members at once, its live videos are cancelled, all its videos deleted with their words,
+        and everything that is stored for it. Ledger entries stay: they name no person. What cannot be done now is done later by itself; call
+        it again to see how far it is. Idempotent. NOT_FOUND/ACCOUNT_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def AddMember(

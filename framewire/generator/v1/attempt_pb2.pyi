@@ -196,6 +196,49 @@ class CancelAttemptRequest(_message.Message):
 Global___CancelAttemptRequest: _TypeAlias = CancelAttemptRequest  # noqa: Y015
 
 @_typing.final
+class ErasePromptRequest(_message.Message):
+    """Has a video's words forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    video_id: _builtins.str
+    """The video."""
+    account_id: _builtins.str
+    """Its account."""
+    def __init__(
+        self,
+        *,
+        video_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasePromptRequest: _TypeAlias = ErasePromptRequest  # noqa: Y015
+
+@_typing.final
+class ErasePromptResponse(_message.Message):
+    """They are forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasePromptResponse: _TypeAlias = ErasePromptResponse  # noqa: Y015
+
+@_typing.final
 class Attempt(_message.Message):
     """One try to have a video made."""
 

@@ -46,6 +46,11 @@ class AttemptServiceStub:
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.CancelAttemptRequest.SerializeToString,
                 response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.VideoOutcome.FromString,
                 _registered_method=True)
+        self.ErasePrompt = channel.unary_unary(
+                '/framewire.generator.v1.AttemptService/ErasePrompt',
+                request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ErasePromptRequest.SerializeToString,
+                response_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ErasePromptResponse.FromString,
+                _registered_method=True)
         self.ListAttempts = channel.unary_unary(
                 '/framewire.generator.v1.AttemptService/ListAttempts',
                 request_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ListAttemptsRequest.SerializeToString,
@@ -122,6 +127,14 @@ class AttemptServiceServicer:
     def CancelAttempt(self, request, context):
         """Asks for the end of a video. Idempotent. Before it was sent it is CANCELLED at once, also when its job arrives later;
         afterwards the provider's verdict decides.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ErasePrompt(self, request, context):
+        """Removes prompt and options from what is kept of a video that has ended: its owner deleted it. Idempotent, also of a video that is not
+        known. FAILED_PRECONDITION/CONFLICT while it lives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,6 +246,11 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.CancelAttempt,
                     request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.CancelAttemptRequest.FromString,
                     response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.VideoOutcome.SerializeToString,
+            ),
+            'ErasePrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ErasePrompt,
+                    request_deserializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ErasePromptRequest.FromString,
+                    response_serializer=framewire_dot_generator_dot_v1_dot_attempt__pb2.ErasePromptResponse.SerializeToString,
             ),
             'ListAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttempts,
@@ -350,6 +368,33 @@ class AttemptService:
             '/framewire.generator.v1.AttemptService/CancelAttempt',
             framewire_dot_generator_dot_v1_dot_attempt__pb2.CancelAttemptRequest.SerializeToString,
             framewire_dot_generator_dot_v1_dot_attempt__pb2.VideoOutcome.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ErasePrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.generator.v1.AttemptService/ErasePrompt',
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.ErasePromptRequest.SerializeToString,
+            framewire_dot_generator_dot_v1_dot_attempt__pb2.ErasePromptResponse.FromString,
             options,
             channel_credentials,
             insecure,

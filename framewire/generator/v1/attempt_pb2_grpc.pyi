@@ -40,6 +40,10 @@ class AttemptServiceStub:
     """Asks for the end of a video. Idempotent. Before it was sent it is CANCELLED at once, also when its job arrives later;
     afterwards the provider's verdict decides.
     """
+    ErasePrompt: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.ErasePromptRequest, _attempt_pb2.ErasePromptResponse]
+    """Removes prompt and options from what is kept of a video that has ended: its owner deleted it. Idempotent, also of a video that is not
+    known. FAILED_PRECONDITION/CONFLICT while it lives.
+    """
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]
     """Attempts, newest first, for operators."""
     GetAttempt: _grpc.UnaryUnaryMultiCallable[_attempt_pb2.GetAttemptRequest, _attempt_pb2.AttemptDetail]
@@ -91,6 +95,10 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     CancelAttempt: _aio.UnaryUnaryMultiCallable[_attempt_pb2.CancelAttemptRequest, _attempt_pb2.VideoOutcome]  # type: ignore[assignment]
     """Asks for the end of a video. Idempotent. Before it was sent it is CANCELLED at once, also when its job arrives later;
     afterwards the provider's verdict decides.
+    """
+    ErasePrompt: _aio.UnaryUnaryMultiCallable[_attempt_pb2.ErasePromptRequest, _attempt_pb2.ErasePromptResponse]  # type: ignore[assignment]
+    """Removes prompt and options from what is kept of a video that has ended: its owner deleted it. Idempotent, also of a video that is not
+    known. FAILED_PRECONDITION/CONFLICT while it lives.
     """
     ListAttempts: _aio.UnaryUnaryMultiCallable[_attempt_pb2.ListAttemptsRequest, _attempt_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     """Attempts, newest first, for operators."""
@@ -152,6 +160,16 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_attempt_pb2.VideoOutcome, _abc.Awaitable[_attempt_pb2.VideoOutcome]]:
         """Asks for the end of a video. Idempotent. Before it was sent it is CANCELLED at once, also when its job arrives later;
         afterwards the provider's verdict decides.
+        """
+
+    @_abc_1.abstractmethod
+    def ErasePrompt(
+        self,
+        request: _attempt_pb2.ErasePromptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_pb2.ErasePromptResponse, _abc.Awaitable[_attempt_pb2.ErasePromptResponse]]:
+        """Removes prompt and options from what is kept of a video that has ended: its owner deleted it. Idempotent, also of a video that is not
+        known. FAILED_PRECONDITION/CONFLICT while it lives.
         """
 
     @_abc_1.abstractmethod

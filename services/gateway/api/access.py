@@ -7,17 +7,39 @@ from typing import Any
 
 from framewire.gateway.v1 import account_pb2, operator_pb2
 from kit import errors
-from services.gateway import auth, messages, store, videos
+from services.gateway import auth, erasure, messages, peers, store, videos
 from services.gateway.api import common
 from services.gateway.store import rows
 
 
 class AccessMethods:
-    """The part of OperatorService that changes only what the gateway itself keeps; each change is in the audit."""
+    """The part of OperatorService that changes what the gateway itself keeps; each change is in the audit."""
 
-    def __init__(self, kept: store.Store, issuers: Collection[str]) -> None:
+    def __init__(
+        self, kept: store.Store, issuers: Collection[str], erasure_: erasure.Erasure
+    ) -> None:
         self._kept = kept
         self._issuers = issuers
+        self._erasure = erasure_
+
+    async def EraseAccount(
+        self, request: operator_pb2.EraseAccountRequest, context: Any
+    ) -> operator_pb2.EraseAccountResponse:
+        """Erases an account, or says how far that is."""
+        try:
+            progress = await self._erasure.erase(
+                request.account_id, request.why, common.caller().key_id
+            )
+        except errors.ServiceError as error:
+            raise peers.for_caller(error) from error
+        left = progress.left
+        return operator_pb2.EraseAccountResponse(
+            asked_at=messages.timestamp(left.asked_at),
+            live_videos=left.live,
+            videos_to_remove=left.to_remove,
+            assets_to_remove=progress.assets,
+            done_at=messages.timestamp(left.done_at) if left.done_at else None,
+        )
 
     async def AddMember(
         self, request: operator_pb2.AddMemberRequest, context: Any

@@ -12,7 +12,7 @@ from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import errors
-from services.gateway import messages, peers, reconciler, recoverer, store, videos
+from services.gateway import erasure, messages, peers, reconciler, recoverer, store, videos
 from services.gateway.api import access, common
 from services.gateway.store import findings
 
@@ -43,8 +43,9 @@ class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceService
         reconciler_: reconciler.Reconciler,
         issuers: Collection[str],
         recoverer_: recoverer.Recoverer,
+        erasure_: erasure.Erasure,
     ) -> None:
-        super().__init__(kept, issuers)
+        super().__init__(kept, issuers, erasure_)
         self._accounts = kept.accounts
         self._peers = peers_
         self._defaults = defaults

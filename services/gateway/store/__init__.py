@@ -7,6 +7,7 @@ from services.gateway.store.accounts import AccountStore
 from services.gateway.store.admissions import AdmissionStore
 from services.gateway.store.batches import BatchStore
 from services.gateway.store.deliveries import DeliveryStore
+from services.gateway.store.erasures import ErasureStore
 from services.gateway.store.findings import FindingStore
 from services.gateway.store.limits import LimitStore
 from services.gateway.store.measures import MeasureStore
@@ -33,6 +34,7 @@ class Store:
         self.findings = FindingStore(pool)
         self.removals = RemovalStore(pool)
         self.measures = MeasureStore(pool)
+        self.erasures = ErasureStore(pool)
         self.recovery = RecoveryStore(pool)
         self.templates = TemplateStore(pool)
         self.endpoints = EndpointStore(pool)

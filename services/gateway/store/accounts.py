@@ -75,9 +75,13 @@ class AccountStore:
             assert row is not None
             return rows.account(row), bytes(row["fingerprint"])
 
-    async def get(self, account_id: str) -> rows.Account | None:
-        """An account."""
-        row = await self._pool.fetchrow("SELECT * FROM accounts WHERE account_id = $1", account_id)
+    async def get(self, account_id: str, *, erased_too: bool = False) -> rows.Account | None:
+        """An account; one that was erased only for who wants those too."""
+        row = await self._pool.fetchrow(
+            "SELECT * FROM accounts WHERE account_id = $1 AND ($2 OR erased_at IS NULL)",
+            account_id,
+            erased_too,
+        )
         return rows.account(row) if row else None
 
     async def set_account(
@@ -89,7 +93,7 @@ class AccountStore:
                 """
                 UPDATE accounts SET lanes = CASE WHEN cardinality($2::text[]) > 0 THEN $2 ELSE lanes END,
                                     weight = COALESCE(NULLIF($3, 0), weight)
-                WHERE account_id = $1 RETURNING *
+                WHERE account_id = $1 AND erased_at IS NULL RETURNING *
                 """,
                 account_id,
                 list(lanes),

@@ -39,7 +39,7 @@ class AdmissionStore:
             FROM accounts a CROSS JOIN settings s
             LEFT JOIN requests r ON r.account_id = a.account_id AND r.principal = $2
                                 AND r.method = 'CreateVideo' AND r.request_id = $3
-            WHERE a.account_id = $1
+            WHERE a.account_id = $1 AND a.erased_at IS NULL
             """,
             account_id,
             principal,

@@ -45,15 +45,20 @@ class RemovalStore:
         await failpoint("gateway.delete.after_commit")
         return video
 
-    async def image_is_used(self, video: videos.Video) -> bool:
-        """Whether another video, which is not deleted, was made from the same image."""
+    async def is_used(self, video: videos.Video, asset_id: str) -> bool:
+        """Whether another video, which is not deleted, was made from the same asset."""
         return await self._pool.fetchval(
             """
             SELECT EXISTS (SELECT FROM videos
-                WHERE input_image_id = $1 AND input_image_id <> '' AND account_id = $2 AND video_id <> $3
+                WHERE input_image_id = $1 AND account_id = $2 AND video_id <> $3
                   AND deleted_at IS NULL AND state NOT IN ('REJECTED', 'ABANDONED'))
+            OR EXISTS (SELECT FROM videos
+                WHERE has_inputs AND account_id = $2 AND video_id <> $3
+                  AND deleted_at IS NULL AND state NOT IN ('REJECTED', 'ABANDONED')
+                  -- Ids are 26 random characters: they stand in a spec as an input and by no chance.
+                  AND position(convert_to($1, 'UTF8') IN spec) > 0)
             """,
-            video.input_image_id,
+            asset_id,
             video.account_id,
             video.video_id,
         )

@@ -176,6 +176,26 @@ class VideoStore:
         assert outcome is not None
         return outcome
 
+    async def erase_prompt(self, video_id: str, account_id: str) -> bool:
+        """Takes prompt and options out of the kept job of a video that has ended. False: it lives. Idempotent."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                "SELECT job, state FROM videos WHERE video_id = $1 AND account_id = $2 FOR UPDATE",
+                video_id,
+                account_id,
+            )
+            if row is None or row["job"] is None:
+                return True
+            if row["state"] not in telling.TERMINAL_STATES:
+                return False
+            job = job_pb2.Job.FromString(row["job"])
+            job.spec.ClearField("prompt")
+            job.spec.ClearField("options")
+            await connection.execute(
+                "UPDATE videos SET job = $2 WHERE video_id = $1", video_id, job.SerializeToString()
+            )
+        return True
+
     async def stopped(self, attempt: rows.Attempt) -> bool:
         """Ends a video whose render the provider stopped for its owner, or which is gone after we asked it to.
 

@@ -1,0 +1,53 @@
+"""The command that ends an account."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from framewire import client
+from framewire.cli import options, output, running
+
+accounts = typer.Typer(no_args_is_help=True, help="An account as a whole (operators).")
+
+
+@accounts.callback()
+def _group() -> None:
+    """Keeps `erase` a command of its own while it is the only one."""
+
+
+@accounts.command()
+def erase(
+    account_id: Annotated[
+        str, typer.Argument(metavar="ACCOUNT", help="The account's id.", show_default=False)
+    ],
+    why: Annotated[str, typer.Option(help="For the audit.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """Erase an account for good, or show how far that is; its ledger entries stay. It goes on by itself."""
+    if not yes:
+        typer.confirm(
+            f"Erase {account_id}, with its keys, videos and everything stored for it?", abort=True
+        )
+
+    async def work(opened: client.Client) -> None:
+        found = await opened.operations.erase_account(account_id, why=why)
+        if as_json:
+            output.print_json(found)
+            return
+        output.print_facts(
+            [
+                ("account", account_id),
+                ("asked for", output.clock(found.asked_at)),
+                ("live videos", output.counted(found.live_videos)),
+                ("videos to remove", output.counted(found.videos_to_remove)),
+                ("assets to remove", output.counted(found.assets_to_remove)),
+                ("done", output.clock(found.done_at) or "not yet"),
+            ]
+        )
+
+    running.with_client(work, address, api_key, for_account=False)
