@@ -211,6 +211,41 @@ async def test_nobody_calls_for_an_erased_account(world: World) -> None:
     await erased(world, account_id)
 
 
+async def test_webhooks_go_with_what_they_were_to_tell(world: World) -> None:
+    one, two = await world.member(), await world.member()
+    for number, member in enumerate((one, two)):
+        endpoint, event, delivery = (letter * 25 + str(number) for letter in "abc")
+        for statement, values in (
+            (
+                "webhook_endpoints (endpoint_id, url, secret)",
+                (endpoint, "https://jane.example", b"s"),
+            ),
+            (
+                "webhook_events (event_id, video_id, kind, headers, body)",
+                (event, "v", "completed", "{}", b"{}"),
+            ),
+        ):
+            table, columns = statement.split(" (")
+            places = ", ".join(f"${place}" for place in range(2, 2 + len(values)))
+            await world.pool.execute(
+                f"INSERT INTO {table} (account_id, {columns} VALUES ($1, {places})",
+                member.account_id,
+                *values,
+            )
+        await world.pool.execute(
+            """
+            INSERT INTO webhook_deliveries (delivery_id, endpoint_id, event_id, next_attempt_at, give_up_at)
+            VALUES ($1, $2, $3, 'infinity', 'infinity')
+            """,
+            *(delivery, endpoint, event),
+        )
+    await erase(world, one.account_id)
+    for table in ("webhook_endpoints", "webhook_events"):
+        left = await world.pool.fetch(f"SELECT DISTINCT account_id FROM {table}")
+        assert [row["account_id"] for row in left] == [two.account_id], table
+    assert await world.pool.fetchval("SELECT count(*) FROM webhook_deliveries") == 1
+
+
 async def test_a_member_goes_with_its_address_unless_it_is_in_another_account(
     world: World,
 ) -> None:

@@ -10,6 +10,7 @@ from kit import postgres
 from services.gateway.store import accounts
 
 AT_ONCE = 10
+_GO_AT_ONCE = ("templates", "requests", "upload_counts")
 BATCH = 100
 
 
@@ -58,7 +59,14 @@ class ErasureStore:
                 account_id,
             )
             await connection.execute(_PRINCIPALS, account_id)
-            for table in ("templates", "requests", "upload_counts"):
+            await connection.execute(
+                """
+                DELETE FROM webhook_deliveries WHERE endpoint_id IN (
+                    SELECT endpoint_id FROM webhook_endpoints WHERE account_id = $1)
+                """,
+                account_id,
+            )
+            for table in ("webhook_endpoints", "webhook_events", *_GO_AT_ONCE):
                 await connection.execute(f"DELETE FROM {table} WHERE account_id = $1", account_id)
             await accounts.audit(connection, principal, "EraseAccount", account_id, why, {}, "OK")
             return True
