@@ -24,6 +24,7 @@ from framewire.gateway.v1 import (
     template_pb2,
     upload_pb2,
     video_pb2,
+    webhook_pb2,
 )
 from services.gateway import auth
 from services.local import process
@@ -31,7 +32,7 @@ from tests import any_message, gateway_world
 from tests import system as systems
 from tests.gateway_world import BOOTSTRAP, IMAGE, Caller, new_id
 
-FILES = (video_pb2, template_pb2, upload_pb2, account_pb2, operator_pb2)
+FILES = (video_pb2, template_pb2, upload_pb2, account_pb2, webhook_pb2, operator_pb2)
 METHODS: Mapping[str, descriptor.MethodDescriptor] = {
     f"{service.full_name}/{method.name}": method
     for file in FILES
@@ -227,6 +228,8 @@ def drive(callers: Callers, name: str, examples: int, *, same: bool) -> None:
     )
     @hypothesis.given(role=roles, sent=messages(callers, method))
     def tried(role: str, sent: Any) -> None:
+        if name.endswith("/EraseAccount") and sent.account_id:
+            sent.account_id = "0" * 26  # ours are called for by all the others
         try:
             send(channel, method, sent, callers.keys[role])
         except grpc.RpcError as error:
@@ -253,8 +256,11 @@ async def test_any_message_is_answered_or_refused_with_a_reason(
 
 
 def test_messages_reach_what_they_are_for(callers: Callers) -> None:
-    """Were all of them refused at the door, nothing would have been tried."""
-    assert len(callers.answered) > len(METHODS) * 2 / 3, sorted(METHODS.keys() - callers.answered)
+    """Were all refused at the door, nothing would have been tried. No endpoint of webhooks can be made offline."""
+    reached = [name for name in METHODS if "WebhookService" not in name]
+    assert len(callers.answered.intersection(reached)) > len(reached) * 2 / 3, sorted(
+        METHODS.keys() - callers.answered
+    )
 
 
 NUL: list[tuple[str, str, Any]] = [

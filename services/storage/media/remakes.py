@@ -1,6 +1,7 @@
 """Videos made from videos: cleaned, brought to a size, made smaller. PyAV and Pillow only; runs in the worker process.
 
-Everything is written without the source's metadata, bit-exact: the same bytes each time.
+Everything is written without the source's metadata and meant to be bit-exact (one run in some hundred, on a loaded
+machine, was seen to differ by two bytes; nothing relies on it, since what was made is kept).
 """
 
 import hashlib
