@@ -25,7 +25,7 @@ up: $(VENV)/local ## runs the whole system in the foreground, until Ctrl-C
 	@$(BIN)/framewire local up
 
 test: $(VENV)/dev ## passes all tests but the long ones
-	@$(BIN)/python -m pytest -n 3 -m "not long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not long" $(PYTEST_ARGS)
 
 test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 	@$(BIN)/python -m pytest -n 2 -m "fault or long" $(PYTEST_ARGS)
