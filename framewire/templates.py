@@ -59,7 +59,7 @@ class Templates:
 
     @property
     def _transport(self) -> transport.Transport:
-        raise NotImplementedError
+        raise NotImplementedError  # a Client has it; this class is no client by itself
 
     @property
     def _templates(self) -> template_pb2_grpc.TemplateServiceAsyncStub:

@@ -28,7 +28,7 @@ class Uploads:
 
     @property
     def _transport(self) -> transport.Transport:
-        raise NotImplementedError
+        raise NotImplementedError  # a Client has it; this class is no client by itself
 
     @property
     def _uploads(self) -> upload_pb2_grpc.UploadServiceAsyncStub:

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import asyncpg
 
+from framewire import errors, recovery
 from services.local import postgres
 from tests import system as systems
+from tests.waiting import eventually
+
+
+async def pause(system: systems.System, paused: bool) -> None:
+    """Nothing is sent to the provider meanwhile."""
+    async with system.database("generator") as database:
+        await database.execute("UPDATE provider_accounts SET paused = $1", paused)
+
+
+async def closed(system: systems.System, service: str) -> str:
+    """Why a service is closed; empty: it is open."""
+
+    async def looked() -> recovery.Standing | None:
+        try:
+            found = (await system.operator.operations.recover(dry_run=True)).done.services
+        except errors.FramewireError:  # it was started a moment ago
+            return None
+        return next(one.standing for one in found if one.service == service)
+
+    return (await eventually(looked)).reason
 
 
 class Backup:

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from framewire import client as clients
-from framewire import errors, recovery
+from framewire import errors
 from tests import invariants, restores
 from tests import system as systems
 from tests.waiting import eventually
@@ -26,30 +26,12 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[syst
         yield running
 
 
-async def pause(system: systems.System, paused: bool) -> None:
-    async with system.database("generator") as database:
-        await database.execute("UPDATE provider_accounts SET paused = $1", paused)
-
-
 async def attempts(system: systems.System, video_id: str) -> list[str]:
     async with system.database("generator") as database:
         found = await database.fetch(
             "SELECT state FROM attempts WHERE video_id = $1 ORDER BY number", video_id
         )
         return [row["state"] for row in found]
-
-
-async def closed(system: systems.System, service: str) -> str:
-    """Why a service is closed; empty: it is open."""
-
-    async def looked() -> recovery.Standing | None:
-        try:
-            found = (await system.operator.operations.recover(dry_run=True)).done.services
-        except errors.FramewireError:  # it was started a moment ago
-            return None
-        return next(one.standing for one in found if one.service == service)
-
-    return (await eventually(looked)).reason
 
 
 async def ended(client: clients.Client, video_id: str) -> str:
@@ -75,7 +57,7 @@ async def test_a_restored_generator_sends_nothing_twice(system: systems.System) 
     backup = restores.Backup(system, "generator")
     queued_then, made_since, asked_later = prompts(3)
     async with await system.account(100) as client:
-        await pause(system, True)
+        await restores.pause(system, True)
         first = await client.create_video(queued_then, **TINY)
 
         async def is_queued() -> bool:
@@ -83,7 +65,7 @@ async def test_a_restored_generator_sends_nothing_twice(system: systems.System) 
 
         await eventually(is_queued)
         await backup.take()
-        await pause(system, False)
+        await restores.pause(system, False)
         second = await client.generate(made_since, **TINY)  # forgotten, and COMPLETED
         assert await ended(client, first.video_id) == "COMPLETED"
         third = await client.create_video(f"under way {uuid.uuid4().hex}", **TINY)
@@ -93,14 +75,14 @@ async def test_a_restored_generator_sends_nothing_twice(system: systems.System) 
 
         await eventually(is_paid)
         await backup.restore()
-        await pause(system, False)
-        assert "copy" in await closed(system, "generator")
+        await restores.pause(system, False)
+        assert "copy" in await restores.closed(system, "generator")
         later = await client.create_video(asked_later, **TINY)
         with pytest.raises(errors.FramewireError) as refused:
             await system.operator.attempts.cancel(first.video_id)
         assert refused.value.reason == "RECOVERY"
         looked = await system.operator.operations.recover(dry_run=True)
-        assert await closed(system, "generator") != "", "a dry run opens nothing"
+        assert await restores.closed(system, "generator") != "", "a dry run opens nothing"
         assert await attempts(system, later.video_id) == []
         assert await attempts(system, first.video_id) == ["QUEUED"]
 

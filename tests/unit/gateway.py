@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -121,6 +123,18 @@ def running() -> Iterator[Gateway]:
         finally:
             gateway.left.set()
             server.stop(0).wait(5)
+
+
+@contextmanager
+def for_the_cli(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """A gateway that the command line calls, whatever this shell has set."""
+    for name in list(os.environ):
+        if name.startswith("FRAMEWIRE_"):
+            monkeypatch.delenv(name)
+    with running() as gateway:
+        monkeypatch.setenv("FRAMEWIRE_ADDRESS", gateway.address)
+        monkeypatch.setenv("FRAMEWIRE_API_KEY", "fw_key")
+        yield gateway
 
 
 def _handlers(gateway: Gateway, service: Any) -> grpc.GenericRpcHandler:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -19,12 +18,7 @@ from tests.unit.gateway import ACCOUNT, Gateway
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    for name in list(os.environ):
-        if name.startswith("FRAMEWIRE_"):
-            monkeypatch.delenv(name)
-    with gateways.running() as running:
-        monkeypatch.setenv("FRAMEWIRE_ADDRESS", running.address)
-        monkeypatch.setenv("FRAMEWIRE_API_KEY", "fw_key")
+    with gateways.for_the_cli(monkeypatch) as running:
         answer = operator_pb2.EraseAccountResponse(live_videos=2, videos_to_remove=31)
         answer.asked_at.FromDatetime(datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC))
         running.on("EraseAccount", answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,7 @@ LAUNCH = Path(__file__).parents[2] / "examples" / "launch.json"
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    for name in list(os.environ):
-        if name.startswith("FRAMEWIRE_"):
-            monkeypatch.delenv(name)
-    with gateways.running() as running:
-        monkeypatch.setenv("FRAMEWIRE_ADDRESS", running.address)
-        monkeypatch.setenv("FRAMEWIRE_API_KEY", "fw_key")
+    with gateways.for_the_cli(monkeypatch) as running:
         monkeypatch.setenv("FRAMEWIRE_ACCOUNT", ACCOUNT)
         yield running
 

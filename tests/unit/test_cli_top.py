@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +21,7 @@ from tests.unit.gateway import ACCOUNT, VIDEO, Gateway, Refusal, video
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    for name in list(os.environ):
-        if name.startswith("FRAMEWIRE_"):
-            monkeypatch.delenv(name)
-    with gateways.running() as running:
-        monkeypatch.setenv("FRAMEWIRE_ADDRESS", running.address)
-        monkeypatch.setenv("FRAMEWIRE_API_KEY", "fw_key")
+    with gateways.for_the_cli(monkeypatch) as running:
         monkeypatch.setenv("COLUMNS", "160")
         balance = ledger_pb2.Balance(account_id=ACCOUNT, available_credits=90, held_credits=10)
         running.on("GetBalance", balance)

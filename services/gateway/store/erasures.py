@@ -10,7 +10,7 @@ from kit import postgres
 from services.gateway.store import accounts
 
 AT_ONCE = 10
-_GO_AT_ONCE = ("templates", "requests", "upload_counts")
+_GO_AT_ONCE = ("webhook_endpoints", "webhook_events", "templates", "requests", "upload_counts")
 BATCH = 100
 
 
@@ -66,7 +66,7 @@ class ErasureStore:
                 """,
                 account_id,
             )
-            for table in ("webhook_endpoints", "webhook_events", *_GO_AT_ONCE):
+            for table in _GO_AT_ONCE:
                 await connection.execute(f"DELETE FROM {table} WHERE account_id = $1", account_id)
             await accounts.audit(connection, principal, "EraseAccount", account_id, why, {}, "OK")
             return True
