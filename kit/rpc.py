@@ -6,13 +6,11 @@ Client: token, trace, errors back to `kit.errors`, retries of UNAVAILABLE where 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import protovalidate
@@ -165,39 +163,53 @@ def _metadata(context: Any) -> dict[str, str]:
     }
 
 
-@asynccontextmanager
-async def _served(method: str, metadata: Mapping[str, str], context: Any) -> AsyncIterator[None]:
+class _Serving:
     """What surrounds a call: its trace, its time, and its failure as the caller gets it."""
-    started, code, tell = time.monotonic(), "OK", log.debug
-    telemetry.RPC_IN_FLIGHT.inc()
-    with telemetry.span(method, SpanKind.SERVER, metadata):
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            known = _known(error, method)
-            # Metrics count what went well; a line for each call would cost more than most calls.
-            code, tell = known.code, log.info
-            telemetry.RPC_REFUSALS.labels(method, known.reason).inc()
-            await _abort(context, known)
-        finally:
-            telemetry.RPC_IN_FLIGHT.dec()
-            seconds = time.monotonic() - started
-            telemetry.RPC_SECONDS.labels("server", method, code).observe(seconds)
-            tell("rpc_served", method=method, code=code, seconds=round(seconds, 6))
+
+    __slots__ = ("_code", "_method", "_span", "_started", "metadata")
+
+    def __init__(self, method: str, context: Any) -> None:
+        self._method = method
+        self._code = "OK"
+        self._started = time.monotonic()
+        self.metadata = _metadata(context)
+        self._span = telemetry.span(method, SpanKind.SERVER, self.metadata)
+
+    def __enter__(self) -> Self:
+        telemetry.RPC_IN_FLIGHT.inc()
+        self._span.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._code == "OK" and kind is not None:
+            self._code = "CANCELLED"  # nothing else gets here without having been refused
+        self._span.__exit__()
+        telemetry.RPC_IN_FLIGHT.dec()
+        seconds = time.monotonic() - self._started
+        telemetry.RPC_SECONDS.labels("server", self._method, self._code).observe(seconds)
+        # Metrics count what went well; a line for each call would cost more than most calls.
+        tell = log.info if self._code not in ("OK", "CANCELLED") else log.debug
+        tell("rpc_served", method=self._method, code=self._code, seconds=round(seconds, 6))
+
+    async def refuse(self, context: Any, error: Exception) -> None:
+        """Ends the call with what went wrong, as the caller may know it. Raises."""
+        known = _known(error, self._method)
+        self._code = known.code
+        telemetry.RPC_REFUSALS.labels(self._method, known.reason).inc()
+        await _abort(context, known)
 
 
 def _wrap_unary(interceptor: ServerInterceptor, method: str, handler: Any) -> Any:
     behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def served(request: Any, context: Any) -> Any:
-        metadata = _metadata(context)
-        async with _served(method, metadata, context):
-            left = context.time_remaining()
-            entered = await interceptor.enter(method, request, metadata, left)
-            return await behavior(entered, context)
+        with _Serving(method, context) as serving:
+            try:
+                left = context.time_remaining()
+                entered = await interceptor.enter(method, request, serving.metadata, left)
+                return await behavior(entered, context)
+            except Exception as error:
+                await serving.refuse(context, error)
 
     return served
 
@@ -206,12 +218,14 @@ def _wrap_stream(interceptor: ServerInterceptor, method: str, handler: Any) -> A
     behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def served(request: Any, context: Any) -> AsyncIterator[Any]:
-        metadata = _metadata(context)
-        async with _served(method, metadata, context):
-            left = context.time_remaining()
-            entered = await interceptor.enter(method, request, metadata, left)
-            async for response in behavior(entered, context):
-                yield response
+        with _Serving(method, context) as serving:
+            try:
+                left = context.time_remaining()
+                entered = await interceptor.enter(method, request, serving.metadata, left)
+                async for response in behavior(entered, context):
+                    yield response
+            except Exception as error:
+                await serving.refuse(context, error)
 
     return served
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from prometheus_client import REGISTRY
 from kit import errors, failpoints, ids, postgres
 from services.credits import holds, ledger, operations, rules
 from services.credits.store import Store, grouping
-from tests.credits_world import ONE, TEN, World, has_reason, server, world
+from tests.credits_world import ONE, TEN, World, has_reason, server, shard_mate, world
 from tests.waiting import eventually
 
 __all__ = ["server", "world"]  # fixtures
@@ -59,15 +58,6 @@ def outcome(task: asyncio.Task[Any]) -> str:
     if isinstance(error, errors.ServiceError):
         return error.reason
     return type(error).__name__ if error is not None else task.result().state
-
-
-def shard_mate(account_id: str) -> str:
-    """An id of another account of the same shard."""
-    shard = zlib.crc32(account_id.encode()) % grouping.SHARDS
-    while True:
-        other = ids.new_id()
-        if zlib.crc32(other.encode()) % grouping.SHARDS == shard:
-            return other
 
 
 async def transactions(world: World) -> int:
@@ -162,7 +152,11 @@ async def test_a_batch_takes_as_many_statements_as_a_single_call(world: World) -
             assert len(posted) == 5, posted
 
 
-async def test_replicas_over_crossing_accounts_neither_deadlock_nor_lose(world: World) -> None:
+@pytest.mark.parametrize("ahead_from", [1, grouping.AHEAD_FROM])
+async def test_replicas_over_crossing_accounts_neither_deadlock_nor_lose(
+    world: World, monkeypatch: Any, ahead_from: int
+) -> None:
+    monkeypatch.setattr(grouping, "AHEAD_FROM", ahead_from)
     accounts = [await world.account(40) for _ in range(6)] + [ids.new_id() for _ in range(6)]
     async with postgres.pool(world.url, "other", 8) as pool:
         replicas = [world, World(pool, Store(pool), world.url)]

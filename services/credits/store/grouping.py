@@ -1,7 +1,8 @@
 """Group commit: operations that come while others are being posted are posted together, in one transaction.
 
 An account always falls to the same shard of this process, and a shard posts one batch after the other: an operation
-that finds its shard idle is posted at once, and what comes meanwhile is the next batch. Each operation has its own
+that finds its shard idle is posted at once, and what comes meanwhile is the next batch. While many wait, the next batch
+is read and judged during the writing of the one before (`judging`). Each operation has its own
 verdict. A batch that fails is tried again one by one, so that only what made it fail fails. Replicas are kept apart by
 the locks of the accounts.
 """
@@ -19,16 +20,25 @@ from typing import Any
 import asyncpg
 from prometheus_client import Counter, Histogram
 
-from kit import errors, failpoints, ids, outbox, postgres, telemetry
-from services.credits import announcements, batches, ledger, operations
-from services.credits.store import posting, rulebooks, writing
+from kit import errors, failpoints, outbox, postgres, telemetry
+from services.credits import ledger, operations
+from services.credits.store import judging, posting, rulebooks, writing
 
 log = telemetry.logger(__name__)
 
 SHARDS = 2
-MOST_IN_A_BATCH = 256
+MOST_IN_A_BATCH = 128
 MOST_WAITING = 2048
 """Of one shard; who comes then is sent away, for what waits longer than its caller is of no use."""
+
+AHEAD_FROM = 32
+"""So many must wait for the next batch to be judged during the writing of this one: small ones would become smaller."""
+
+GATHER_SECONDS = 0.004
+"""After a batch of several, more may come so long: each batch has a cost of its own. A lone caller never waits."""
+
+PASS_ON_SECONDS = 0.005
+"""Verdicts are held back so long at the most, for the next batch to be sent."""
 
 BATCH_SIZE = Histogram(
     "framewire_credits_batch_size",
@@ -36,22 +46,57 @@ BATCH_SIZE = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 REPLAYED = Counter("framewire_credits_batches_replayed", "Batches that failed and were split.")
+JUDGED_AHEAD = Counter(
+    "framewire_credits_batches_judged_ahead",
+    "Batches judged while the one before was being written, by whether that stood under the locks.",
+    ["stood"],
+)
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """An operation and who waits for its verdict, in whose trace it is told of."""
+class _Turn:
+    """A batch of a shard on its way."""
 
-    operation: operations.Operation
-    verdict: asyncio.Future[Any]
-    context: contextvars.Context
-    origin: ledger.Origin
+    firm: asyncio.Future[judging.Judged | None]
+    """What it is judged to be, once only its writing can fail; None: it ended without."""
+    ended: asyncio.Future[bool]
+    """Whether what was firm is committed."""
+    size: int = 0
+    following: _Turn | None = None
+    """The one that is judged ahead on this one."""
+
+    def end(self, committed: bool) -> None:
+        """It is; or it is not, and perhaps never was firm. Only the first time counts."""
+        if not self.firm.done():
+            self.firm.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(committed)
 
 
 @dataclass(slots=True)
 class _Shard:
-    queue: deque[_Waiting] = field(default_factory=deque[_Waiting])
+    queue: deque[judging.Waiting] = field(default_factory=deque[judging.Waiting])
     posting: asyncio.Task[None] | None = None
+    _grown: asyncio.Future[None] | None = None
+
+    def add(self, waiting: judging.Waiting) -> None:
+        """To be posted with the next batch."""
+        self.queue.append(waiting)
+        if len(self.queue) >= AHEAD_FROM and self._grown is not None and not self._grown.done():
+            self._grown.set_result(None)
+
+    async def gather(self, turn: _Turn) -> None:
+        """While calls come together, lets some more come: a batch has costs of its own, which they share."""
+        if turn.size > 1 and len(self.queue) < AHEAD_FROM:
+            self._grown = turn.ended.get_loop().create_future()
+            await asyncio.wait({self._grown}, timeout=GATHER_SECONDS)
+
+    async def many(self, turn: _Turn) -> bool:
+        """Whether so many come to wait, before the turn has ended, that it is worth to judge them ahead."""
+        self._grown = turn.ended.get_loop().create_future()
+        if len(self.queue) < AHEAD_FROM:
+            await asyncio.wait({self._grown, turn.ended}, return_when=asyncio.FIRST_COMPLETED)
+        return not turn.ended.done()
 
 
 class Groups:
@@ -66,9 +111,8 @@ class Groups:
         balance_low_credits: int,
     ) -> None:
         self._pool = pool
-        self._rulebooks = rules_
+        self._judge = judging.Judge(rules_, balance_low_credits)
         self._ring = ring
-        self._balance_low_credits = balance_low_credits
         self._shards = [_Shard() for _ in range(SHARDS)]
 
     async def post(self, operation: operations.Operation) -> Any:
@@ -86,35 +130,60 @@ class Groups:
         verdict = asyncio.get_running_loop().create_future()
         asked = operation.origin
         origin = ledger.Origin(telemetry.trace_id(), asked.operator, asked.purchase)
-        shard.queue.append(_Waiting(operation, verdict, contextvars.copy_context(), origin))
+        context = contextvars.copy_context()
+        shard.add(judging.Waiting(operation, verdict, context, origin))
         if shard.posting is None:
             # A task of its own: the caller who happened to come first may leave.
             shard.posting = asyncio.create_task(self._post_all(shard))
         return await verdict
 
     async def _post_all(self, shard: _Shard) -> None:
-        """Posts until nothing waits."""
-        while shard.queue:
-            try:
-                async with self._pool.acquire(
-                    timeout=postgres.ACQUIRE_TIMEOUT_SECONDS
-                ) as connection:
-                    while _is_open(connection) and (batch := _next_batch(shard.queue)):
-                        await self._post_batch(connection, batch, again=False)
-            except Exception as error:
-                # The database is away: what waits now would only wait in vain, one batch after the other.
-                for waiting in shard.queue:
-                    _refuse(waiting, error)
-                shard.queue.clear()
-        shard.posting = None
+        """Posts until nothing waits: one turn after the other, two at a time while many wait."""
+        async with asyncio.TaskGroup() as turns:
+            before: _Turn | None = None
+            while shard.queue:
+                loop = asyncio.get_running_loop()
+                turn = _Turn(loop.create_future(), loop.create_future())
+                turns.create_task(self._take_turn(shard, turn, before))
+                if before is not None:
+                    before.following = turn
+                judged, before = await turn.firm, turn
+                if judged is None or not await shard.many(turn):
+                    await turn.ended
+                    await shard.gather(turn)
+                    before = None
+            shard.posting = None
+
+    async def _take_turn(self, shard: _Shard, turn: _Turn, before: _Turn | None) -> None:
+        """Posts what waits; judged ahead where the turn before is still being written."""
+        try:
+            async with self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_SECONDS) as connection:
+                if batch := _next_batch(shard.queue):
+                    turn.size = len(batch)
+                    await self._post_batch(connection, batch, turn, before)
+        except Exception as error:
+            # The database is away: what waits now would only wait in vain, one batch after the other.
+            for waiting in shard.queue:
+                _refuse(waiting, error)
+            shard.queue.clear()
+        finally:
+            turn.end(False)
 
     async def _post_batch(
-        self, connection: postgres.Connection, batch: Sequence[_Waiting], *, again: bool
+        self,
+        connection: postgres.Connection,
+        batch: Sequence[judging.Waiting],
+        turn: _Turn,
+        before: _Turn | None,
+        *,
+        again: bool = False,
     ) -> None:
         """Posts a batch and delivers its verdicts."""
         try:
-            verdicts = await self._commit(connection, batch)
+            verdicts = await self._commit(connection, batch, turn, before)
         except Exception as error:
+            # Who waits for this turn's end may have locked what a second try needs.
+            turn.end(False)
             away = isinstance(postgres.translate(error), errors.Unavailable)
             if away or again or (len(batch) == 1 and not isinstance(error, _RACES)):
                 for waiting in batch:
@@ -123,8 +192,11 @@ class Groups:
             REPLAYED.inc()
             log.warning("batch_replayed", operations=len(batch), error=repr(error))
             for waiting in batch:
-                await self._post_batch(connection, [waiting], again=True)
+                await self._post_batch(connection, [waiting], turn, None, again=True)
             return
+        if turn.following is not None:
+            # The database first: it has nothing to do until the next batch is sent, and callers keep us busy.
+            await asyncio.wait({turn.following.firm}, timeout=PASS_ON_SECONDS)
         for waiting, verdict in zip(batch, verdicts, strict=True):
             if isinstance(verdict, errors.ServiceError):
                 _refuse(waiting, verdict)
@@ -132,78 +204,78 @@ class Groups:
                 waiting.verdict.set_result(verdict)
 
     async def _commit(
-        self, connection: postgres.Connection, batch: Sequence[_Waiting]
+        self,
+        connection: postgres.Connection,
+        batch: Sequence[judging.Waiting],
+        turn: _Turn,
+        before: _Turn | None,
     ) -> list[Any]:
         """The verdicts on a batch, once they are durable."""
         BATCH_SIZE.observe(len(batch))
-        wanted = [waiting.operation for waiting in batch]
-        accounts = {one.account_id for one in wanted}
-        to_open = {one.account_id for one in wanted if one.opens_account}
+        kinds = {waiting.operation.kind for waiting in batch}
+        judged = await self._judge_ahead(connection, batch, before)
         await connection.execute(posting.BEGIN)
         try:
-            locked = await posting.lock(connection, accounts)
-            missing = to_open - {account["account_id"] for account in locked}
-            if missing:
-                # Not while others are locked: whoever makes the same ones may want ours.
-                await connection.execute("ROLLBACK")
-                await posting.open_accounts(connection, missing)
-                await connection.execute(posting.BEGIN)
-                locked = await posting.lock(connection, accounts)
-            verdicts, told = await self._judge_and_write(connection, locked, batch)
-            await _before_commit({one.kind for one in wanted})
+            locked = await _lock(connection, batch)
+            if judged is None or not await _stands(judged, locked, before):
+                judged = await self._judge.under_locks(connection, locked, batch)
+            if not turn.firm.done():
+                turn.firm.set_result(judged)
+            if judged.rows is not None:
+                judged.transaction = await writing.write(connection, judged.rows)
+            if judged.messages:
+                await outbox.add_all(connection, judged.messages)
+            await _before_commit(kinds)
             await connection.execute("COMMIT")
         except BaseException:
             if _is_open(connection):
                 await connection.execute("ROLLBACK")
             raise
-        if told:
+        turn.end(True)
+        if judged.messages:
             self._ring()
-        await _after_commit({one.kind for one in wanted})
-        return verdicts
+        await _after_commit(kinds)
+        return judged.verdicts
 
-    async def _judge_and_write(
-        self, connection: postgres.Connection, locked: Sequence[Any], batch: Sequence[_Waiting]
-    ) -> tuple[list[Any], bool]:
-        """The verdicts, and whether there is something to tell."""
-        wanted = [waiting.operation for waiting in batch]
-        found = await posting.read(connection, locked, wanted)
-        quoted = {
-            one.quote_id
-            for one in wanted
-            if isinstance(one, operations.Reservation) and one.quote_id
-        }
-        policies = {hold.policy_version or "" for hold in found.holds.values()} | {
-            one.policy_version for one in wanted if isinstance(one, operations.Restoration)
-        }
-        open_books = batches.Batch(
-            now=found.now,
-            before=found.books,
-            holds=found.holds,
-            parts=found.parts,
-            requests=found.requests,
-            unsettled=found.unsettled,
-            rulebooks=await self._rulebooks.for_batch(connection, found.in_force, quoted, policies),
-            spending=await posting.spending(connection, found, wanted),
-            balance_low_credits=self._balance_low_credits,
-            new_id=ids.new_id,
-        )
-        verdicts: list[Any] = []
-        messages = [_message(fact, open_books) for fact in open_books.facts]
-        for waiting in batch:
-            first, posted = len(open_books.facts), _last_seq(open_books, waiting)
-            try:
-                verdicts.append(waiting.operation.judge(open_books))
-            except errors.ServiceError as refusal:
-                verdicts.append(refusal)
-            for seq in range(posted + 1, _last_seq(open_books, waiting) + 1):
-                open_books.origins[waiting.operation.account_id, seq] = waiting.origin
-            messages += [
-                waiting.context.run(_message, fact, open_books) for fact in open_books.facts[first:]
-            ]
-        await writing.write(connection, open_books)
-        if messages:
-            await outbox.add_all(connection, sorted(messages, key=lambda row: row.ce_id))
-        return verdicts, bool(messages)
+    async def _judge_ahead(
+        self,
+        connection: postgres.Connection,
+        batch: Sequence[judging.Waiting],
+        before: _Turn | None,
+    ) -> judging.Judged | None:
+        """What a batch comes to if the one before is committed as it is now; None: that will be seen then."""
+        left = before.firm.result() if before is not None else None
+        if left is None:
+            return None
+        try:
+            return await self._judge.ahead(connection, batch, left)
+        except Exception as error:
+            log.warning("not_judged_ahead", operations=len(batch), error=repr(error))
+            return None
+
+
+async def _stands(judged: judging.Judged, locked: Sequence[Any], before: _Turn | None) -> bool:
+    """Whether what was judged ahead of these locks is right under them."""
+    left = before.firm.result() if before is not None and await before.ended else None
+    stood = left is not None and judged.stands(locked, left)
+    JUDGED_AHEAD.labels("yes" if stood else "no").inc()
+    return stood
+
+
+async def _lock(connection: postgres.Connection, batch: Sequence[judging.Waiting]) -> Sequence[Any]:
+    """Locks the accounts of a batch, and makes those first that it opens."""
+    wanted = [waiting.operation for waiting in batch]
+    accounts = {one.account_id for one in wanted}
+    locked = await posting.lock(connection, accounts)
+    missing = {one.account_id for one in wanted if one.opens_account}
+    missing -= {account["account_id"] for account in locked}
+    if missing:
+        # Not while others are locked: whoever makes the same ones may want ours.
+        await connection.execute("ROLLBACK")
+        await posting.open_accounts(connection, missing)
+        await connection.execute(posting.BEGIN)
+        locked = await posting.lock(connection, accounts)
+    return locked
 
 
 _RACES = (asyncpg.IntegrityConstraintViolationError, asyncpg.TransactionRollbackError)
@@ -217,14 +289,9 @@ def _is_open(connection: postgres.Connection) -> bool:
         return False
 
 
-def _last_seq(batch: batches.Batch, waiting: _Waiting) -> int:
-    books = batch.books.get(waiting.operation.account_id)
-    return books.last_seq if books is not None else 0
-
-
-def _next_batch(queue: deque[_Waiting]) -> list[_Waiting]:
+def _next_batch(queue: deque[judging.Waiting]) -> list[judging.Waiting]:
     """Takes as many as fit, without those whose callers have left."""
-    batch: list[_Waiting] = []
+    batch: list[judging.Waiting] = []
     while queue and len(batch) < MOST_IN_A_BATCH:
         waiting = queue.popleft()
         if not waiting.verdict.done():
@@ -232,16 +299,9 @@ def _next_batch(queue: deque[_Waiting]) -> list[_Waiting]:
     return batch
 
 
-def _refuse(waiting: _Waiting, error: Exception) -> None:
+def _refuse(waiting: judging.Waiting, error: Exception) -> None:
     if not waiting.verdict.done():
         waiting.verdict.set_exception(error)
-
-
-def _message(fact: batches.Settled | batches.RanLow, batch: batches.Batch) -> outbox.Row:
-    if isinstance(fact, batches.Settled):
-        return outbox.headed(announcements.settled(fact.hold, fact.available, batch.now))
-    row = announcements.balance_low(fact.books, batch.balance_low_credits, batch.now)
-    return outbox.headed(row)
 
 
 async def _before_commit(kinds: set[str]) -> None:

@@ -30,6 +30,10 @@ class Found:
     now: datetime
     in_force: tuple[str, str]
     books: dict[str, ledger.Books]
+    versions: dict[str, str]
+    """Of the accounts' rows: another one after every change."""
+    hold_ids: list[str]
+    """The holds that were asked for; `holds` has those that there are."""
     holds: dict[str, holds.Hold]
     parts: dict[str, tuple[ledger.Part, ...]]
     requests: dict[batches.Request, tuple[str, str]]
@@ -40,8 +44,8 @@ async def lock(connection: postgres.Connection, account_ids: Collection[str]) ->
     """Locks accounts, those that there are, until the transaction ends, and answers their rows as they are then."""
     return await connection.fetch(
         """
-        SELECT account_id, available, held, last_seq, frozen, daily_caps FROM accounts
-        WHERE account_id = ANY($1::text[]) ORDER BY account_id FOR NO KEY UPDATE
+        SELECT account_id, available, held, last_seq, frozen, daily_caps, xmin::text AS version
+        FROM accounts WHERE account_id = ANY($1::text[]) ORDER BY account_id FOR NO KEY UPDATE
         """,
         sorted(account_ids),
     )
@@ -59,6 +63,10 @@ async def open_accounts(connection: postgres.Connection, account_ids: Collection
 
 _READ = f"""
 SELECT clock_timestamp() AS now, {rulebooks.IN_FORCE_NOW},
+    (
+        SELECT array_agg(ROW(account_id, available, held, last_seq, frozen, daily_caps::text, xmin::text))
+        FROM accounts WHERE $6 AND account_id = ANY($1::text[])
+    ) AS accounts,
     (
         SELECT array_agg(ROW(account_id, lot_id, source, priority, expires_at, created_at, granted,
             available, held, parent_lot_id))
@@ -100,17 +108,51 @@ async def read(
     A statement of its own, after the lock: it sees what those before us committed, and its clock is not from before
     the wait.
     """
+    account_ids = [account["account_id"] for account in accounts]
+    row = await _read(connection, account_ids, wanted, False)
+    return _found(row, [tuple(account) for account in accounts], wanted)
+
+
+async def read_unlocked(
+    connection: postgres.Connection, wanted: Sequence[operations.Operation]
+) -> Found:
+    """What operations need, in one snapshot, of accounts that others may be changing."""
+    row = await _read(connection, sorted({one.account_id for one in wanted}), wanted, True)
+    accounts = [
+        (*fields, json.loads(daily_caps), version)
+        for *fields, daily_caps, version in row["accounts"] or ()
+    ]
+    return _found(row, accounts, wanted)
+
+
+async def _read(
+    connection: postgres.Connection,
+    account_ids: Sequence[str],
+    wanted: Sequence[operations.Operation],
+    with_accounts: bool,
+) -> Any:
     requests = [one.request for one in wanted if one.request is not None]
     row = await connection.fetchrow(
         _READ,
-        [account["account_id"] for account in accounts],
-        [one.hold_id for one in wanted if one.hold_id is not None],
+        account_ids,
+        _hold_ids(wanted),
         [one.account_id for one in requests],
         [one.method for one in requests],
         [one.request_id for one in requests],
+        with_accounts,
     )
     assert row is not None
-    lots: dict[str, dict[str, ledger.Lot]] = {one["account_id"]: {} for one in accounts}
+    return row
+
+
+def _hold_ids(wanted: Sequence[operations.Operation]) -> list[str]:
+    return [one.hold_id for one in wanted if one.hold_id is not None]
+
+
+def _found(
+    row: Any, accounts: Sequence[tuple[Any, ...]], wanted: Sequence[operations.Operation]
+) -> Found:
+    lots: dict[str, dict[str, ledger.Lot]] = {one[0]: {} for one in accounts}
     for account_id, *fields in row["lots"] or ():
         if account_id in lots:
             lots[account_id][fields[0]] = _lot(fields)
@@ -122,13 +164,13 @@ async def read(
         now=row["now"],
         in_force=(row["price_version"] or "", row["policy_version"] or ""),
         books={
-            account["account_id"]: ledger.Books(
-                *(account["account_id"], account["available"], account["held"]),
-                *(account["last_seq"], account["frozen"], lots[account["account_id"]]),
-                daily_caps=account["daily_caps"],
+            account_id: ledger.Books(
+                account_id, available, held, last_seq, frozen, lots[account_id], daily_caps=caps_
             )
-            for account in accounts
+            for account_id, available, held, last_seq, frozen, caps_, _ in accounts
         },
+        versions={one[0]: one[6] for one in accounts},
+        hold_ids=_hold_ids(wanted),
         holds={fields[0]: _hold(fields) for fields in row["holds"] or ()},
         parts=parts,
         requests={
@@ -139,6 +181,16 @@ async def read(
     )
 
 
+def caps_met(found: Found, wanted: Sequence[operations.Operation]) -> set[tuple[str, str]]:
+    """The caps, by account and key, that reservations meet."""
+    return {
+        (one.account_id, name)
+        for one in wanted
+        if isinstance(one, operations.Reservation) and one.account_id in found.books
+        for name in caps.met(found.books[one.account_id].daily_caps, one.key_id)
+    }
+
+
 async def spending(
     connection: postgres.Connection, found: Found, wanted: Sequence[operations.Operation]
 ) -> caps.Spending:
@@ -147,12 +199,7 @@ async def spending(
     From the last sum that was kept on, or from the day's first transfer: by keys alone, for an index on the time of
     holds would be everybody's. What took long to sum up is to be kept (`marks`).
     """
-    met = {
-        (one.account_id, name)
-        for one in wanted
-        if isinstance(one, operations.Reservation) and one.account_id in found.books
-        for name in caps.met(found.books[one.account_id].daily_caps, one.key_id)
-    }
+    met = caps_met(found, wanted)
     spent = caps.Spending(caps.day(found.now), {})
     if met:
         rows = await connection.fetch(

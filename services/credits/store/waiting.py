@@ -47,6 +47,10 @@ class WaitingStore:
                 verdict.account_id,
                 verdict.fields(),
             )
+            # A Reserve that was judged without our lock is judged again: the account's row is another one now.
+            await connection.execute(
+                "UPDATE accounts SET last_seq = last_seq WHERE account_id = $1", verdict.account_id
+            )
         return True
 
     async def park(self, subject: str, stream_sequence: int, reason: str, data: bytes) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from kit import postgres
@@ -85,20 +87,41 @@ WITH posted_accounts AS (
 ), met AS (
     DELETE FROM unsettled WHERE video_id IN (SELECT video_id FROM {_U["settled"]})
 )
-SELECT (SELECT count(*) FROM posted_accounts) AS accounts, (SELECT count(*) FROM changed_holds) AS holds
+SELECT pg_current_xact_id()::xid::text AS transaction, (SELECT count(*) FROM posted_accounts) AS accounts,
+    (SELECT count(*) FROM changed_holds) AS holds
 """
 
 
-async def write(connection: postgres.Connection, batch: batches.Batch) -> bool:
-    """Writes down what operations made of a batch, in one statement; false when there is nothing to write."""
-    moved = sorted(account_id for account_id, books in batch.books.items() if books.transfers)
-    if not (moved or batch.new_holds or batch.changed_holds or batch.new_requests):
-        return False
-    row = await connection.fetchrow(_WRITE, batch.now, *_arrays(batch, moved))
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a batch comes to, as the statement's parameters."""
+
+    now: datetime
+    accounts: frozenset[str]
+    """All those that anything changes of: their rows get a new version, whether or not credits were moved."""
+    changed_holds: int
+    columns: list[str]
+
+
+def rows(batch: batches.Batch) -> Rows | None:
+    """What operations made of a batch; None when there is nothing to write."""
+    changed = batch.new_holds | batch.changed_holds
+    accounts = {account_id for account_id, books in batch.books.items() if books.transfers}
+    accounts.update(batch.holds[hold_id].account_id for hold_id in changed)
+    accounts.update(request.account_id for request in batch.new_requests)
+    if not accounts:
+        return None
+    columns = list(_arrays(batch, sorted(accounts)))
+    return Rows(batch.now, frozenset(accounts), len(batch.changed_holds), columns)
+
+
+async def write(connection: postgres.Connection, made: Rows) -> str:
+    """Writes a batch down, in one statement. Answers the transaction, the version of the accounts' rows from now on."""
+    row = await connection.fetchrow(_WRITE, made.now, *made.columns)
     assert row is not None
-    assert row["accounts"] == len(moved), "an account was written without its lock"
-    assert row["holds"] == len(batch.changed_holds), "a hold was settled twice"
-    return True
+    assert row["accounts"] == len(made.accounts), "an account was written without its lock"
+    assert row["holds"] == made.changed_holds, "a hold was settled twice"
+    return row["transaction"]
 
 
 def _arrays(batch: batches.Batch, moved: list[str]) -> Iterable[str]:
@@ -123,7 +146,11 @@ def _arrays(batch: batches.Batch, moved: list[str]) -> Iterable[str]:
     for kind, names in _NAMES.items():
         columns = list(zip(*rows[kind], strict=True)) or [()] * len(names)
         assert len(columns) == len(names), kind
-        yield from map(postgres.array, columns)
+        # Columns are padded with NULL: those that have nothing else need no reading.
+        yield from (
+            "{}" if column.count(None) == len(column) else postgres.array(column)
+            for column in columns
+        )
 
 
 def _json(value: Any) -> str | None:
