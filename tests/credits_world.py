@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from framewire.credits.v1 import ledger_pb2_grpc
 from framewire.events.v1 import event_pb2
 from kit import auth, errors, ids, migrate, pages, postgres, rpc
 from services.credits import api, documents, floor, holds, ledger, operations, rules, settlement
-from services.credits.store import Store, grouping
+from services.credits.store import Store
 from tests import containers, lives
 
 HERE = Path(rules.__file__).parent
@@ -109,15 +108,6 @@ async def world(server: Any) -> AsyncIterator[World]:
         planted = await pool.fetchval("SELECT to_regclass('planted') IS NOT NULL")
         proof = await made.books.statements.check_books()
         assert planted or proof.findings == ()
-
-
-def shard_mate(account_id: str) -> str:
-    """An id of another account of the same shard."""
-    shard = zlib.crc32(account_id.encode()) % grouping.SHARDS
-    while True:
-        other = ids.new_id()
-        if zlib.crc32(other.encode()) % grouping.SHARDS == shard:
-            return other
 
 
 def has_reason(reason: str) -> Any:

@@ -32,6 +32,7 @@ async def main(settings: config.Settings) -> None:
             ring=relay.ring,
             quote_seconds=settings.quote_seconds,
             balance_low_credits=settings.balance_low_credits,
+            posting_shards=settings.posting_shards,
         )
         await documents.load(books, settings.prices_file, settings.refund_policy_file)
         settling = settlement.Settlement(

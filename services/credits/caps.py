@@ -57,7 +57,7 @@ def with_cap(caps: Mapping[str, int], key_id: str, credits_: int | None) -> Mapp
 
 def met(caps: Mapping[str, int], key_id: str) -> set[str]:
     """The names of the caps that a video of this key meets: of them it must be known what was spent."""
-    return {name for name in (ACCOUNT, key_id) if name in caps}
+    return {name for name in (ACCOUNT, key_id) if name in caps} if caps else set()
 
 
 def day(now: datetime) -> datetime:

@@ -29,6 +29,9 @@ class Settings(config.ServiceSettings):
     """How long a quote is kept to."""
     balance_low_credits: int = Field(default=20, ge=0)
     """BALANCE_LOW is told when an account's available credits fall below this; 0: never."""
+    posting_shards: int = Field(default=1, ge=1, le=4)
+    """Queues that accounts are spread over, each with at most two batches on their way, on a connection each. More than
+    one where the way to the database is long: where it is short they only make batches smaller."""
     unsettled_after_seconds: float = Field(default=600, ge=0)
     """How old a terminal event without a hold gets before it is laid aside."""
     unsettled_retry_seconds: float = Field(default=30, gt=0)

@@ -131,7 +131,7 @@ class Transfer:
 
     def change(self, book: Book) -> int:
         """How many credits it adds to this book."""
-        return sum(line.credits for line in self.lines if line.book is book)
+        return sum([line.credits for line in self.lines if line.book is book])
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +206,12 @@ def fingerprint(fields: Mapping[str, object]) -> str:
 
 def expire_due(books: Books, now: datetime) -> Books:
     """Moves what is available in due lots to breakage. Comes first in every posting."""
-    books = replace(books, order=_sorted(books.lots))
-    due = [lot for lot in books.burning_order() if lot.expires_at and lot.expires_at <= now]
-    for lot in due:
+    due = [
+        lot
+        for lot in books.lots.values()
+        if lot.expires_at is not None and lot.expires_at <= now and lot.available
+    ]
+    for lot in sorted(due, key=_burning_key):
         lines = (
             Line(Book.AVAILABLE, -lot.available, lot.lot_id),
             Line(Book.BREAKAGE, lot.available),
@@ -244,13 +247,15 @@ def reserve(
             needed=credits_,
             available=books.available,
         )
-    if books.order is None:
-        books = replace(books, order=_sorted(books.lots))
+    order = books.order if books.order is not None else _sorted(books.lots)
     parts: list[Part] = []
     missing = credits_
-    for lot in books.burning_order():
+    for lot_id in order:
         if not missing:
             break
+        lot = books.lots[lot_id]
+        if not lot.available:
+            continue
         taken = min(missing, lot.available)
         left = lot.expires_at - now if lot.expires_at is not None else None
         parts.append(Part(lot.lot_id, taken, left))
@@ -261,7 +266,7 @@ def reserve(
     lines = [Line(Book.AVAILABLE, -part.credits, part.lot_id) for part in parts]
     lines += [Line(Book.HELD, part.credits, part.lot_id) for part in parts]
     transfer = Transfer(TransferKind.RESERVE, tuple(lines), hold_id=hold_id)
-    return _post(books, transfer), tuple(parts)
+    return _post(books, transfer, order), tuple(parts)
 
 
 def settle(
@@ -375,7 +380,8 @@ def _with_lot(books: Books, lot: Lot) -> Books:
     return replace(books, lots={**books.lots, lot.lot_id: lot}, order=None)
 
 
-def _post(books: Books, transfer: Transfer) -> Books:
+def _post(books: Books, transfer: Transfer, order: tuple[str, ...] | None = None) -> Books:
+    """The books with a transfer, and with the lots' order where it became known."""
     lots, all_available, all_held = dict(books.lots), 0, 0
     moves: dict[str, list[int]] = {}
     for line in transfer.lines:
@@ -396,7 +402,7 @@ def _post(books: Books, transfer: Transfer) -> Books:
         books.frozen,
         lots,
         (*books.transfers, transfer),
-        books.order,
+        order or books.order,
         books.daily_caps,
     )
     assert after.available >= 0, transfer

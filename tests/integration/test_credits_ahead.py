@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from kit import errors, ids, postgres
 from services.credits import rules
 from services.credits.store import Store, grouping, judging
-from tests.credits_world import ONE, World, server, shard_mate, world
+from tests.credits_world import ONE, World, server, world
 from tests.waiting import eventually
 
 __all__ = ["server", "world"]  # fixtures
@@ -197,7 +197,7 @@ async def test_a_new_account_or_a_capped_one_is_judged_under_its_lock(
 ) -> None:
     before = judged("yes") + judged("no")
     async with writing(world) as batch:
-        other = shard_mate(batch.account_id)
+        other = ids.new_id()
         if account == "capped":
             await world.books.ledger.open_account(other)
             await world.grant(other, 100)

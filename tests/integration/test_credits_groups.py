@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 from kit import errors, failpoints, ids, postgres
 from services.credits import holds, ledger, operations, rules
 from services.credits.store import Store, grouping
-from tests.credits_world import ONE, TEN, World, has_reason, server, shard_mate, world
+from tests.credits_world import ONE, TEN, World, has_reason, server, world
 from tests.waiting import eventually
 
 __all__ = ["server", "world"]  # fixtures
@@ -104,7 +104,7 @@ async def test_a_whole_life_in_one_batch(world: World) -> None:
 
 async def test_one_hold_id_of_two_accounts_in_one_batch(world: World) -> None:
     account, hold_id = await world.account(100), ids.new_id()
-    other = shard_mate(account)
+    other = ids.new_id()
     async with held_up(world, account) as tasks:
         tasks.append(asyncio.create_task(world.reserve(account, hold_id=hold_id)))
         tasks.append(asyncio.create_task(world.reserve(other, hold_id=hold_id)))
@@ -190,7 +190,7 @@ async def test_two_replicas_that_want_the_same_accounts_take_them_in_one_order(
 ) -> None:
     accounts = [await world.account(100)]
     for _ in range(15):
-        accounts.append(shard_mate(accounts[0]))
+        accounts.append(ids.new_id())
         await world.books.ledger.open_account(accounts[-1])
         await world.grant(accounts[-1], 100)
     async with postgres.pool(world.url, "other", 8) as pool:
@@ -239,6 +239,27 @@ async def test_who_leaves_a_batch_that_has_begun_is_posted(world: World) -> None
     assert (await stays).state == "HELD"
     assert await world.numbers(account) == (80, 20)
     assert (await world.reserve(account, hold_id=hold_id)).state == "HELD"
+
+
+async def test_after_a_batch_of_several_more_may_come_but_who_is_alone_never_waits(
+    world: World, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(grouping, "GATHER_SECONDS", 20.0)
+    account = await world.account(100)
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await world.reserve(account, ONE)
+    await asyncio.gather(*(world.reserve(account, ONE) for _ in range(3)))
+    before = await transactions(world)
+    first = asyncio.create_task(world.reserve(account, ONE))
+    other = World(world.pool, Store(world.pool), world.url)
+    for _ in range(3):
+        await other.reserve(account, ONE)
+    assert not first.done()
+    # So many end the wait.
+    monkeypatch.setattr(grouping, "AHEAD_FROM", 2)
+    await asyncio.gather(first, world.reserve(account, ONE))
+    assert await transactions(world) == before + 3 + 1
 
 
 async def test_a_full_queue_sends_away_at_once(world: World, monkeypatch: Any) -> None:

@@ -23,6 +23,7 @@ class Store:
         ring: Callable[[], None] = lambda: None,
         quote_seconds: int = 900,
         balance_low_credits: int = 20,
+        posting_shards: int = 1,
     ) -> None:
         self.rulebooks = RulebookStore(pool)
         self.ledger = LedgerStore(
@@ -31,6 +32,7 @@ class Store:
             ring=ring,
             quote_seconds=quote_seconds,
             balance_low_credits=balance_low_credits,
+            posting_shards=posting_shards,
         )
         self.accounts = AccountStore(pool)
         self.statements = StatementStore(pool, self.rulebooks)

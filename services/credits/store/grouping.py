@@ -26,7 +26,6 @@ from services.credits.store import judging, posting, rulebooks, writing
 
 log = telemetry.logger(__name__)
 
-SHARDS = 2
 MOST_IN_A_BATCH = 128
 MOST_WAITING = 2048
 """Of one shard; who comes then is sent away, for what waits longer than its caller is of no use."""
@@ -109,18 +108,19 @@ class Groups:
         *,
         ring: Callable[[], None],
         balance_low_credits: int,
+        shards: int,
     ) -> None:
         self._pool = pool
         self._judge = judging.Judge(rules_, balance_low_credits)
         self._ring = ring
-        self._shards = [_Shard() for _ in range(SHARDS)]
+        self._shards = [_Shard() for _ in range(shards)]
 
     async def post(self, operation: operations.Operation) -> Any:
         """The operation's answer, once it is committed. Raises what it is refused with.
 
         Who stops waiting before the batch is begun takes the operation back; afterwards it is posted all the same.
         """
-        shard = self._shards[zlib.crc32(operation.account_id.encode()) % SHARDS]
+        shard = self._shards[zlib.crc32(operation.account_id.encode()) % len(self._shards)]
         if len(shard.queue) >= MOST_WAITING:
             raise errors.Unavailable(
                 "OVERLOADED",

@@ -25,12 +25,16 @@ class LedgerStore:
         ring: Callable[[], None],
         quote_seconds: int,
         balance_low_credits: int,
+        posting_shards: int,
     ) -> None:
         self._pool = pool
         self._rulebooks = rules_
         self._quote_seconds = quote_seconds
         self._groups = grouping.Groups(
-            pool, rules_, ring=ring, balance_low_credits=balance_low_credits
+            *(pool, rules_),
+            ring=ring,
+            balance_low_credits=balance_low_credits,
+            shards=posting_shards,
         )
 
     async def open_account(self, account_id: str) -> ledger.Balance:

@@ -119,7 +119,7 @@ async def read_unlocked(
     """What operations need, in one snapshot, of accounts that others may be changing."""
     row = await _read(connection, sorted({one.account_id for one in wanted}), wanted, True)
     accounts = [
-        (*fields, json.loads(daily_caps), version)
+        (*fields, json.loads(daily_caps) if daily_caps != "{}" else {}, version)
         for *fields, daily_caps, version in row["accounts"] or ()
     ]
     return _found(row, accounts, wanted)
