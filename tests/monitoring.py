@@ -10,9 +10,12 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-RULES_FILE = ROOT / "deploy" / "prometheus" / "rules.yaml"
+RULES_FILES = sorted((ROOT / "deploy" / "prometheus" / "rules").glob("*.yaml"))
 RULES: list[dict[str, Any]] = [
-    rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]
+    rule
+    for file in RULES_FILES
+    for group in yaml.safe_load(file.read_text())["groups"]
+    for rule in group["rules"]
 ]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}

@@ -32,6 +32,10 @@ LONGEST_WAIT = Gauge(
 LATE = Gauge(
     "framewire_late_renders", "Given-up renders that are still looked for, by state.", ["state"]
 )
+EXPIRY_SHARE = Gauge(
+    "framewire_content_expiry_share",
+    "Of the time that a provider keeps a finished film: the most that is over of one not stored yet; at 1 it is lost.",
+)
 OPEN = Gauge(
     "framewire_provider_account_open", "1 when it can be sent to, else 0.", ["provider_account"]
 )
@@ -97,6 +101,7 @@ class Measures:
         late: dict[str, int] = defaultdict(int, found.late)
         for state in ("LOOKING", "FETCHING"):
             LATE.labels(state).set(late[state])
+        EXPIRY_SHARE.set(found.expiry_share)
         await self._accounts()
 
     async def _accounts(self) -> None:

@@ -20,6 +20,8 @@ from services.storage.media import facts, sandbox
 log = telemetry.logger(__name__)
 
 SCRUBBED = Counter("framewire_storage_scrubbed", "Assets read again, by what was found.", ["found"])
+for _found in ("good", "too_long_to_decode", "missing", "changed", "undecodable"):
+    SCRUBBED.labels(_found)  # from 0 on: an alert sees the first one, too
 ORPHANS = Counter(
     "framewire_storage_orphans", "Objects that no asset, put or upload knew, and that were removed."
 )

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import monitoring
+
 ROOT = Path(__file__).parents[2]
 SERVICES = ("gateway", "credits", "generator", "storage")
 SERVERS = ("postgres", "nats", "s3")
@@ -152,7 +154,8 @@ def test_the_monitoring_profile_loads_what_the_repository_has() -> None:
     assert all(path.exists() for path in mounts.values())
     prometheus = yaml.safe_load(mounts["/etc/prometheus/prometheus.yml"].read_text())
     assert "--config.file=/etc/prometheus/prometheus.yml" in PARTS["prometheus"]["command"]
-    assert all(Path(rules) and mounts[rules].exists() for rules in prometheus["rule_files"])
+    (rules,) = prometheus["rule_files"]
+    assert sorted(mounts[str(Path(rules).parent)].glob(Path(rules).name)) == monitoring.RULES_FILES
     scraped = {
         (target["names"][0], target["port"])
         for job in prometheus["scrape_configs"]

@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests import monitoring
 from tests.deploy import kustomize, test_compose
 
 ROOT = Path(__file__).parents[2]
@@ -280,10 +281,12 @@ def _ports(rule: dict[str, Any]) -> list[int]:
 
 
 def test_the_rules_are_those_of_prometheus_and_jobs_are_called_alike() -> None:
-    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
-    assert (
-        of_kind("overlays/prod", "PrometheusRule")["framewire"]["spec"]["groups"] == rules["groups"]
-    )
+    groups = [
+        group
+        for file in monitoring.RULES_FILES
+        for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    assert of_kind("overlays/prod", "PrometheusRule")["framewire"]["spec"]["groups"] == groups
     monitors = of_kind("overlays/prod", "ServiceMonitor")
     assert monitors.keys() == set(SERVICES)
     services = of_kind("overlays/prod", "Service")

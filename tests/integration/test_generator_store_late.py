@@ -44,3 +44,21 @@ async def _known_job(world: World) -> str:
     rendering = await world.rendering("video_other")
     assert rendering.provider_job_id
     return rendering.provider_job_id
+
+
+async def test_how_near_a_finished_film_is_to_its_end_at_the_provider(world: World) -> None:
+    assert (await world.store.measures.read()).expiry_share == 0
+    far, near = await world.fetching(), await world.fetching()
+    for attempt, kept_seconds in ((far, 6000), (near, 100)):
+        await world.pool.execute(
+            """
+            UPDATE attempts SET rendered_at = clock_timestamp() - interval '60 s',
+                content_expires_at = clock_timestamp() - interval '60 s' + make_interval(secs => $2)
+            WHERE attempt_id = $1
+            """,
+            attempt.attempt_id,
+            kept_seconds,
+        )
+    assert 0.6 <= (await world.store.measures.read()).expiry_share < 0.9
+    await world.pool.execute("UPDATE attempts SET rendered_at = NULL")
+    assert (await world.store.measures.read()).expiry_share == 0

@@ -38,6 +38,8 @@ class Measured:
     overdue: int
     polls_overdue: int
     late: Mapping[str, int]
+    expiry_share: float
+    """Of the time for which a provider keeps a finished film: the most that is over of one not stored yet."""
 
 
 class MeasureStore:
@@ -83,10 +85,18 @@ class MeasureStore:
             WHERE state IN ('LOOKING', 'FETCHING') GROUP BY state
             """
         )
+        expiry_share = await self._pool.fetchval(
+            """
+            SELECT coalesce(max(extract(epoch FROM clock_timestamp() - rendered_at)
+                / greatest(extract(epoch FROM content_expires_at - rendered_at), 1)), 0)::float8
+            FROM attempts WHERE state = 'FETCHING' AND rendered_at IS NOT NULL
+            """
+        )
         return Measured(
             [Live(**row) for row in live],
             [Queue(**row) for row in queues],
             overdue,
             polls_overdue,
             {row["state"]: row["count"] for row in late},
+            expiry_share,
         )
