@@ -18,6 +18,7 @@ from services.storage import (
     retention,
     scratch,
     scrub,
+    signer,
     store,
     sweeper,
     uploads,
@@ -39,10 +40,14 @@ async def main(settings: config.Settings) -> None:
         bytes_ = await process.enter(blobs.Blobs(settings))
         place = await process.enter(scratch.Scratch(settings.scratch_dir))
         workers = await process.enter(sandbox.MediaWorkers(place.path, _sandbox(settings)))
+        signing = None
+        if credential := signer.configured(settings.c2pa_certificate_file, settings.c2pa_key_file):
+            holders = sandbox.MediaWorkers(place.path, _sandbox(settings, credential))
+            signing = signer.Signer(await process.enter(holders))
 
         database = store.Store(pool)
         keeper = puts.Keeper(settings, database, bytes_, place)
-        taking = puts.Puts(settings, keeper, workers)
+        taking = puts.Puts(settings, keeper, workers, signing)
         relay = outbox.Relay(pool, nats, subjects.EVENTS_STREAM)
         swept = loops.Wake()
         sweeping = sweeper.Sweeper(settings, database, bytes_, swept)
@@ -63,7 +68,7 @@ async def main(settings: config.Settings) -> None:
                 bytes_,
                 taking,
                 fits.Fits(database, bytes_, keeper, workers),
-                fits.Renditions(database, bytes_, keeper, workers),
+                fits.Renditions(database, bytes_, keeper, workers, signing),
                 sweeping,
                 uploads.Uploads(settings, database, bytes_, taking),
                 imports.Imports(settings, database, taking),
@@ -73,9 +78,10 @@ async def main(settings: config.Settings) -> None:
         await process.run(api.authenticate(tokens))
 
 
-def _sandbox(settings: config.Settings) -> sandbox.Settings:
+def _sandbox(settings: config.Settings, signing: sandbox.Signing | None = None) -> sandbox.Settings:
     return sandbox.Settings(
-        size=settings.media_workers,
+        size=1 if signing else settings.media_workers,
+        signing=signing,
         timeout_seconds=settings.media_timeout_seconds,
         # A marked video is a little larger than it was on arrival.
         limits=confine.Limits(file_bytes=settings.max_video_bytes + MARK_BYTES),

@@ -49,7 +49,12 @@ class Settings(config.ServiceSettings):
     output_cache_seconds: int = Field(default=3600, ge=0, le=31_536_000)
     """How long caches behind `output_base_url` may serve what they have, also when it was deleted meanwhile."""
     scratch_dir: Path = Path(tempfile.gettempdir()) / "framewire-storage"
-    """Where files lie while they are worked on; `concurrent_puts` times twice the largest video must fit."""
+    """Where files lie while they are worked on; `concurrent_puts` times twice the largest video must fit (three
+    times where they are signed)."""
+    c2pa_certificate_file: Path | None = None
+    """Chain of certificates (PEM), the signer's first, by which outputs are signed (C2PA); not set: only marked."""
+    c2pa_key_file: Path | None = None
+    """Its private key (PEM, without a password): EC P-256, P-384 or P-521, Ed25519 or RSA."""
     media_workers: int = Field(default=2, ge=1, le=64)
     """Sandboxed processes that work on media."""
     media_timeout_seconds: float = Field(default=120, gt=0)
@@ -130,6 +135,19 @@ class Settings(config.ServiceSettings):
                 " (http:// on this machine alone)"
             )
         return value.rstrip("/")
+
+    @field_validator("c2pa_certificate_file", "c2pa_key_file", mode="before")
+    @classmethod
+    def _may_be_empty(cls, value: object) -> object:
+        return value or None
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> Self:
+        if (self.c2pa_certificate_file is None) != (self.c2pa_key_file is None):
+            raise ValueError(
+                "c2pa_certificate_file and c2pa_key_file are set together, or not at all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _buckets_differ(self) -> Self:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kit import errors
-from services.storage import arriving, assets, blobs, puts, store
+from services.storage import arriving, assets, blobs, puts, signer, store
 from services.storage.media import sandbox
 
 
@@ -74,11 +75,13 @@ class Renditions:
         blobs_: blobs.Blobs,
         keeper: puts.Keeper,
         workers: sandbox.MediaWorkers,
+        signing: signer.Signer | None = None,
     ) -> None:
         self._store = store_
         self._blobs = blobs_
         self._keeper = keeper
         self._workers = workers
+        self._signer = signing
 
     async def make(self, account_id: str, asset_id: str, height: int) -> assets.Asset:
         """The output at that height; idempotent. InvalidArgument unless it is an output that is taller."""
@@ -98,6 +101,11 @@ class Renditions:
             await self._blobs.get_file(assets.BUCKETS[source.kind], source.object_key, path)
             with puts.refusing():
                 video = await self._workers.make_rendition(path, out, height)
+                if self._signer is not None and (
+                    signed := await self._signer.sign(out, path, signer.SMALLER)
+                ):
+                    out = signed[0]
+                    video = replace(video, size_bytes=signed[1].size_bytes, sha256=signed[1].sha256)
             made = puts.Made(out, puts.video_facts(video, source.facts.sha256))
             return puts.Work(made, kept_as=assets.Kind.OUTPUT_VIDEO)
 

@@ -15,7 +15,17 @@ from pathlib import Path
 
 from kit import errors, ids, telemetry
 from kit.failpoints import failpoint
-from services.storage import arriving, assets, blobs, config, parts, scratch, store, troubles
+from services.storage import (
+    arriving,
+    assets,
+    blobs,
+    config,
+    parts,
+    scratch,
+    signer,
+    store,
+    troubles,
+)
 from services.storage.media import facts, sandbox
 from services.storage.store import rows
 
@@ -244,11 +254,16 @@ class Puts:
     """Takes what senders send."""
 
     def __init__(
-        self, settings: config.Settings, keeper: Keeper, workers: sandbox.MediaWorkers
+        self,
+        settings: config.Settings,
+        keeper: Keeper,
+        workers: sandbox.MediaWorkers,
+        signing: signer.Signer | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper
         self._workers = workers
+        self._signer = signing
         self._files = ThreadPoolExecutor(FILE_THREADS, "scratch")
 
     async def put(self, header: Header, chunks: AsyncIterator[bytes]) -> assets.Asset:
@@ -311,8 +326,8 @@ class Puts:
         """Takes what comes. The sender goes as fast as the file and S3 do."""
         size_bytes = 0
         said_bytes = header.size_bytes or limit_bytes
-        # What clients sent is written anew.
-        flows = header.identity.kind is assets.Kind.OUTPUT_VIDEO
+        # What clients sent is written anew, and a signature stands before what it signs.
+        flows = header.identity.kind is assets.Kind.OUTPUT_VIDEO and self._signer is None
         with (place.path / "arrived").open("wb") as file:
             arrived = arriving.Arriving(file, self._files, place if flows else None)
             waiting: list[bytes] = []
@@ -372,6 +387,9 @@ class Puts:
             sha256, size_bytes = arrived.with_tail(added)
         else:
             stored = await self._workers.mark_video(path, marked, mark)
+            if self._signer is not None:
+                signed = await self._signer.sign(marked, path, signer.MARKED)
+                marked, stored = signed or (marked, stored)
             growing, sha256, size_bytes = None, stored.sha256, stored.size_bytes
         what = assets.Facts(
             sha256=sha256,

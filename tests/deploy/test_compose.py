@@ -330,3 +330,14 @@ def test_tests_in_docker_run_the_same_images() -> None:
         assert named
         variable, image = named.groups()
         assert f'os.environ.get("{variable}", "{image}")' in source, server
+
+
+def test_the_file_for_content_credentials_adds_settings_that_storage_has() -> None:
+    added = yaml.safe_load(
+        (ROOT / "deploy" / "compose" / "content-credentials.yml").read_text()
+    )["services"]  # fmt: skip
+    assert added.keys() == {"storage"}
+    assert added["storage"]["environment"].keys() <= settings("storage")
+    (mount,) = added["storage"]["volumes"]
+    where = mount.rsplit(":", 2)[1]
+    assert all(path.startswith(where) for path in added["storage"]["environment"].values())

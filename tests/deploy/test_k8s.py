@@ -222,14 +222,16 @@ def test_set_up_comes_before_the_services(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_secret_that_is_mounted_comes_from_the_store(way: str) -> None:
-    used = {
-        volume["secret"]["secretName"]
+    mounted = [
+        volume["secret"]
         for workload in workloads(way)
         for volume in pod(workload)["volumes"]
         if "secret" in volume
-    }
+    ]
     readme = (K8S / "README.md").read_text()
-    assert all(f"| `{name}` |" in readme for name in used)
+    assert all(f"| `{one['secretName']}` |" in readme for one in mounted)
+    used = {one["secretName"] for one in mounted if not one.get("optional")}
+    assert {one["secretName"] for one in mounted} - used == {"content-credentials"}
     if way == "overlays/prod":
         stored = of_kind(way, "ExternalSecret")
         assert {one["spec"]["target"]["name"] for one in stored.values()} == used

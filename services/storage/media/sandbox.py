@@ -37,6 +37,15 @@ _OF_IMAGES = frozenset({"inspect_image", "sanitise_image", "fit_image"})
 
 
 @dataclass(frozen=True, slots=True)
+class Signing:
+    """What a worker signs with; such a worker does nothing else."""
+
+    algorithm: str
+    certificate_file: str
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How many workers, and the bounds of each call."""
 
@@ -48,6 +57,7 @@ class Settings:
     image_limits: facts.ImageLimits = field(default_factory=facts.ImageLimits)
     video_limits: facts.VideoLimits = field(default_factory=facts.VideoLimits)
     input_video_limits: facts.VideoLimits = field(default_factory=facts.VideoLimits)
+    signing: Signing | None = None
 
 
 class _CrashedError(Exception):
@@ -74,6 +84,7 @@ class _Worker:
             "image_limits": asdict(settings.image_limits),
             "video_limits": asdict(settings.video_limits),
             "input_video_limits": asdict(settings.input_video_limits),
+            "signing": asdict(settings.signing) if settings.signing else None,
         }
         # The environment is made from nothing: the service's holds the keys to everything stored.
         # The arena bound keeps glibc from spending the memory bound on empty arenas.
@@ -235,6 +246,13 @@ class MediaWorkers:
     async def mark_tail(self, source: Path, out: Path, mark: facts.Mark) -> facts.Tail:
         """What mark_video would put behind the video, alone; empty where that is not all it does."""
         return await self._call(facts.Tail, "mark_tail", source, out, mark=_said(mark))
+
+    async def sign_video(
+        self, source: Path, out: Path, original: Path, change: str
+    ) -> facts.MarkedVideo:
+        """A marked video, signed. Of workers that hold a key; they do nothing else."""
+        about = {"original": str(self._inside(original)), "change": change}
+        return await self._call(facts.MarkedVideo, "sign_video", source, out, **about)
 
     async def clean_video(self, path: Path, out: Path) -> facts.MadeVideo:
         """A caller's video without metadata and sound."""

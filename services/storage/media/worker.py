@@ -26,11 +26,14 @@ def main() -> None:
     os.dup2(2, 1)
     limits = confine.Limits(**settings["limits"])
     confine.confine(limits, settings["parent_pid"])
-    operations = _operations(
-        facts.ImageLimits(**settings["image_limits"]),
-        facts.VideoLimits(**settings["video_limits"]),
-        facts.VideoLimits(**settings["input_video_limits"]),
-    )
+    if settings["signing"]:
+        operations = _signing(**settings["signing"])
+    else:
+        operations = _operations(
+            facts.ImageLimits(**settings["image_limits"]),
+            facts.VideoLimits(**settings["video_limits"]),
+            facts.VideoLimits(**settings["input_video_limits"]),
+        )
     _send(answers, {"ready": True})
     while (request := _receive(sys.stdin.buffer)) is not None:
         confine.grant_cpu(limits)
@@ -88,6 +91,24 @@ def _operations(
     of_videos = (inspect_video, decode_video, poster, mark_video, mark_tail)
     making = (clean_video, fit_video, make_rendition)
     return {run.__name__: run for run in (*of_images, *of_videos, *making)}
+
+
+def _signing(
+    algorithm: str, certificate_file: str, key_file: str
+) -> dict[str, Callable[[dict[str, Any]], Answer]]:
+    """Of a worker that holds a key: it signs, and does nothing else."""
+    from services.storage.media import signing  # only behind the confinement
+
+    signer = signing.Signer(algorithm, Path(certificate_file), Path(key_file))
+
+    def sign_video(args: dict[str, Any]) -> Answer:
+        partial = facts.partial_path(args["out"])
+        paths = Path(args["path"]), Path(args["original"]), partial
+        answer = asdict(signer.sign(*paths, args["change"]))
+        partial.replace(args["out"])
+        return answer
+
+    return {"sign_video": sign_video}
 
 
 def _fit(args: dict[str, Any]) -> tuple[int, int, facts.FitMode, facts.Crop | None]:
