@@ -164,6 +164,10 @@ class Credits(ledger_pb2_grpc.LedgerServiceServicer):
         await self.enter("SetFrozen", request, request.account_id)
         return ledger_pb2.AccountRules(account_id=request.account_id, frozen=request.frozen)
 
+    async def ForgetLabels(self, request: Any, context: Any) -> Any:
+        await self.enter("ForgetLabels", request, request.account_id)
+        return ledger_pb2.ForgetLabelsResponse(next_page_token="" if request.page_token else "more")
+
     async def SetDailyCap(self, request: Any, context: Any) -> Any:
         await self.enter("SetDailyCap", request, request.account_id)
         return ledger_pb2.AccountRules(account_id=request.account_id)

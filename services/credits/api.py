@@ -37,6 +37,7 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "GetUsage": frozenset({"gateway", "operator"}),
     "SetFrozen": frozenset({"gateway", "operator"}),
     "SetDailyCap": frozenset({"gateway", "operator"}),
+    "ForgetLabels": frozenset({"gateway"}),
     "AddRulebook": frozenset({"gateway", "operator"}),
     "ListRulebooks": frozenset({"gateway", "operator"}),
     "ActivateRulebook": frozenset({"gateway", "operator"}),
@@ -48,6 +49,9 @@ _CALLERS: Mapping[str, frozenset[str]] = {
     "RestoreHold": frozenset({"gateway", "operator"}),
     "EndRecovery": frozenset({"gateway", "operator"}),
 }
+
+FORGOTTEN = 1000
+"""Holds that one call takes the labels off."""
 
 
 def authenticate(tokens: auth.ServiceTokens) -> rpc.Authenticate:
@@ -254,6 +258,14 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             open_holds=proof.open_holds,
             recomputed_holds=proof.recomputed_holds,
         )
+
+    async def ForgetLabels(self, request: ledger_pb2.ForgetLabelsRequest, context: Any) -> Any:
+        """Takes the labels off an account's holds."""
+        listing = ("labels", request.account_id)
+        before = self._pages.place(listing, request.page_token)
+        last = await self._accounts.forget_labels(request.account_id, before, FORGOTTEN)
+        token = self._pages.token(listing, *last) if last else ""
+        return ledger_pb2.ForgetLabelsResponse(next_page_token=token)
 
     async def SetFrozen(self, request: ledger_pb2.SetFrozenRequest, context: Any) -> Any:
         """Freezes an account, or lets it go on."""

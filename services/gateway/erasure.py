@@ -67,6 +67,7 @@ class Erasure:
         left = await kept.left(account_id, self._settle_seconds)
         if left.live or left.to_remove:
             return Progress(left, 0)
+        await self._peers.forget_labels(account_id)
         assets = await self._peers.erase_assets(account_id)
         await failpoint("gateway.erase.after_assets")
         if left.settled and not assets and left.done_at is None:

@@ -38,6 +38,7 @@ RETRIED = {
             "CheckBooks",
             "SetFrozen",
             "SetDailyCap",
+            "ForgetLabels",
             "AddRulebook",
             "ListRulebooks",
             "SurveyHolds",
@@ -241,6 +242,14 @@ class Peers:
             attempt_pb2.ErasePromptRequest(video_id=video.video_id, account_id=video.account_id),
             timeout=TIMEOUT_SECONDS,
         )
+
+    async def forget_labels(self, account_id: str) -> None:
+        """Has the ledger take the labels off an account's holds. Idempotent."""
+        request, more = ledger_pb2.ForgetLabelsRequest(account_id=account_id), True
+        while more:
+            answer = await self.stubs.credits.ForgetLabels(request, timeout=TIMEOUT_SECONDS)
+            request.page_token = answer.next_page_token
+            more = bool(request.page_token)
 
     async def erase_assets(self, account_id: str) -> int:
         """Has everything of an account removed from storage; how much a live video still needs. Idempotent."""

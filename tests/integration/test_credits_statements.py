@@ -12,7 +12,7 @@ from google.protobuf import timestamp_pb2
 
 from framewire.credits.v1 import ledger_pb2
 from kit import ids, outbox
-from services.credits import rules, usage
+from services.credits import api, rules, usage
 from tests.credits_world import (
     HOUR,
     ONE,
@@ -359,3 +359,28 @@ async def test_what_was_told_is_forgotten_after_its_time(
     assert not await retention.run_once()
     left = {row["ce_id"] for row in await world.pool.fetch("SELECT ce_id FROM outbox")}
     assert left == {untold["ce_id"], young["ce_id"]}
+
+
+async def test_labels_are_taken_off_the_holds_of_an_account_that_is_erased(
+    world: World, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(api, "FORGOTTEN", 2)
+    account, other = await world.account(100), await world.account(100)
+    for whose in (account, account, account, other):
+        await world.reserve(whose, labels={"name": "jane"})
+    settled = await world.reserve(account, labels={"name": "jane"})
+    await world.books.ledger.capture(settled.hold_id, 10, "NONE")
+    async with served(world) as client:
+        request, pages = ledger_pb2.ForgetLabelsRequest(account_id=account), 0
+        while pages == 0 or request.page_token:
+            answer = await client("gateway").ForgetLabels(request)
+            request.page_token, pages = answer.next_page_token, pages + 1
+        assert pages == 3
+        with has_reason("ROLE_NOT_ALLOWED"):
+            await client("operator").ForgetLabels(request)
+        request.page_token = "AAAA"
+        with has_reason("PAGE_TOKEN_INVALID"):
+            await client("gateway").ForgetLabels(request)
+    left = await world.pool.fetch("SELECT account_id, labels FROM holds WHERE labels <> '{}'")
+    assert [(row["account_id"], row["labels"]) for row in left] == [(other, {"name": "jane"})]
+    assert await world.numbers(account) == (60, 30)

@@ -153,6 +153,7 @@ async def test_an_erasure_ends_everything_but_the_books(world: World) -> None:
     assert not answer.HasField("done_at")
     await eventually(lambda: world.behind.calls["CancelAttempt", live.video_id])
     await eventually(lambda: world.behind.calls["EraseAccount", account_id] >= 2)
+    assert world.behind.calls["ForgetLabels", account_id] >= 2
     again = await erase(world, account_id)
     assert (again.asked_at, again.assets_to_remove) == (answer.asked_at, 1)
     assert not again.HasField("done_at")

@@ -1180,6 +1180,54 @@ class SetFrozenRequest(_message.Message):
 Global___SetFrozenRequest: _TypeAlias = SetFrozenRequest  # noqa: Y015
 
 @_typing.final
+class ForgetLabelsRequest(_message.Message):
+    """Takes labels off holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    page_token: _builtins.str
+    """From the previous page; empty: the first."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetLabelsRequest: _TypeAlias = ForgetLabelsRequest  # noqa: Y015
+
+@_typing.final
+class ForgetLabelsResponse(_message.Message):
+    """Taken off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this was the last."""
+    def __init__(
+        self,
+        *,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetLabelsResponse: _TypeAlias = ForgetLabelsResponse  # noqa: Y015
+
+@_typing.final
 class SetDailyCapRequest(_message.Message):
     """Caps what may be reserved in a day."""
 

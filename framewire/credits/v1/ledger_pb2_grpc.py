@@ -107,6 +107,11 @@ class LedgerServiceStub:
                 request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SetDailyCapRequest.SerializeToString,
                 response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
                 _registered_method=True)
+        self.ForgetLabels = channel.unary_unary(
+                '/framewire.credits.v1.LedgerService/ForgetLabels',
+                request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ForgetLabelsRequest.SerializeToString,
+                response_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ForgetLabelsResponse.FromString,
+                _registered_method=True)
         self.AddRulebook = channel.unary_unary(
                 '/framewire.credits.v1.LedgerService/AddRulebook',
                 request_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AddRulebookRequest.SerializeToString,
@@ -268,6 +273,15 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetLabels(self, request, context):
+        """Takes the labels off the holds of an account that is being erased; credits, entries and ids stay, and usage counts them without
+        a label. A page of 1,000 holds a call, newest first: call again while there is a token. Idempotent. An account that is not
+        known has none. INVALID_ARGUMENT/PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddRulebook(self, request, context):
         """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
         what is wrong and where, and nothing is kept. Idempotent by content; ALREADY_EXISTS/RULEBOOK_EXISTS when this version is
@@ -410,6 +424,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.SetDailyCap,
                     request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.SetDailyCapRequest.FromString,
                     response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.SerializeToString,
+            ),
+            'ForgetLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetLabels,
+                    request_deserializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ForgetLabelsRequest.FromString,
+                    response_serializer=framewire_dot_credits_dot_v1_dot_ledger__pb2.ForgetLabelsResponse.SerializeToString,
             ),
             'AddRulebook': grpc.unary_unary_rpc_method_handler(
                     servicer.AddRulebook,
@@ -837,6 +856,33 @@ class LedgerService:
             '/framewire.credits.v1.LedgerService/SetDailyCap',
             framewire_dot_credits_dot_v1_dot_ledger__pb2.SetDailyCapRequest.SerializeToString,
             framewire_dot_credits_dot_v1_dot_ledger__pb2.AccountRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/framewire.credits.v1.LedgerService/ForgetLabels',
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.ForgetLabelsRequest.SerializeToString,
+            framewire_dot_credits_dot_v1_dot_ledger__pb2.ForgetLabelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

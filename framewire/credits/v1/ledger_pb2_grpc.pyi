@@ -84,6 +84,11 @@ class LedgerServiceStub:
     """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
     NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
     """
+    ForgetLabels: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ForgetLabelsRequest, _ledger_pb2.ForgetLabelsResponse]
+    """Takes the labels off the holds of an account that is being erased; credits, entries and ids stay, and usage counts them without
+    a label. A page of 1,000 holds a call, newest first: call again while there is a token. Idempotent. An account that is not
+    known has none. INVALID_ARGUMENT/PAGE_TOKEN_INVALID.
+    """
     AddRulebook: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AddRulebookRequest, _ledger_pb2.Rulebook]
     """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
     what is wrong and where, and nothing is kept. Idempotent by content; ALREADY_EXISTS/RULEBOOK_EXISTS when this version is
@@ -169,6 +174,11 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     SetDailyCap: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SetDailyCapRequest, _ledger_pb2.AccountRules]  # type: ignore[assignment]
     """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
     NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
+    """
+    ForgetLabels: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ForgetLabelsRequest, _ledger_pb2.ForgetLabelsResponse]  # type: ignore[assignment]
+    """Takes the labels off the holds of an account that is being erased; credits, entries and ids stay, and usage counts them without
+    a label. A page of 1,000 holds a call, newest first: call again while there is a token. Idempotent. An account that is not
+    known has none. INVALID_ARGUMENT/PAGE_TOKEN_INVALID.
     """
     AddRulebook: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AddRulebookRequest, _ledger_pb2.Rulebook]  # type: ignore[assignment]
     """Adds a version of the price book or refund policy, inactive. It is checked wholly first: INVALID_ARGUMENT/RULEBOOK_INVALID names
@@ -336,6 +346,17 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_pb2.AccountRules, _abc.Awaitable[_ledger_pb2.AccountRules]]:
         """Caps the credits that an account, or one API key of it, may reserve in a day. Idempotent. Unknown account:
         NOT_FOUND/ACCOUNT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FIELD for more than 100 capped keys.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetLabels(
+        self,
+        request: _ledger_pb2.ForgetLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ForgetLabelsResponse, _abc.Awaitable[_ledger_pb2.ForgetLabelsResponse]]:
+        """Takes the labels off the holds of an account that is being erased; credits, entries and ids stay, and usage counts them without
+        a label. A page of 1,000 holds a call, newest first: call again while there is a token. Idempotent. An account that is not
+        known has none. INVALID_ARGUMENT/PAGE_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod

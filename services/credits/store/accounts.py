@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from kit import failpoints, postgres
@@ -39,6 +40,33 @@ class AccountStore:
             before = await _locked(connection, account_id)
             changed = caps.with_cap(before.daily_caps, key_id, credits_)
             return await _write(connection, AccountRules(account_id, before.frozen, changed))
+
+    async def forget_labels(
+        self, account_id: str, before: tuple[datetime, str] | None, limit: int
+    ) -> tuple[datetime, str] | None:
+        """Takes the labels off a page of an account's holds, newest first; the place where the next begins, if any.
+
+        Idempotent. Who settles such a hold meanwhile writes no label.
+        """
+        async with self._acquire() as connection:
+            rows = await connection.fetch(
+                """
+                WITH page AS (
+                    SELECT hold_id, created_at, labels FROM holds
+                    WHERE account_id = $1
+                        AND ($2::timestamptz IS NULL OR (created_at, hold_id) < ($2, $3::text))
+                    ORDER BY created_at DESC, hold_id DESC LIMIT $4
+                ), forgotten AS (
+                    UPDATE holds h SET labels = '{}' FROM page p
+                    WHERE h.hold_id = p.hold_id AND p.labels <> '{}'
+                )
+                SELECT created_at, hold_id FROM page ORDER BY created_at, hold_id
+                """,
+                account_id,
+                *(before or (None, None)),
+                limit,
+            )
+        return (rows[0]["created_at"], rows[0]["hold_id"]) if len(rows) == limit else None
 
     def _acquire(self) -> Any:
         return self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_SECONDS)
