@@ -8,7 +8,7 @@ import itertools
 import os
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,11 @@ from tests.waiting import eventually
 
 TINY = {"width": 320, "height": 180, "seconds": 1}
 MODELS = {"openai_videos": "sora-2", "azure_jobs": "sora-1"}
+ASKED = {
+    **{dialect: {"model": model, **TINY} for dialect, model in MODELS.items()},
+    "runway": {"model": "runway-gen4-turbo", "width": 960, "height": 960, "seconds": 2},
+}
+"""What is asked for of each dialect."""
 LEVELS = (50, 110, 170)
 COLOURS = tuple(itertools.product(LEVELS, repeat=3))
 COLOUR_TOLERANCE = (
@@ -40,6 +45,7 @@ FAST = {
     # Mass tests: fewer frames, and strangers' films share one.
     "simulator": {
         "SIMULATOR_AZURE_MAX_CONCURRENT_JOBS": "0",
+        "SIMULATOR_RUNWAY_MAX_CONCURRENT_TASKS": "0",
         "SIMULATOR_DRAW_PROMPT": "false",
         "SIMULATOR_FRAMES_PER_SECOND": "8",
     },
@@ -59,12 +65,14 @@ def number(name: str, default: int) -> int:
     return int(os.environ.get(name) or default)
 
 
-def overrides(folder: Path, **fields: float) -> dict[str, dict[str, str]]:
-    """Settings of a system for mass tests; `fields` change every provider account of the catalogue."""
+def overrides(
+    folder: Path, accounts: Mapping[str, Mapping[str, object]] | None = None, **fields: float
+) -> dict[str, dict[str, str]]:
+    """Settings of a system for mass tests; `fields` change every provider account of the catalogue, `accounts` some."""
     document = yaml.safe_load((Path(catalogues.__file__).parent / "providers.yaml").read_text())
     roomy = {"max_jobs_in_flight": 50, "requests_per_minute": 600, "clock_skew_seconds": 2}
     for account in document["provider_accounts"]:
-        account.update(roomy | fields)
+        account.update(roomy | fields | dict((accounts or {}).get(account["name"], {})))
     path = folder / "providers.yaml"
     path.write_text(yaml.safe_dump(document))
     return {**FAST, "generator": {**FAST["generator"], "GENERATOR_PROVIDERS_FILE": str(path)}}
@@ -105,9 +113,7 @@ class Desk:
         colour = self._colours.pop()
         prompt = f"order {len(self.orders)} {uuid.uuid4().hex} {tokens}".strip()
         image = await self.client.upload_image(pictures.plain(colour))
-        video = await self.client.create_video(
-            prompt, image_id=image.image_id, model=MODELS[dialect], **TINY
-        )
+        video = await self.client.create_video(prompt, image_id=image.image_id, **ASKED[dialect])
         order = Order(self.client, video.video_id, prompt, colour)
         self.orders.append(order)
         return order

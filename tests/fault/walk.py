@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from services.generator import attempts
 from tests import invariants
 from tests import system as systems
 from tests.fault import kills, orders
@@ -48,6 +49,15 @@ ONLY = os.environ.get("FRAMEWIRE_POINT", "")
 STRIKE_SECONDS = 90.0
 
 
+SEARCHABLE, KEYED, BLIND = (
+    attempts.Evidence.SEARCHABLE,
+    attempts.Evidence.KEYED,
+    attempts.Evidence.BLIND,
+)
+AMBIGUOUS = ("generator.submit.after_commit", ANSWERED)
+"""Who is killed there may have sent it, and cannot say any more: at a blind server nobody can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """All points, one way to strike them."""
@@ -55,33 +65,47 @@ class Scenario:
     dialect: str
     listing: str
     action: str
+    evidence: attempts.Evidence = SEARCHABLE
 
     @property
     def unadoptable(self) -> bool:
         """Nothing in the list tells a lost job from its twin: it is never adopted, and never sent again."""
-        return self.dialect == "openai_videos" and self.listing == "foreign and twin jobs"
+        twins = self.listing == "foreign and twin jobs"
+        return self.dialect == "openai_videos" and twins and self.evidence is SEARCHABLE
 
     def points(self) -> list[str]:
         """The crash points that are reached."""
         every = [*kills.MATRIX["generator"], *BEFORE]
         assert len(every) >= 19, "fewer points than a life has"
-        if self.unadoptable:
+        if self.unadoptable or self.evidence is not SEARCHABLE:
             every.remove("generator.resolve.after_adopt")
+        if self.evidence is BLIND:  # it proves nothing, and puts nothing back
+            every.remove("generator.resolve.before_put_back")
         return [point for point in every if ONLY in point]
 
 
-def scenarios(dialect: str) -> list[Scenario]:
-    """Those of one dialect."""
-    return [Scenario(dialect, listing, action) for listing in LISTS for action in ACTIONS]
+def scenarios(
+    dialect: str, evidence: attempts.Evidence = SEARCHABLE, listings: Iterable[str] = LISTS
+) -> list[Scenario]:
+    """Those of one dialect, at a server that can tell so much."""
+    return [
+        Scenario(dialect, listing, action, evidence) for listing in listings for action in ACTIONS
+    ]
 
 
 @asynccontextmanager
-async def fragile(folder: Path) -> AsyncIterator[systems.System]:
-    """The system that the scenarios of a dialect share."""
+async def fragile(folder: Path, *, keyed: bool = False) -> AsyncIterator[systems.System]:
+    """The system that the scenarios of a dialect share. `keyed`: its provider knows idempotency keys."""
     factor = systems.TIME_FACTOR
     changed = orders.overrides(
-        folder, settle_seconds=SETTLE_SECONDS * factor, resolve_seconds=RESOLVE_SECONDS * factor
+        folder,
+        {"main": {"evidence": "keyed", "key_ttl_seconds": 86_400 * factor}} if keyed else None,
+        settle_seconds=SETTLE_SECONDS * factor,
+        resolve_seconds=RESOLVE_SECONDS * factor,
     )
+    changed["simulator"] = {
+        **changed["simulator"], "SIMULATOR_IDEMPOTENCY_KEYS": str(keyed).lower()
+    }  # fmt: skip
     async with systems.running(folder / "system", changed) as running:
         yield running
 
@@ -97,20 +121,27 @@ async def walk(system: systems.System, scenario: Scenario, folder: Path) -> None
         await desk.sentinels()
         if scenario.listing == "short pages":
             await system.simulated("/_sim/faults", {"name": "list_short", "value": 2, "times": 0})
-        first = await _strike(system, desk, scenario, points[0])
-        for point in points[1:]:
-            await _strike(system, desk, scenario, point)
+        struck = {point: await _strike(system, desk, scenario, point) for point in points}
         lost = await desk.ask(scenario.dialect, f"[fault:lost_answer]{LISTS[scenario.listing]}")
         unresolved = {video.video_id for video in await desk.check(desk.orders, folder)}
         assert system.disarm() == ""
         await system.quiet()
         await system.simulated("/_sim/faults", method="DELETE")
-    if not scenario.unadoptable:
+    if scenario.evidence is BLIND:
+        ends = {order.video_id for point, order in struck.items() if _ambiguous(scenario, point)}
+        assert unresolved == {lost.video_id, *ends}, "what nobody can tell fails, and nothing else"
+    elif not scenario.unadoptable:
         assert unresolved == set()
     else:
         assert lost.video_id in unresolved, "a lost answer among twins must not be guessed at"
         if scenario.action == "stop":
+            first = struck[points[0]]
             assert first.video_id not in unresolved, "who wakes up still says what it paid for"
+
+
+def _ambiguous(scenario: Scenario, point: str) -> bool:
+    """Who is only stopped wakes up, and says what it did."""
+    return scenario.action == "kill" and point in AMBIGUOUS
 
 
 async def _strike(
@@ -137,7 +168,24 @@ async def _strike(
         for name in asleep:
             system.supervisor.resume(name)
     assert f"{point}={scenario.action}" in _struck(system)[len(before) :]
+    if scenario.evidence is BLIND:
+        # Else the next strike would hit this one while it is being sent again, and nobody could tell that, either.
+        await _at_rest(system, order, ambiguous=_ambiguous(scenario, point))
     return order
+
+
+async def _at_rest(system: systems.System, order: orders.Order, *, ambiguous: bool) -> None:
+    states = ("UNKNOWN", "UNRESOLVED") if ambiguous else ("COMPLETED",)
+    async with system.database("generator") as database:
+
+        async def rests() -> bool:
+            state = await database.fetchval(
+                "SELECT state FROM attempts WHERE video_id = $1 ORDER BY created_at DESC LIMIT 1",
+                order.video_id,
+            )
+            return state in states
+
+        await eventually(rests, within_seconds=STRIKE_SECONDS, what=f"{order.video_id} at rest")
 
 
 def _struck(system: systems.System) -> list[str]:
@@ -168,5 +216,6 @@ async def run(system: systems.System, scenario: Scenario, folder: Path) -> None:
     """One scenario, whole."""
     async with asyncio.timeout(1500), replicas(system, scenario):
         await walk(system, scenario, folder)
-        # Only where a lost job cannot be told from its twin may the provider bill what nobody owns.
-        assert await invariants.violations(system, blind=scenario.unadoptable) == []
+        # Only where a lost job cannot be told from its twin, or not at all, may the provider bill what nobody owns.
+        blind = scenario.unadoptable or scenario.evidence is BLIND
+        assert await invariants.violations(system, blind=blind) == []
