@@ -71,7 +71,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(life.gate(sweeper.Sweeper(kept, behind, ringing, hub, _ages(settings))))
         process.loop(life.gate(sweeper.Purge(kept)))
         process.loop(measures.Measures(kept.measures))
-        _deliver(process, settings, kept, nats)
+        _deliver(process, settings, kept, nats, life)
 
         parts = creating.Parts(
             store=kept,
@@ -101,17 +101,22 @@ async def main(settings: config.Settings) -> None:
 
 
 def _deliver(
-    process: service.Process, settings: config.Settings, kept: store.Store, nats: bus.Bus
+    process: service.Process,
+    settings: config.Settings,
+    kept: store.Store,
+    nats: bus.Bus,
+    life: incarnation.Incarnation,
 ) -> None:
-    """Webhooks."""
+    """Webhooks. A restored database has forgotten what it sent: until that is made good it sends nothing."""
     poster = posting.Poster(
         settings.webhook_networks, settings.webhook_ca_file, settings.webhook_timeout_seconds
     )
     delivering = deliverer.Deliverer(kept.deliveries, poster, settings)
     give_up = settings.webhook_give_up_seconds
     recorder = deliverer.Recorder(kept.deliveries, delivering, give_up)
-    for loop in (recorder.loop(nats), delivering, deliverer.Keeping(kept.deliveries)):
-        process.loop(loop)
+    process.loop(recorder.loop(nats))
+    process.loop(life.gate(delivering))
+    process.loop(life.gate(deliverer.Keeping(kept.deliveries)))
     process.serve(
         webhook_pb2_grpc.add_WebhookServiceServicer_to_server,
         webhooks.WebhookApi(kept, poster, pages.Pages(settings.page_secret()), give_up),

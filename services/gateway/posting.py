@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Mapping
+from email import utils
 from pathlib import Path
 
 import certifi
@@ -122,8 +123,13 @@ def _host(target: egress.Target) -> str:
 
 
 def _seconds(response: h11.Response) -> float:
-    """Retry-After, where it is in seconds."""
-    for name, value in response.headers:
-        if name == b"retry-after" and value.isdigit() and len(value) < 8:
-            return float(value)
-    return 0.0
+    """Retry-After: in seconds, or a moment, which the answer's own Date makes seconds of: clocks may differ."""
+    found = {name: value.decode("ascii", "replace") for name, value in response.headers}
+    wanted = found.get(b"retry-after", "")
+    if wanted.isdigit() and len(wanted) < 8:
+        return float(wanted)
+    try:
+        until, now = (utils.parsedate_to_datetime(text) for text in (wanted, found[b"date"]))
+        return max(0.0, (until - now).total_seconds())
+    except (KeyError, TypeError, ValueError):  # none, or one with a zone and one without
+        return 0.0

@@ -140,7 +140,7 @@ async def test_failures_are_tried_again_and_logged(world: World, receiver: Recei
     receiver.answers["/retry"] = [
         "500 Oops",
         "302 Found\nlocation: /elsewhere",
-        "503 Busy\nretry-after: 2",
+        "503 Busy\ndate: Fri, 27 Nov 2026 10:00:00 GMT\nretry-after: Fri, 27 Nov 2026 10:00:02 GMT",
     ]
     member = await world.member()
     made = await endpoint(member, f"{receiver.url}/retry")

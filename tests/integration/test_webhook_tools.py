@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import pytest_asyncio
 import typer.testing
@@ -18,7 +19,9 @@ import typer.testing
 from framewire import client as clients
 from framewire import errors
 from framewire.cli import app
-from tests import gateway_world
+from services.gateway import posting
+from services.gateway.store import deliveries
+from tests import gateway_world, webhook_receiver
 from tests.gateway_world import World
 from tests.waiting import eventually
 
@@ -31,6 +34,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         "GATEWAY_WEBHOOK_NETWORKS": "127.0.0.0/8",
         "GATEWAY_WEBHOOK_POLL_SECONDS": "0.1",
         "GATEWAY_WEBHOOK_RETRY_SECONDS": "0.1",
+        "GATEWAY_INCARNATION_SECONDS": "0.2",
     }
     async with gateway_world.running(tmp_path_factory.mktemp("tools"), settings) as running:
         yield running
@@ -133,3 +137,90 @@ async def test_the_commands_show_what_there_is(world: World) -> None:
         with pytest.raises(errors.FramewireError) as refused:
             await client.webhooks.create("http://127.0.0.1:9/in", ["nonsense"])
         assert "completed" in str(refused.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "date", "seconds"),
+    [
+        ("3", None, 3),
+        ("Fri, 27 Nov 2026 10:01:00 GMT", "Fri, 27 Nov 2026 10:00:00 GMT", 60),
+        ("Fri, 27 Nov 2026 10:00:00 GMT", "Fri, 27 Nov 2026 10:01:00 GMT", 0),
+        ("Fri, 27 Nov 2026 10:01:00 GMT", None, 0),
+        ("Fri, 27 Nov 2026 10:01:00 GMT", "soon", 0),
+        ("-1", "Fri, 27 Nov 2026 10:00:00 GMT", 0),
+        ("99999999999", "Fri, 27 Nov 2026 10:00:00 GMT", 0),
+        (None, "Fri, 27 Nov 2026 10:00:00 GMT", 0),
+    ],
+)
+def test_retry_after_in_all_its_forms(
+    retry_after: str | None, date: str | None, seconds: float
+) -> None:
+    headers = [("retry-after", retry_after), ("date", date)]
+    answer = h11.Response(
+        status_code=503, headers=[(name, value) for name, value in headers if value]
+    )
+    assert posting._seconds(answer) == seconds
+
+
+async def test_a_restored_gateway_delivers_nothing_until_its_recovery(world: World) -> None:
+    async with webhook_receiver.running() as receiver:
+        member = await world.member()
+        await run(member, world, "create", f"{receiver.url}/in", "--kind", "failed")
+        video = await member.create()
+        await world.pool.execute(
+            "UPDATE incarnation SET recovery_since = clock_timestamp(), recovery_reason = 'a test'"
+        )
+
+        async def recovering() -> bool:
+            try:
+                await member.create()
+            except errors.FramewireError as error:
+                return error.reason == "RECOVERY"
+            return False
+
+        await eventually(recovering)
+        await world.tell(video, "failed", 1)
+
+        async def due() -> Any:
+            return await world.pool.fetchval(
+                "SELECT count(*) FROM webhook_deliveries WHERE state = 'PENDING' AND attempts = 0"
+            )
+
+        await eventually(due)
+        assert not receiver.posts["/in"]
+        await world.pool.execute(
+            "UPDATE incarnation SET recovery_since = NULL, recovery_reason = ''"
+        )
+        await eventually(lambda: receiver.posts["/in"])
+
+
+async def test_what_is_old_or_of_a_removed_endpoint_is_purged(world: World) -> None:
+    async with webhook_receiver.running() as receiver:
+        one, two = await world.member(), await world.member()
+        for member in (one, two):
+            await run(member, world, "create", f"{receiver.url}/purged", "--kind", "failed")
+            await world.tell(await member.create(), "failed", 1)
+        await eventually(lambda: len(receiver.posts["/purged"]) == 2)
+        kept = deliveries.DeliveryStore(world.pool)
+        await kept.purge()
+
+        async def left(table: str) -> int:
+            query = f"SELECT count(*) FROM {table} WHERE account_id = ANY($1::text[])"
+            return await world.pool.fetchval(query, [one.account_id, two.account_id])
+
+        assert (await left("webhook_events"), await left("webhook_endpoints")) == (2, 2)
+        await world.pool.execute(
+            "UPDATE webhook_events SET recorded_at = recorded_at - interval '36 days' WHERE account_id = $1",
+            one.account_id,
+        )
+        async with clients.Client(world.address, two.secret) as client:
+            (endpoint,) = await client.webhooks.endpoints()
+            await client.webhooks.delete(endpoint.endpoint_id)
+        while await kept.purge():
+            pass
+        assert (await left("webhook_events"), await left("webhook_endpoints")) == (1, 1)
+        ends = """
+            SELECT count(*) FROM webhook_deliveries JOIN webhook_events USING (event_id)
+            WHERE account_id = ANY($1::text[])
+            """
+        assert await world.pool.fetchval(ends, [one.account_id, two.account_id]) == 0
