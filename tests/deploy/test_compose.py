@@ -258,36 +258,6 @@ def test_nats_acknowledges_what_is_on_disk() -> None:
     assert ["./deploy/nats/nats.conf", PARTS["nats"]["command"][1]] in mounts
 
 
-def test_nats_users_may_do_what_the_code_does() -> None:
-    """Names on the bus, as the code has them; a service whose consumer is renamed would be locked out."""
-    from framewire import subjects
-    from services.credits import settlement
-    from services.gateway import projector, watch
-
-    pattern = r"user: (\w+), password: \$\1_password(.*?)(?=\n    \{|\n  \])"
-    may: dict[str, str] = dict(re.findall(pattern, NATS, re.DOTALL))
-    assert may.keys() == {"operator", *SERVICES, "subscriber"}
-    consumers = {
-        "gateway": f"EVENTS.{projector.DURABLE}",
-        "credits": f"EVENTS.{settlement.DURABLE}",
-        "generator": "JOBS.generator",
-    }
-    for user, consumer in consumers.items():
-        for subject in (
-            f"$JS.API.CONSUMER.DURABLE.CREATE.{consumer}",
-            f"$JS.API.CONSUMER.MSG.NEXT.{consumer}",
-        ):
-            assert f'"{subject}"' in may[user]
-        assert f'"$JS.ACK.{consumer}.>"' in may[user]
-    assert f'"{subjects.JOBS_SUBJECT}"' in may["gateway"]
-    assert may["gateway"].count(f'"{watch.NUDGE_SUBJECT}"') == 2
-    assert f'"{subjects.EVENTS_SUBJECTS}"' in may["generator"]
-    assert f'"{subjects.event_subject("*", "settled")}"' in may["credits"]
-    assert f'"{subjects.event_subject("*", "expired")}"' in may["storage"]
-    assert f'"{subjects.progress_subject("*")}"' in may["generator"]
-    assert subjects.JOBS_SUBJECT not in may["subscriber"]
-
-
 def test_the_image_is_lean_and_not_root() -> None:
     stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     build, final = stages[1], stages[2]
