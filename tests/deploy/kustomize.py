@@ -10,6 +10,8 @@ import yaml
 
 Object = dict[str, Any]
 CLUSTER_WIDE = {"Namespace"}
+_NAMED = {"containers", "initContainers", "env", "volumes"}
+"""Lists whose elements are merged by their names."""
 
 
 def render(directory: Path) -> list[Object]:
@@ -52,6 +54,13 @@ def _merge(into: Object, change: Object) -> None:
     for name, value in change.items():
         if isinstance(value, dict) and isinstance(into.get(name), dict):
             _merge(into[name], value)
+        elif isinstance(value, list):
+            assert name in _NAMED, f"{name}: merged by a key that this does not know"
+            before = {one["name"]: one for one in into.get(name, ())}
+            # Those of the change come first, as kubectl has it.
+            changed = [before.pop(one["name"], one) for one in value]
+            for kept, one in zip(changed, value, strict=True):
+                _merge(kept, one)
+            into[name] = [*changed, *before.values()]
         else:
-            assert not isinstance(value, list), "lists are merged by keys that this does not know"
             into[name] = value

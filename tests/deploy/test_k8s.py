@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,7 +20,9 @@ from tests.deploy import kustomize, test_compose
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
-WAYS = ("base", "overlays/prod")
+WAYS = ("base", "overlays/prod", "overlays/dev")
+SERVERS = {"postgres", "nats", "s3", "simulator"}
+"""In the cluster with overlays/dev alone."""
 VERSIONS = ("1.34", "1.37")
 SERVICES = test_compose.SERVICES
 SCHEMAS = {
@@ -32,7 +35,7 @@ ARROWS = {
     ("gateway", "credits", 7700), ("gateway", "storage", 7700), ("gateway", "generator", 7700),
     ("credits", "generator", 7700), ("generator", "storage", 7700),
     *((name, "postgres", 5432) for name in SERVICES),
-    *((name, "nats", 4222) for name in ("gateway", "credits", "generator")),
+    *((name, "nats", 4222) for name in SERVICES),
     ("generator", "nats", 8222), ("storage", "s3", 9000),
 }  # fmt: skip
 """Who may open connections to whom; the table that the NetworkPolicies are held against."""
@@ -101,7 +104,9 @@ def test_pods_are_restricted(way: str) -> None:
         spec = pod(workload)
         context = spec["securityContext"]
         assert context["runAsNonRoot"] is True
-        assert context["runAsUser"] == 10001
+        image_s_own = 999  # Postgres's
+        own = workload["metadata"]["name"] == "postgres"
+        assert context["runAsUser"] == (image_s_own if own else 10001)
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
@@ -167,9 +172,9 @@ def test_each_is_scaled_by_one_thing(way: str) -> None:
     deployments = of_kind(way, "Deployment")
     for name, hpa in of_kind(way, "HorizontalPodAutoscaler").items():
         assert hpa["spec"]["scaleTargetRef"]["name"] == name
-        assert hpa["spec"]["minReplicas"] >= 2
+        assert hpa["spec"]["minReplicas"] >= (1 if way == "overlays/dev" else 2)
         assert "replicas" not in deployments[name]["spec"], "each roll-out would set it back"
-    assert deployments["generator"]["spec"]["replicas"] == 2
+    assert deployments["generator"]["spec"]["replicas"] == (1 if way == "overlays/dev" else 2)
     for scaler in scaled.values():
         assert scaler["spec"]["scaleTargetRef"]["name"] in deployments
         assert scaler["spec"]["minReplicaCount"] == 2
@@ -232,9 +237,40 @@ def test_every_secret_that_is_mounted_comes_from_the_store(way: str) -> None:
     assert all(f"| `{one['secretName']}` |" in readme for one in mounted)
     used = {one["secretName"] for one in mounted if not one.get("optional")}
     assert {one["secretName"] for one in mounted} - used == {"content-credentials"}
+    if way == "overlays/dev":
+        script = (K8S / "overlays" / "dev" / "secrets.sh").read_text()
+        made = set(re.findall(r"^ *secret ([a-z0-9-]+) ", script, re.MULTILINE))
+        assert made | {f"{name}-owner" for name in ("gateway", "credits", "generator")} == used
     if way == "overlays/prod":
         stored = of_kind(way, "ExternalSecret")
         assert {one["spec"]["target"]["name"] for one in stored.values()} == used
+
+
+def test_the_servers_of_the_small_cluster_let_in_who_may_call_them() -> None:
+    way = "overlays/dev"
+    policies, services = of_kind(way, "NetworkPolicy"), of_kind(way, "Service")
+    assert {one["metadata"]["name"] for one in workloads(way) if one["kind"] == "StatefulSet"} == (
+        SERVERS
+    )
+    into: set[tuple[str, str, int]] = set()
+    for name in SERVERS:
+        ports = {port["port"] for port in services[name]["spec"]["ports"]}
+        for rule in policies[name]["spec"]["ingress"]:
+            assert set(_ports(rule)) <= ports
+            into |= {
+                (peer, name, port) for peer in _peers(rule.get("from", ())) for port in _ports(rule)
+            }
+    wanted = {arrow for arrow in ARROWS if arrow[1] in SERVERS - {"s3"}}
+    assert {arrow for arrow in into if arrow[0] in SERVICES} == wanted | {
+        ("generator", "simulator", 8099)
+    }
+    told = {
+        one["name"]: one["value"]
+        for container in containers(of_kind(way, "Deployment")["generator"])
+        for one in container["env"]
+    }
+    for provider in ("PROVIDER", "AZURE", "RUNWAY"):
+        assert told[f"GENERATOR_{provider}_BASE_URL"].startswith("http://simulator:8099/")
 
 
 def test_the_policies_allow_the_arrows_and_no_others() -> None:
@@ -272,7 +308,7 @@ def test_the_policies_allow_the_arrows_and_no_others() -> None:
 
 def _peers(peers: Any) -> list[str]:
     return [
-        peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
+        next(iter(peer["podSelector"]["matchLabels"].values()))
         for peer in peers
         if "podSelector" in peer and "namespaceSelector" not in peer
     ]
