@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Protocol
 
 import grpc
+from cryptography import x509
+from prometheus_client import Gauge
 
 from kit import telemetry
+
+ENDS_AT = Gauge(
+    "framewire_certificate_expires_timestamp_seconds",
+    "When the certificate ends that the server or the channels of this process show, as they read it.",
+    ["side"],
+)
 
 log = telemetry.logger(__name__)
 
@@ -47,7 +55,7 @@ def server(files: Files) -> grpc.ServerCredentials | None:
     seen = _times(named)
 
     def read() -> grpc.ServerCertificateConfiguration:
-        pair = (key.read_bytes(), certificate.read_bytes())
+        pair = (key.read_bytes(), _shown("server", certificate))
         roots = authority.read_bytes() if authority is not None else None
         return grpc.ssl_server_certificate_configuration([pair], roots)
 
@@ -80,8 +88,16 @@ def client(files: Files) -> grpc.ChannelCredentials | None:
     if files.tls_certificate_file is None or files.tls_key_file is None:
         return grpc.ssl_channel_credentials(roots)
     return grpc.ssl_channel_credentials(
-        roots, files.tls_key_file.read_bytes(), files.tls_certificate_file.read_bytes()
+        roots, files.tls_key_file.read_bytes(), _shown("channel", files.tls_certificate_file)
     )
+
+
+def _shown(side: str, certificate: Path) -> bytes:
+    """The chain, with its first one's end in a gauge."""
+    chain = certificate.read_bytes()
+    leaf = x509.load_pem_x509_certificate(chain)
+    ENDS_AT.labels(side).set(leaf.not_valid_after_utc.timestamp())
+    return chain
 
 
 def _times(paths: list[Path]) -> list[tuple[int, int]]:

@@ -30,6 +30,8 @@ SCHEMAS = {
     "ServiceMonitor": "servicemonitor_v1",
     "PrometheusRule": "prometheusrule_v1",
     "ExternalSecret": "externalsecret_v1",
+    "Certificate": "certificate_v1",
+    "Issuer": "issuer_v1",
 }
 ARROWS = {
     ("gateway", "credits", 7700), ("gateway", "storage", 7700), ("gateway", "generator", 7700),
@@ -201,6 +203,31 @@ def test_environment_and_addresses_are_those_of_the_settings(way: str) -> None:
             assert mounts.keys() == {volume["name"] for volume in pod(deployment)["volumes"]}
 
 
+def test_services_show_each_other_certificates_in_production() -> None:
+    way = "overlays/prod"
+    certificates, callers = of_kind(way, "Certificate"), {"gateway", *SERVICES}
+    for name, deployment in of_kind(way, "Deployment").items():
+        (own,) = [
+            one["secret"]["secretName"]
+            for one in pod(deployment)["volumes"]
+            if one["name"] == "tls"
+        ]
+        spec = certificates[name]["spec"]
+        assert spec["secretName"] == own
+        # Channels are opened to `credits:7700`, and that name is checked.
+        assert name in spec["dnsNames"]
+        assert {"server auth", "client auth"} <= set(spec["usages"])
+        for container in containers(deployment):
+            given = {
+                one["name"] for one in container["env"] if one["value"].startswith("/run/tls/")
+            }
+            wanted = {"TLS_CERTIFICATE_FILE", "TLS_KEY_FILE", "TLS_CA_FILE"}
+            if name != "gateway":
+                wanted.add("TLS_CLIENT_CA_FILE")
+            assert given == {f"{name.upper()}_{one}" for one in wanted}
+    assert callers <= certificates.keys()
+
+
 def test_reflection_is_off_in_production() -> None:
     found = of_kind("overlays/prod", "Deployment")
     for name, deployment in found.items():
@@ -243,7 +270,9 @@ def test_every_secret_that_is_mounted_comes_from_the_store(way: str) -> None:
         assert made | {f"{name}-owner" for name in ("gateway", "credits", "generator")} == used
     if way == "overlays/prod":
         stored = of_kind(way, "ExternalSecret")
-        assert {one["spec"]["target"]["name"] for one in stored.values()} == used
+        made = {one["spec"]["secretName"] for one in of_kind(way, "Certificate").values()}
+        targets = {one["spec"]["target"]["name"] for one in stored.values()}
+        assert targets | made - {"framewire-authority"} == used
 
 
 def test_the_servers_of_the_small_cluster_let_in_who_may_call_them() -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+from prometheus_client import REGISTRY
 
 from kit import auth, errors, rpc, tls
 from tests.waiting import eventually
@@ -47,12 +48,12 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(_pem(self._signed(self._name, self._key, authority=True)))
 
-    def pair(self, name: str) -> Files:
+    def pair(self, name: str, hours: int = 1) -> Files:
         """A certificate with its key, in files of that name; written again, they are exchanged."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate, key_file = self._folder / f"{name}.crt", self._folder / f"{name}.key"
-        _exchange(certificate, _pem(self._signed(subject, key, authority=False)))
+        _exchange(certificate, _pem(self._signed(subject, key, authority=False, hours=hours)))
         private = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -62,7 +63,12 @@ class Authority:
         return Files(certificate, key_file)
 
     def _signed(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        authority: bool,
+        hours: int = 1,
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST))])
@@ -73,7 +79,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=hours))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(names, critical=False)
             .sign(self._key, hashes.SHA256())
@@ -138,10 +144,19 @@ async def test_only_services_of_our_authority_are_let_in_and_called(world: World
 
 async def test_certificates_are_exchanged_while_it_runs(world: World) -> None:
     assert await answers(world.address, world.mine)
-    world.stranger.pair("server")
+    before = ends_at("server")
+    world.stranger.pair("server", hours=2)
     moved_on = replace(world.mine, tls_ca_file=world.stranger.file)
     await eventually(lambda: answers(world.address, moved_on))
     assert not await answers(world.address, world.mine)
+    # Operators see when each ends: the new one an hour later.
+    assert ends_at("server") >= before + 3500
+    assert before - 60 < ends_at("channel") < before + 60
+
+
+def ends_at(side: str) -> float:
+    name = "framewire_certificate_expires_timestamp_seconds"
+    return REGISTRY.get_sample_value(name, {"side": side}) or 0.0
 
 
 @pytest.mark.parametrize(
