@@ -1,6 +1,7 @@
 """`make test-compose`: builds the images, starts docker-compose.yml with several replicas of each service, makes a
 video in each dialect, kills one replica of each while ten more are made, checks the books and the log of the provider,
-restarts every replica, one after the other, while calls go on and none fails, and removes all.
+restarts every replica, one after the other, while calls go on and none fails, has Prometheus scrape all of them, and
+removes all.
 
 Wants a Docker engine and the compose plugin (or docker-compose 1.29). Where no registry can be reached,
 ../shared/tools/stand-in-images.sh makes stand-ins for the base images. FRAMEWIRE_KEEP=1 leaves it running.
@@ -27,6 +28,7 @@ import grpc
 
 from framewire import client, types
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
+from tests.deploy import compose_watch
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -83,9 +85,10 @@ class Compose:
 
     def __init__(self, secrets: Path) -> None:
         self.project = f"framewiretest{os.getpid()}"
-        first = free_ports(GATEWAY_PORTS + 2)
+        first = free_ports(GATEWAY_PORTS + 3)
         self.gateway_ports = range(first, first + GATEWAY_PORTS)
         self.s3 = f"127.0.0.1:{first + GATEWAY_PORTS}"
+        self.prometheus = f"127.0.0.1:{first + GATEWAY_PORTS + 2}"
         self.secrets = secrets
         self.env = os.environ | {
             "FRAMEWIRE_SECRETS": str(secrets),
@@ -95,6 +98,7 @@ class Compose:
             "FRAMEWIRE_S3_PUBLISH": self.s3,
             "FRAMEWIRE_S3_PUBLIC_ENDPOINT": self.s3,
             "FRAMEWIRE_NATS_PUBLISH": f"127.0.0.1:{first + GATEWAY_PORTS + 1}",
+            "FRAMEWIRE_PROMETHEUS_PUBLISH": self.prometheus,
         }
         plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
         self._command = ("docker", "compose") if plugin.returncode == 0 else ("docker-compose",)
@@ -339,6 +343,13 @@ async def check(compose: Compose, place: Path) -> None:
         await check_books(compose, caller, videos)
         await check_restarts(compose)
         await rolling_restart(compose, caller, videos[0].video_id)
+        await caller.delete_video(videos[0].video_id)
+    await compose_watch.bus_is_used(compose, KILLED)
+    say("every consumer is there, and everything is told")
+    if await compose_watch.prometheus_scrapes(compose, REPLICAS):
+        say("Prometheus scrapes every replica, and evaluates every alert")
+    else:
+        say("no image of Prometheus here: NOT CHECKED that it scrapes every replica")
 
 
 def main() -> None:
@@ -347,7 +358,7 @@ def main() -> None:
     try:
         with workplace() as place, started(place / "secrets") as compose:
             asyncio.run(check(compose, place))
-    except Failed as error:
+    except (Failed, AssertionError) as error:
         sys.exit(f"test-compose: {error}")
     say("test-compose: passed")
 
