@@ -23,7 +23,8 @@ COMPLETED = vocabulary_pb2.VIDEO_STATE_COMPLETED
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def world(tmp_path_factory: Any) -> AsyncIterator[World]:
-    async with gateway_world.running(tmp_path_factory.mktemp("watching")) as running:
+    """Two replicas on one database."""
+    async with gateway_world.running(tmp_path_factory.mktemp("watching"), replicas=2) as running:
         yield running
 
 
@@ -157,5 +158,48 @@ async def test_the_sdk_goes_on_where_it_was(world: World) -> None:
     assert {video.video_id for video in told if video.is_settled} == set(ids)
 
 
+async def _note(target: client.Client, ids: list[str], seen: list[Any]) -> None:
+    async for video in target.watch_videos(ids):
+        seen.append(video)  # noqa: PERF401 - read while it grows
+
+
 async def _all(target: client.Client, ids: list[str]) -> list[Any]:
     return [video async for video in target.watch_videos(ids)]
+
+
+async def test_a_watcher_hears_of_what_the_other_replica_admits_and_projects(world: World) -> None:
+    secret = (await world.member()).secret
+    here, there = (gateway_world.Caller(channel, secret) for channel in world.channels)
+    made = await there.create()
+    streams = [caller.watch(made.video_id) for caller in (here, there)]
+    for stream in streams:
+        assert (await anext(aiter(stream))).video.revision == 1
+    # Either of them projects it: the event goes to one consumer that both share.
+    await end(world, made)
+    for stream in streams:
+        told = await until_settled(stream, made.video_id)
+        revisions = [response.video.revision for response in told if response.HasField("video")]
+        assert revisions == sorted(set(revisions))
+        assert COMPLETED in [response.video.state for response in told]
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+async def test_a_watch_goes_on_at_the_other_replica_when_its_own_is_killed(
+    world: World, replica: int
+) -> None:
+    member = await world.member()
+    first, second = await member.create(), await member.create()
+    victim, other = world.services[replica], world.services[1 - replica]
+    # The first that answers has all calls of this channel, until it is gone.
+    ports = [service.child.env["GATEWAY_LISTEN"] for service in (victim, other)]
+    seen: list[Any] = []
+    async with client.Client(f"ipv4:{','.join(ports)}", member.secret) as target:
+        watching = asyncio.create_task(_note(target, [first.video_id, second.video_id], seen))
+        await end(world, first)
+        await eventually(lambda: any(video.is_settled for video in seen))
+        await victim.kill()
+        await end(world, second)
+        await asyncio.wait_for(watching, 30)
+    settled = [video.video_id for video in seen if video.is_settled]
+    assert settled == [first.video_id, second.video_id], "each end once, none skipped"
+    await victim.start()
