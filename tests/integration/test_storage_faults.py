@@ -431,10 +431,10 @@ async def test_the_clock_that_counts_is_the_databases(bad: Bad, tmp_path: Path) 
 
 
 def test_no_clock_of_this_host_decides_how_long_anything_is_kept() -> None:
-    """It signs requests with it, and compares it with S3's: nothing else of storage reads it."""
+    """It signs requests with it, compares it with S3's, and sees at its start whether a certificate has ended."""
     reads = re.compile(r"time\.time\(|datetime\.now\(|utcnow|\.today\(")
     found = {path.name for path in STORAGE.rglob("*.py") if reads.search(path.read_text())}
-    assert found == {"blobs.py", "troubles.py"}
+    assert found == {"blobs.py", "troubles.py", "signer.py"}
 
 
 async def test_a_full_disk_here_is_told_and_leaves_nothing(bad: Bad, tmp_path: Path) -> None:
