@@ -13,7 +13,7 @@ import asyncio
 import contextvars
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,7 +218,7 @@ class Groups:
         try:
             locked = await _lock(connection, batch)
             if judged is None or not await _stands(judged, locked, before):
-                judged = await self._judge.under_locks(connection, locked, batch)
+                judged = await self._judge.under_locks(connection, batch)
             if not turn.firm.done():
                 turn.firm.set_result(judged)
             if judged.rows is not None:
@@ -254,7 +254,7 @@ class Groups:
             return None
 
 
-async def _stands(judged: judging.Judged, locked: Sequence[Any], before: _Turn | None) -> bool:
+async def _stands(judged: judging.Judged, locked: Mapping[str, str], before: _Turn | None) -> bool:
     """Whether what was judged ahead of these locks is right under them."""
     left = before.firm.result() if before is not None and await before.ended else None
     stood = left is not None and judged.stands(locked, left)
@@ -262,13 +262,15 @@ async def _stands(judged: judging.Judged, locked: Sequence[Any], before: _Turn |
     return stood
 
 
-async def _lock(connection: postgres.Connection, batch: Sequence[judging.Waiting]) -> Sequence[Any]:
+async def _lock(
+    connection: postgres.Connection, batch: Sequence[judging.Waiting]
+) -> Mapping[str, str]:
     """Locks the accounts of a batch, and makes those first that it opens."""
     wanted = [waiting.operation for waiting in batch]
     accounts = {one.account_id for one in wanted}
     locked = await posting.lock(connection, accounts)
     missing = {one.account_id for one in wanted if one.opens_account}
-    missing -= {account["account_id"] for account in locked}
+    missing -= locked.keys()
     if missing:
         # Not while others are locked: whoever makes the same ones may want ours.
         await connection.execute("ROLLBACK")

@@ -48,8 +48,8 @@ class Judged:
     transaction: str = ""
     """Which wrote it: from then on the version of the rows that it wrote."""
 
-    def stands(self, locked: Sequence[Any], before: Judged) -> bool:
-        """Whether these rows, which nobody can change any more, are those that it was judged on; `before` is committed.
+    def stands(self, locked: Mapping[str, str], before: Judged) -> bool:
+        """Whether these versions, which nobody changes any more, are those it was judged on; `before` is committed.
 
         Whoever changes a hold, a lot or a request of an account writes the account's row, too.
         """
@@ -60,7 +60,7 @@ class Judged:
             for account_id in self.versions.keys() & before.versions.keys()
         }
         self.versions = expected
-        return {row["account_id"]: row["version"] for row in locked} == expected
+        return locked == expected
 
     def version(self, account_id: str) -> str:
         """Of an account's row, once this is committed."""
@@ -76,11 +76,10 @@ class Judge:
         self._balance_low_credits = balance_low_credits
 
     async def under_locks(
-        self, connection: postgres.Connection, locked: Sequence[Any], waiting: Sequence[Waiting]
+        self, connection: postgres.Connection, waiting: Sequence[Waiting]
     ) -> Judged:
         """Of accounts that this transaction has locked."""
-        wanted = [one.operation for one in waiting]
-        found = await posting.read(connection, locked, wanted)
+        found = await posting.read(connection, [one.operation for one in waiting])
         return await self._judge(connection, found, waiting)
 
     async def ahead(
@@ -88,7 +87,7 @@ class Judge:
     ) -> Judged | None:
         """On what `before` will have left, outside of any transaction. None: this one must wait for it."""
         wanted = [one.operation for one in waiting]
-        found = await posting.read_unlocked(connection, wanted)
+        found = await posting.read(connection, wanted)
         if len(found.books) < len({one.account_id for one in wanted}) or posting.caps_met(
             found, wanted
         ):

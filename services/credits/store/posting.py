@@ -40,15 +40,16 @@ class Found:
     unsettled: dict[str, rules.Verdict]
 
 
-async def lock(connection: postgres.Connection, account_ids: Collection[str]) -> list[Any]:
-    """Locks accounts, those that there are, until the transaction ends, and answers their rows as they are then."""
-    return await connection.fetch(
+async def lock(connection: postgres.Connection, account_ids: Collection[str]) -> dict[str, str]:
+    """Locks accounts, those that there are, until the transaction ends, and answers the versions of their rows."""
+    rows = await connection.fetch(
         """
-        SELECT account_id, available, held, last_seq, frozen, daily_caps, xmin::text AS version
-        FROM accounts WHERE account_id = ANY($1::text[]) ORDER BY account_id FOR NO KEY UPDATE
+        SELECT account_id, xmin::text AS version FROM accounts
+        WHERE account_id = ANY($1::text[]) ORDER BY account_id FOR NO KEY UPDATE
         """,
         sorted(account_ids),
     )
+    return {row["account_id"]: row["version"] for row in rows}
 
 
 async def open_accounts(connection: postgres.Connection, account_ids: Collection[str]) -> None:
@@ -65,7 +66,7 @@ _READ = f"""
 SELECT clock_timestamp() AS now, {rulebooks.IN_FORCE_NOW},
     (
         SELECT array_agg(ROW(account_id, available, held, last_seq, frozen, daily_caps::text, xmin::text))
-        FROM accounts WHERE $6 AND account_id = ANY($1::text[])
+        FROM accounts WHERE account_id = ANY($1::text[])
     ) AS accounts,
     (
         SELECT array_agg(ROW(account_id, lot_id, source, priority, expires_at, created_at, granted,
@@ -100,58 +101,31 @@ SELECT clock_timestamp() AS now, {rulebooks.IN_FORCE_NOW},
 """
 
 
-async def read(
-    connection: postgres.Connection, accounts: Sequence[Any], wanted: Sequence[operations.Operation]
-) -> Found:
-    """What operations need, of accounts that are locked.
+async def read(connection: postgres.Connection, wanted: Sequence[operations.Operation]) -> Found:
+    """What operations need, in one snapshot.
 
-    A statement of its own, after the lock: it sees what those before us committed, and its clock is not from before
-    the wait.
+    Of accounts that are locked it sees what those before us committed, and its clock is not from before the wait; of
+    others, what anybody may be changing.
     """
-    account_ids = [account["account_id"] for account in accounts]
-    row = await _read(connection, account_ids, wanted, False)
-    return _found(row, [tuple(account) for account in accounts], wanted)
-
-
-async def read_unlocked(
-    connection: postgres.Connection, wanted: Sequence[operations.Operation]
-) -> Found:
-    """What operations need, in one snapshot, of accounts that others may be changing."""
-    row = await _read(connection, sorted({one.account_id for one in wanted}), wanted, True)
-    accounts = [
-        (*fields, json.loads(daily_caps) if daily_caps != "{}" else {}, version)
-        for *fields, daily_caps, version in row["accounts"] or ()
-    ]
-    return _found(row, accounts, wanted)
-
-
-async def _read(
-    connection: postgres.Connection,
-    account_ids: Sequence[str],
-    wanted: Sequence[operations.Operation],
-    with_accounts: bool,
-) -> Any:
     requests = [one.request for one in wanted if one.request is not None]
     row = await connection.fetchrow(
         _READ,
-        account_ids,
+        sorted({one.account_id for one in wanted}),
         _hold_ids(wanted),
         [one.account_id for one in requests],
         [one.method for one in requests],
         [one.request_id for one in requests],
-        with_accounts,
     )
     assert row is not None
-    return row
+    return _found(row, wanted)
 
 
 def _hold_ids(wanted: Sequence[operations.Operation]) -> list[str]:
     return [one.hold_id for one in wanted if one.hold_id is not None]
 
 
-def _found(
-    row: Any, accounts: Sequence[tuple[Any, ...]], wanted: Sequence[operations.Operation]
-) -> Found:
+def _found(row: Any, wanted: Sequence[operations.Operation]) -> Found:
+    accounts = row["accounts"] or ()
     lots: dict[str, dict[str, ledger.Lot]] = {one[0]: {} for one in accounts}
     for account_id, *fields in row["lots"] or ():
         if account_id in lots:
@@ -165,9 +139,10 @@ def _found(
         in_force=(row["price_version"] or "", row["policy_version"] or ""),
         books={
             account_id: ledger.Books(
-                account_id, available, held, last_seq, frozen, lots[account_id], daily_caps=caps_
+                *(account_id, available, held, last_seq, frozen, lots[account_id]),
+                daily_caps=json.loads(daily_caps) if daily_caps != "{}" else {},
             )
-            for account_id, available, held, last_seq, frozen, caps_, _ in accounts
+            for account_id, available, held, last_seq, frozen, daily_caps, _ in accounts
         },
         versions={one[0]: one[6] for one in accounts},
         hold_ids=_hold_ids(wanted),

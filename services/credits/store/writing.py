@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -157,6 +158,17 @@ def _json(value: Any) -> str | None:
     return json.dumps(value) if value is not None else None
 
 
+@functools.lru_cache(maxsize=1024)
+def _item_json(names: tuple[str, ...], values: tuple[Any, ...]) -> str:
+    """Few different items are asked for again and again."""
+    return json.dumps(dict(zip(names, values, strict=True)))
+
+
+def _item(hold: holds.Hold) -> str | None:
+    item = hold.item
+    return _item_json(tuple(item), tuple(item.values())) if item is not None else None
+
+
 def _account(batch: batches.Batch, account_id: str) -> tuple[Any, ...]:
     books, before = batch.books[account_id], batch.before[account_id]
     return account_id, books.available, books.held, books.last_seq, before.last_seq
@@ -182,7 +194,7 @@ def _changed_lots(batch: batches.Batch, account_id: str) -> Iterable[tuple[Any, 
 def _new_hold(hold: holds.Hold) -> tuple[Any, ...]:
     refusal = holds.refusal_fields(hold.refusal) if hold.refusal is not None else None
     return (
-        *(hold.hold_id, hold.account_id, hold.state, hold.fingerprint, _json(hold.item)),
+        *(hold.hold_id, hold.account_id, hold.state, hold.fingerprint, _item(hold)),
         *(json.dumps(dict(hold.labels)) if hold.labels else "{}", hold.reserved, hold.captured),
         *(hold.released, hold.price_version, hold.policy_version, _json(refusal), hold.not_after),
         *(hold.cause, _json(hold.verdict), hold.settled_at, hold.key_id),
