@@ -37,7 +37,9 @@ async def done(system: systems.System, *arguments: str) -> str:
 
 async def audited(system: systems.System, why: str) -> list[tuple[str, str]]:
     async with system.database("gateway") as database:
-        found = await database.fetch("SELECT method, outcome FROM audit WHERE why = $1", why)
+        found = await database.fetch(
+            "SELECT method, outcome FROM audit WHERE why = $1 ORDER BY created_at", why
+        )
     return [(row["method"], row["outcome"]) for row in found]
 
 
