@@ -43,9 +43,9 @@ def erase(
             [
                 ("account", account_id),
                 ("asked for", output.clock(found.asked_at)),
-                ("live videos", output.counted(found.live_videos)),
-                ("videos to remove", output.counted(found.videos_to_remove)),
-                ("assets to remove", output.counted(found.assets_to_remove)),
+                ("live videos", found.live_videos),
+                ("videos to remove", found.videos_to_remove),
+                ("assets to remove", found.assets_to_remove),
                 ("done", output.clock(found.done_at) or "not yet"),
             ]
         )

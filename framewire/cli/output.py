@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -16,44 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from framewire import errors, types
+from framewire.cli import hints
 from framewire.events import types as event_types
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
-
-_HINTS = {
-    "ACCOUNT_NOT_FOUND": "Check --account or FRAMEWIRE_ACCOUNT.",
-    "ACCOUNT_REQUIRED": "Name the account: --account ID or FRAMEWIRE_ACCOUNT.",
-    "ADMISSION_PAUSED": "Try again later; nothing was charged.",
-    "ASSET_NOT_FOUND": "It is gone or another account's; upload the image again.",
-    "ATTEMPT_NOT_UNDECIDED": "See where it stands: framewire attempts show ID",
-    "COULD_PAY_TWICE": "Look at the provider, then say: framewire attempts resolve ID; or give --accept-double-cost.",
-    "CREDENTIALS_INVALID": "Check --api-key, FRAMEWIRE_API_KEY or FRAMEWIRE_API_KEY_FILE.",
-    "ACCOUNT_FROZEN": "Ask an operator; they undo it with: framewire operator unfreeze",
-    "CREDIT_CAP_REACHED": "Ask an operator, who can raise it: framewire operator cap",
-    "DEPENDENCY_UNAVAILABLE": "Is it running (`framewire local status`), is the address right (--address)?",
-    "FINDING_NOT_CONFIRMED": "Let some time go by, then run `framewire reconcile` again.",
-    "FINDING_NOT_FOUND": "See what there is now: framewire reconcile",
-    "LANE_NOT_ALLOWED": "Choose another --lane, or ask an operator for this one.",
-    "MODEL_UNKNOWN": "See what there is: framewire models",
-    "NO_REPAIR": "See what the finding says: framewire reconcile",
-    "NOT_AN_IMAGE": "Give a JPEG, PNG, WebP or AVIF of at most 10 MB.",
-    "OPTION_NOT_SUPPORTED": "See what there is: framewire models --json",
-    "OUTPUT_NOT_READY": "Wait for it: framewire watch ID",
-    "PRICE_CHANGED": "See the price with `framewire quote`; raise --max-credits to accept it.",
-    "RULEBOOK_EXISTS": "Give the changed document a new version.",
-    "RULEBOOK_MISMATCH": "See the versions and their hashes: framewire operator rulebooks",
-    "RULEBOOK_NOT_FOUND": "See the versions there are: framewire operator rulebooks",
-    "REQUEST_ID_REUSED": "Leave --request-id out for a new request.",
-    "ROLE_NOT_ALLOWED": "This needs an operator's key.",
-    "SECONDS_NOT_SUPPORTED": "See what there is: framewire models",
-    "SIZE_NOT_SUPPORTED": "See what there is: framewire models",
-    "TOO_LARGE": "Make it smaller: at most 10 MB and 50 million pixels.",
-    "TOO_MANY_IN_FLIGHT": "Wait for one to end: framewire list --state PROCESSING",
-    "VIDEO_NOT_FOUND": "See yours: framewire list",
-}
 
 
 def console() -> Console:
@@ -260,7 +230,7 @@ def _hint(error: errors.FramewireError) -> str:
         )
         return f"{counted(int(facts['captured_credits']))} charged for {facts['video_id']}.{again}"
     if error.retry_after_seconds:
-        return f"Try again in {error.retry_after_seconds:.0f} s."
+        return f"Try again in {math.ceil(error.retry_after_seconds)} s."
     if "error_id" in facts:
         return f"Our fault; tell an operator the error id {facts['error_id']}."
-    return _HINTS.get(error.reason, "")
+    return hints.HINTS.get(error.reason, "")
