@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framewire import access, client, types
-from framewire.cli import options, output, running
+from framewire.cli import accounts, options, output, running
 
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 members = typer.Typer(no_args_is_help=True, help="Who comes with an issuer's tokens (operators).")
@@ -216,14 +216,8 @@ def set_account(
         found = await opened.access.set_account(lanes=lane or (), weight=weight, why=why)
         if as_json:
             output.print_json(found)
-            return
-        output.print_facts(
-            [
-                ("account", found.account_id),
-                ("lanes", " ".join(each.lower() for each in found.lanes)),
-                ("weight", found.weight),
-            ]
-        )
+        else:
+            accounts.show(found)
 
     running.with_client(work, address, api_key, account)
 

@@ -10,12 +10,12 @@ import typer
 
 from framewire.cli import (
     access,
-    account,
+    accounts,
     attempts,
     credits,
-    erasing,
     inputs,
     many,
+    models,
     operators,
     output,
     reconcile,
@@ -56,17 +56,17 @@ app.command()(videos.cancel)
 app.command()(many.batch)
 app.command()(many.retry)
 app.command()(many.delete)
-app.command()(account.models)
+app.command()(models.models)
 app.command()(credits.balance)
 app.command()(credits.entries)
 app.command()(credits.usage)
 app.command()(credits.grant)
 app.command()(reconcile.reconcile)
 app.command()(recover.recover)
-app.command("events")(account.feed)
+app.command("events")(models.feed)
 app.command()(top.top)
 
-app.add_typer(erasing.accounts, name="account")
+app.add_typer(accounts.accounts, name="account")
 
 operator = typer.Typer(
     no_args_is_help=True, help="Look after the ledger: prices, caps, refunds (operators)."

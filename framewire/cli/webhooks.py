@@ -72,6 +72,49 @@ def list_endpoints(
     running.with_client(work, address, api_key, account)
 
 
+@sent.command("show")
+def show(
+    endpoint_id: EndpointId,
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """Show an endpoint; its secret is not shown again."""
+
+    async def work(opened: client.Client) -> None:
+        _show(await opened.webhooks.get(endpoint_id), as_json)
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
+@sent.command("update")
+def update(
+    endpoint_id: EndpointId,
+    url: Annotated[str | None, typer.Option(help="https://...", show_default="as it is")] = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="Only this kind; may be repeated.", show_default="as it is"),
+    ] = None,
+    description: Annotated[
+        str | None, typer.Option(help="What it is for.", show_default="as it is")
+    ] = None,
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """Change an endpoint's address, kinds or description; what is left out stays."""
+    # No --kind at all comes as None or as an empty list: both leave the kinds alone.
+    given = kinds or None
+
+    async def work(opened: client.Client) -> None:
+        changed = await opened.webhooks.update(
+            endpoint_id, url=url, kinds=given, description=description
+        )
+        _show(changed, as_json)
+
+    running.with_client(work, address, api_key, for_account=False)
+
+
 @sent.command("enable")
 def enable(
     endpoint_id: EndpointId,
@@ -109,12 +152,19 @@ def rotate(
 
 @sent.command("delete")
 def delete(
-    endpoint_id: EndpointId, address: options.Address = "", api_key: options.ApiKey = ""
+    endpoint_id: EndpointId,
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
 ) -> None:
     """Remove an endpoint, and what waits for it."""
 
     async def work(opened: client.Client) -> None:
         await opened.webhooks.delete(endpoint_id)
+        if as_json:
+            output.print_json({"endpoint_id": endpoint_id})
+        else:
+            output.print_facts([("removed", endpoint_id)])
 
     running.with_client(work, address, api_key, for_account=False)
 
@@ -153,11 +203,12 @@ def redeliver(
     ],
     address: options.Address = "",
     api_key: options.ApiKey = "",
+    as_json: options.Json = False,
 ) -> None:
     """Deliver once more, whatever became of it."""
 
     async def work(opened: client.Client) -> None:
-        output.print_facts(_facts(await opened.webhooks.redeliver(delivery_id)))
+        _show_delivery(await opened.webhooks.redeliver(delivery_id), as_json)
 
     running.with_client(work, address, api_key, for_account=False)
 
@@ -171,6 +222,7 @@ def replay(
     ],
     address: options.Address = "",
     api_key: options.ApiKey = "",
+    as_json: options.Json = False,
 ) -> None:
     """Deliver again what was told since a time."""
 
@@ -180,19 +232,25 @@ def replay(
         while place is not None:
             done = await opened.webhooks.replay(endpoint_id, place)
             events, place = events + done.events, done.next_from
-        print(f"{events} events are delivered again")
+        if as_json:
+            output.print_json({"events": events})
+        else:
+            print(f"{events} events are delivered again")
 
     running.with_client(work, address, api_key, for_account=False)
 
 
 @sent.command("test")
 def send_test(
-    endpoint_id: EndpointId, address: options.Address = "", api_key: options.ApiKey = ""
+    endpoint_id: EndpointId,
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
 ) -> None:
     """Deliver an event of kind TEST; `deliveries` shows what became of it."""
 
     async def work(opened: client.Client) -> None:
-        output.print_facts(_facts(await opened.webhooks.test(endpoint_id)))
+        _show_delivery(await opened.webhooks.test(endpoint_id), as_json)
 
     running.with_client(work, address, api_key, for_account=False)
 
@@ -241,11 +299,16 @@ def _row(delivery: webhooks.Delivery) -> tuple[object, ...]:
     )
 
 
-def _facts(delivery: webhooks.Delivery) -> list[tuple[str, object]]:
-    return [
-        ("delivery", delivery.delivery_id),
-        ("event", delivery.event_id),
-        ("kind", delivery.kind.lower()),
-        ("state", delivery.state.lower()),
-        ("last try", _last(delivery)),
-    ]
+def _show_delivery(delivery: webhooks.Delivery, as_json: bool) -> None:
+    if as_json:
+        output.print_json(delivery)
+        return
+    output.print_facts(
+        [
+            ("delivery", delivery.delivery_id),
+            ("event", delivery.event_id),
+            ("kind", delivery.kind.lower()),
+            ("state", delivery.state.lower()),
+            ("last try", _last(delivery)),
+        ]
+    )

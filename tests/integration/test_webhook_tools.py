@@ -124,13 +124,20 @@ async def test_the_commands_show_what_there_is(world: World) -> None:
         (endpoint,) = await client.webhooks.endpoints()
         assert endpoint == await client.webhooks.get(endpoint.endpoint_id)
         assert endpoint.endpoint_id in await run(member, world, "list")
+        assert "completed" in await run(member, world, "show", endpoint.endpoint_id)
+        await run(member, world, "update", endpoint.endpoint_id, "--description", "y")
+        changed = await client.webhooks.get(endpoint.endpoint_id)
+        assert (changed.description, changed.kinds, changed.url) == (
+            *("y", endpoint.kinds, endpoint.url),
+        )
         assert "no (owner)" in await run(member, world, "enable", endpoint.endpoint_id, "--off")
         with pytest.raises(errors.FramewireError) as refused:
             await client.webhooks.test(endpoint.endpoint_id)
         assert refused.value.reason == "WEBHOOK_DISABLED"
         assert "yes" in await run(member, world, "enable", endpoint.endpoint_id)
         assert "whsec_" in await run(member, world, "rotate", endpoint.endpoint_id)
-        await run(member, world, "test", endpoint.endpoint_id)
+        sent = json.loads(await run(member, world, "test", endpoint.endpoint_id, "--json"))
+        assert (sent["kind"], sent["endpoint_id"]) == ("TEST", endpoint.endpoint_id)
         assert "test" in await run(member, world, "deliveries", endpoint.endpoint_id)
         await run(member, world, "delete", endpoint.endpoint_id)
         assert await client.webhooks.endpoints() == ()

@@ -18,7 +18,14 @@ from google.rpc import error_details_pb2, status_pb2
 
 from framewire import errors
 from framewire.events.v1 import event_pb2, vocabulary_pb2
-from framewire.gateway.v1 import account_pb2, operator_pb2, template_pb2, upload_pb2, video_pb2
+from framewire.gateway.v1 import (
+    account_pb2,
+    operator_pb2,
+    template_pb2,
+    upload_pb2,
+    video_pb2,
+    webhook_pb2,
+)
 
 VIDEO = "v" * 26
 ACCOUNT = "a" * 26
@@ -113,9 +120,8 @@ def running() -> Iterator[Gateway]:
     gateway = Gateway()
     with futures.ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool)
-        for module in (video_pb2, upload_pb2, account_pb2, operator_pb2, template_pb2):
-            for service in module.DESCRIPTOR.services_by_name.values():
-                server.add_generic_rpc_handlers((_handlers(gateway, service),))
+        for service in services():
+            server.add_generic_rpc_handlers((_handlers(gateway, service),))
         gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         try:
@@ -123,6 +129,12 @@ def running() -> Iterator[Gateway]:
         finally:
             gateway.left.set()
             server.stop(0).wait(5)
+
+
+def services() -> list[Any]:
+    """The descriptors of all services of the gateway."""
+    modules = (video_pb2, upload_pb2, account_pb2, operator_pb2, template_pb2, webhook_pb2)
+    return [each for module in modules for each in module.DESCRIPTOR.services_by_name.values()]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command that ends an account."""
+"""The commands that make an account and end it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,36 @@ from typing import Annotated
 
 import typer
 
-from framewire import client
+from framewire import client, types
 from framewire.cli import options, output, running
 
 accounts = typer.Typer(no_args_is_help=True, help="An account as a whole (operators).")
 
 
-@accounts.callback()
-def _group() -> None:
-    """Keeps `erase` a command of its own while it is the only one."""
+@accounts.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is, for people.")],
+    lane: Annotated[
+        list[str], typer.Option(help="May be used; may be repeated.", show_default="as usual")
+    ] = [],  # noqa: B006 (typer reads it)
+    weight: Annotated[int, typer.Option(min=0, max=1000, help="Share inside a lane.")] = 0,
+    request_id: Annotated[
+        str, typer.Option(help="A UUID; given again, no second account is made.")
+    ] = "",
+    address: options.Address = "",
+    api_key: options.ApiKey = "",
+    as_json: options.Json = False,
+) -> None:
+    """Make an account with its books; `keys create --account ID` makes it a key."""
+
+    async def work(opened: client.Client) -> None:
+        made = await opened.create_account(name, lanes=lane, weight=weight, request_id=request_id)
+        if as_json:
+            output.print_json(made)
+        else:
+            show(made)
+
+    running.with_client(work, address, api_key, for_account=False)
 
 
 @accounts.command()
@@ -51,3 +72,15 @@ def erase(
         )
 
     running.with_client(work, address, api_key, for_account=False)
+
+
+def show(account: types.Account) -> None:
+    """An account, for people."""
+    output.print_facts(
+        [
+            ("account", account.account_id),
+            ("name", account.display_name),
+            ("lanes", " ".join(each.lower() for each in account.lanes)),
+            ("weight", account.weight),
+        ]
+    )
