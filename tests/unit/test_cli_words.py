@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +120,32 @@ def test_a_command_that_is_not_there_is_found() -> None:
     assert "nonsense" in wrong("framewire nonsense")
     assert "--nonsense" in wrong("framewire attempts list --nonsense")
     assert "extra" in wrong("framewire balance one two")
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("framewire webhook re", {"redeliver", "replay"}),
+        ("framewire admission ", {"pause", "resume"}),
+        ("framewire create p --la", {"--lane"}),
+    ],
+)
+def test_bash_completes_what_is_there(line: str, completed: set[str]) -> None:
+    """As bash does it: with the script that is installed, of the words up to the cursor."""
+    words = line.split(" ")
+    script = f"""
+        eval "$(framewire --show-completion)"
+        COMP_WORDS=({" ".join(repr(word) for word in words)}) COMP_CWORD={len(words) - 1}
+        "$(complete -p framewire | sed 's/.*-F \\([^ ]*\\) .*/\\1/')" framewire
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    answer = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert set(answer.stdout.split()) == completed, answer.stderr
