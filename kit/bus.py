@@ -299,7 +299,7 @@ class PullLoop:
                 await _quietly(message.nak(delay=self._retry_seconds))
             else:
                 telemetry.MESSAGES.labels(self._durable, "handled").inc()
-                await _quietly(message.ack_sync(timeout=5))
+                await _quietly(message.ack())
 
 
 async def _messages(fetch: asyncio.Future[list[Msg]]) -> list[Msg]:

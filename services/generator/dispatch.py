@@ -42,6 +42,8 @@ NOT_ACCEPTED_SECONDS = 2.0
 DOUBTS_IN_A_ROW = 3
 """So many creates without an answer one after the other, and no more are sent for a while."""
 RECORD_RETRY_SECONDS = 0.5
+FRUITLESS_SECONDS = 0.02
+"""After a turn that found nothing to give: a burst of jobs before a closed account is one look, not one each."""
 REFUSED_INPUTS = frozenset({"ASSET_NOT_FOUND", "NOT_AN_IMAGE", "NOT_A_VIDEO", "TOO_LARGE"})
 
 
@@ -111,6 +113,7 @@ class Dispatcher:
             pool, accounts, most, turns.LANE_WEIGHTS, timedelta(seconds=lease)
         )
         if attempt is None:
+            await asyncio.sleep(FRUITLESS_SECONDS)
             return False
         task = asyncio.create_task(self._guarded(attempt))
         running.add(task)

@@ -46,23 +46,23 @@ class DeliveryStore:
 
         Nothing is kept for accounts without an endpoint. Events of before an endpoint was made are not for it.
         """
+        found = await self._pool.fetch(
+            f"""
+            SELECT endpoint_id, kinds, disabled_why FROM webhook_endpoints
+            WHERE account_id = $1 AND deleted_at IS NULL AND created_at - {_SKEW} <= $2
+            """,
+            event.account_id,
+            occurred_at,
+        )
+        if not found:
+            return 0
+        due = [
+            row["endpoint_id"]
+            for row in found
+            if not row["disabled_why"] and webhooks.wants(row["kinds"], event.kind)
+        ]
         async with self._pool.acquire() as connection, connection.transaction():
-            found = await connection.fetch(
-                f"""
-                SELECT endpoint_id, kinds, disabled_why FROM webhook_endpoints
-                WHERE account_id = $1 AND deleted_at IS NULL AND created_at - {_SKEW} <= $2
-                """,
-                event.account_id,
-                occurred_at,
-            )
-            if not found:
-                return 0
             await _keep(connection, event)
-            due = [
-                row["endpoint_id"]
-                for row in found
-                if not row["disabled_why"] and webhooks.wants(row["kinds"], event.kind)
-            ]
             return await _deliver(connection, due, [event.event_id] * len(due), give_up)
 
     async def take(self, most: int, bounds: Bounds) -> list[webhooks.Taken]:

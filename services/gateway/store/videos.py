@@ -123,20 +123,40 @@ class VideoStore:
         self, video_id: str, fact: videos.Fact, check_after_seconds: float
     ) -> videos.Video | None:
         """Applies an event; None when it changes nothing. Idempotent."""
-        async with self._pool.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(
-                f"SELECT {rows.VIDEO_COLUMNS} FROM videos WHERE video_id = $1 FOR UPDATE", video_id
+        while True:
+            row = await self._pool.fetchrow(
+                f"SELECT {rows.VIDEO_COLUMNS}, xmin::text AS version FROM videos WHERE video_id = $1",
+                video_id,
             )
             before = rows.video(row) if row else None
             changed = videos.project(before, fact) if before else None
-            if before is not None and changed is not None:
-                await _write(connection, changed, fact.seq > 0, check_after_seconds)
-                if changed.deleted_at is not None and before.deleted_at is None:
-                    await outbox.add(connection, announcements.deleted(changed))
-                await failpoint("gateway.project.before_commit")
-        if changed is not None:
-            await failpoint("gateway.project.after_commit")
-        return changed
+            if row is None or before is None or changed is None:
+                return None
+            gone = changed.deleted_at is not None and before.deleted_at is None
+            if await self._replace(
+                changed, row["version"], fact.seq > 0, check_after_seconds, gone
+            ):
+                await failpoint("gateway.project.after_commit")
+                return changed
+
+    async def _replace(
+        self,
+        video: videos.Video,
+        version: str,
+        accepted: bool,
+        check_after_seconds: float,
+        gone: bool,
+    ) -> bool:
+        """Writes the row, and that it is gone. False: another wrote since it was read in this version."""
+        await failpoint("gateway.project.before_commit")
+        async with self._pool.acquire() as connection:
+            if not gone:
+                return await _write(connection, video, version, accepted, check_after_seconds)
+            async with connection.transaction():
+                if not await _write(connection, video, version, accepted, check_after_seconds):
+                    return False
+                await outbox.add(connection, announcements.deleted(video))
+                return True
 
     async def progress(self, progress: Progress) -> bool:
         """Writes how far a live video is, when that is news. No new revision."""
@@ -194,10 +214,11 @@ def _filters(listing: videos.Listing) -> list[tuple[str, object]]:
 async def _write(
     connection: postgres.Connection,
     video: videos.Video,
+    version: str,
     accepted: bool,
     check_after_seconds: float,
-) -> None:
-    await connection.execute(
+) -> bool:
+    written = await connection.fetchval(
         """
         UPDATE videos SET
             state = $2, stage = $3, revision = $4, last_seq = $5, progress_percent = $6, queue_position = $7,
@@ -209,7 +230,7 @@ async def _write(
             next_check_at = CASE WHEN $18 OR $24 THEN clock_timestamp()
                                  ELSE clock_timestamp() + make_interval(secs => $22) END,
             updated_at = clock_timestamp()
-        WHERE video_id = $1
+        WHERE video_id = $1 AND xmin = $25::text::xid RETURNING true
         """,
         video.video_id,
         video.state,
@@ -235,4 +256,6 @@ async def _write(
         check_after_seconds,
         video.deleted_at,
         video.delete_due,
+        version,
     )
+    return bool(written)
