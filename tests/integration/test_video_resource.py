@@ -176,6 +176,30 @@ async def test_a_deleted_video_is_gone_with_what_was_made_of_it(world: World) ->
     assert [row["ce_id"] for row in told] == [f"{video.video_id}:deleted"]
 
 
+async def test_a_projection_undoes_nothing_that_was_written_meanwhile(world: World) -> None:
+    member = await world.member()
+    video = await member.create()
+    async with world.pool.acquire() as connection, connection.transaction():
+        statement = "UPDATE videos SET cancel_requested = true WHERE video_id = $1"
+        await connection.execute(statement, video.video_id)
+        await world.tell(video, "started", 1)
+
+        async def waits_for_us() -> bool:
+            return await world.pool.fetchval(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+            )
+
+        await eventually(waits_for_us, what="the projector has read the row and would write it")
+
+    async def projected() -> bool:
+        return (await member.video(video.video_id)).state == STATE.VIDEO_STATE_PROCESSING
+
+    await eventually(projected)
+    assert await world.pool.fetchval(
+        "SELECT cancel_requested FROM videos WHERE video_id = $1", video.video_id
+    ), "the wish to cancel, written between the projector's look and its word, is still there"
+
+
 async def test_an_image_goes_with_the_last_video_made_from_it(world: World) -> None:
     member = await world.member()
     one = await ended(world, member, image=IMAGE)
