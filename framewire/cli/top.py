@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import grpc
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,7 +23,12 @@ from framewire.cli import options, output, progress, running
 SHOWN_VIDEOS = 20
 MOST_VIDEOS = 500
 BAR_WIDTH = 24
+STALE_SECONDS = 5.0
+"""A picture that is older than the next look by so much says so."""
 _LIVE = ("PROCESSING", "PENDING")
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,31 @@ class Snapshot:
     providers: tuple[attempts.ProviderAccount, ...] | None
 
 
+class Screen:
+    """The picture as wide as the terminal is then; with seconds between two looks also as high, and with its age."""
+
+    def __init__(self, seen: Snapshot, every: float | None = None) -> None:
+        self.seen = seen
+        self._every = every
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        seen, now, width = self.seen, datetime.now(UTC), options.max_width
+        head: list[RenderableType] = [_balance(seen, width)]
+        age = (now - seen.at).total_seconds()
+        if self._every is not None and age > self._every + STALE_SECONDS:
+            told = f"no answer for {age:.0f} s: this is how it was then; trying on"
+            head.append(Text(told, style="bold red"))
+        head.append(_lanes(seen))
+        foot = [] if seen.providers is None else [_providers(seen.providers, width)]
+        rows = SHOWN_VIDEOS
+        if self._every is not None:
+            # Two for the names of the columns, and for how many there are besides.
+            taken = len(console.render_lines(Group(*head, *foot), options.reset_height())) + 2
+            rows = max(1, options.size.height - taken)
+        videos = [_videos(seen, rows, width, now)] if seen.videos else []
+        yield Group(*head, *videos, *foot)
+
+
 def top(
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
@@ -46,14 +77,14 @@ def top(
     as_json: options.Json = False,
 ) -> None:
     """Show live videos, credits, lanes and providers until Ctrl-C; where it is no terminal, once."""
-    console = Console()
+    console = output.console()
     single = once or as_json or not console.is_terminal
 
     async def work(opened: client.Client) -> None:
         if as_json:
             output.print_json(await look(opened))
         elif single:
-            console.print(render(await look(opened)))
+            console.print(Screen(await look(opened)))
         else:
             await _follow(opened, console, every)
 
@@ -61,10 +92,18 @@ def top(
 
 
 async def _follow(opened: client.Client, console: Console, every: float) -> None:
-    with Live(render(await look(opened)), console=console, screen=True, auto_refresh=False) as live:
+    """The screen is drawn each second by a thread of its own: it also tells that no answer comes."""
+    screen = Screen(await look(opened), every)
+    with Live(screen, console=console, screen=True, refresh_per_second=1) as live:
         while True:
             await asyncio.sleep(every)
-            live.update(render(await look(opened)), refresh=True)
+            try:
+                screen.seen = await look(opened)
+            except errors.FramewireError as error:
+                if error.code not in _AWAY:
+                    raise
+            else:
+                live.refresh()
 
 
 async def look(opened: client.Client) -> Snapshot:
@@ -84,11 +123,11 @@ async def look(opened: client.Client) -> Snapshot:
         videos=tuple(found),
         more=len(found) == MOST_VIDEOS,
         lanes={lane: dict(counts) for lane, counts in lanes.items()},
-        providers=await _providers(opened),
+        providers=await _provider_accounts(opened),
     )
 
 
-async def _providers(opened: client.Client) -> tuple[attempts.ProviderAccount, ...] | None:
+async def _provider_accounts(opened: client.Client) -> tuple[attempts.ProviderAccount, ...] | None:
     try:
         return await opened.attempts.provider_accounts()
     except errors.FramewireError as error:
@@ -97,24 +136,15 @@ async def _providers(opened: client.Client) -> tuple[attempts.ProviderAccount, .
         raise
 
 
-def render(seen: Snapshot) -> RenderableType:
-    """The picture."""
-    parts: list[RenderableType] = [_balance(seen), _lanes(seen), _videos(seen)]
-    if seen.providers is not None:
-        parts.append(_providers_table(seen.providers))
-    return Group(*parts)
-
-
-def _balance(seen: Snapshot) -> RenderableType:
+def _balance(seen: Snapshot, width: int) -> RenderableType:
     balance = seen.balance
-    total = balance.available_credits + balance.held_credits
+    when, whose = f"{seen.at:%H:%M:%S} UTC", balance.account_id
+    has = f"{output.counted(balance.available_credits)} available, {balance.held_credits} held"
+    if width < 110:
+        return Text(f"{when}  {whose}  {has}")
     line = Table.grid(padding=(0, 2))
-    line.add_row(
-        Text(f"{seen.at:%H:%M:%S} UTC"),
-        Text(balance.account_id),
-        _bar(balance.available_credits, total),
-        Text(f"{output.counted(balance.available_credits)} available, {balance.held_credits} held"),
-    )
+    total = balance.available_credits + balance.held_credits
+    line.add_row(when, whose, _bar(balance.available_credits, total), has)
     return line
 
 
@@ -128,50 +158,76 @@ def _lanes(seen: Snapshot) -> RenderableType:
     return grid
 
 
-def _videos(seen: Snapshot) -> RenderableType:
+def _videos(seen: Snapshot, rows: int, width: int, now: datetime) -> RenderableType:
+    columns: tuple[tuple[str, int, Callable[[types.Video], RenderableType]], ...] = (
+        ("video", 0, lambda video: video.video_id),
+        ("lane", 57, lambda video: video.lane.lower()),
+        ("model", 100, lambda video: video.spec.model),
+        ("stage", 40, progress.stage_text),
+        ("done", 47, _percent),
+        ("", 140, lambda video: _bar(video.progress_percent, 100) if _percent(video) else ""),
+        ("before it", 112, _before),
+        ("expected", 69, lambda video: _until(video.expected_at, now)),
+        ("credits", 78, lambda video: str(video.credits.reserved)),
+    )
+    table = _table(columns, seen.videos[:rows], width)
+    hidden = len(seen.videos) - rows
+    if hidden <= 0:
+        return table
+    return Group(table, Text(f"and {hidden} more{', at least' if seen.more else ''}"))
+
+
+def _providers(found: Sequence[attempts.ProviderAccount], width: int) -> RenderableType:
+    columns: tuple[tuple[str, int, Callable[[attempts.ProviderAccount], RenderableType]], ...] = (
+        ("provider", 0, lambda one: one.provider_account),
+        ("state", 0, _state),
+        ("at once", 0, lambda one: f"{one.jobs_in_flight} of {one.usable_jobs_in_flight}"),
+        ("", 110, lambda one: _bar(one.jobs_in_flight, one.usable_jobs_in_flight)),
+        ("jobs in 24 h", 60, lambda one: _of(one.jobs_day, one.jobs_per_day)),
+        ("$ in 1 h", 78, lambda one: _dollars(one.cost_micros_hour, one.max_cost_micros_per_hour)),
+        ("$ in 24 h", 78, lambda one: _dollars(one.cost_micros_day, one.max_cost_micros_per_day)),
+    )
+    return _table(columns, found, width)
+
+
+def _table(
+    columns: Iterable[tuple[str, int, Callable[[T], RenderableType]]],
+    items: Iterable[T],
+    width: int,
+) -> Table:
+    """Columns of which each has a width of the terminal below which it is left out; one line to a row."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("video", "lane", "model", "stage", "", "before it", "expected", "credits"):
-        table.add_column(column)
-    for video in seen.videos[:SHOWN_VIDEOS]:
-        table.add_row(
-            video.video_id,
-            video.lane.lower(),
-            video.spec.model,
-            progress.stage_text(video),
-            _bar(video.progress_percent, 100),
-            str(video.queue_position) if video.stage == "QUEUED" else "",
-            output.clock(video.expected_at),
-            str(video.credits.reserved),
-        )
-    hidden = len(seen.videos) - SHOWN_VIDEOS
-    if hidden > 0:
-        table.add_row(f"and {hidden}{' or more' if seen.more else ''} others")
+    shown = [(name, cell) for name, least, cell in columns if width >= least]
+    for name, _ in shown:
+        table.add_column(name, no_wrap=True)
+    for item in items:
+        table.add_row(*(cell(item) for _, cell in shown))
     return table
 
 
-def _providers_table(found: tuple[attempts.ProviderAccount, ...]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in (
-        "provider",
-        "state",
-        "jobs at once",
-        "",
-        "jobs in 24 h",
-        "$ in 1 h",
-        "$ in 24 h",
-    ):
-        table.add_column(column)
-    for one in found:
-        table.add_row(
-            one.provider_account,
-            Text("open", style="green") if one.open else Text(one.closed_reason, style="red"),
-            _bar(one.jobs_in_flight, one.usable_jobs_in_flight),
-            f"{one.jobs_in_flight} of {one.usable_jobs_in_flight}",
-            _of(one.jobs_day, one.jobs_per_day),
-            _dollars(one.cost_micros_hour, one.max_cost_micros_per_hour),
-            _dollars(one.cost_micros_day, one.max_cost_micros_per_day),
-        )
-    return table
+def _state(one: attempts.ProviderAccount) -> Text:
+    return Text("open", style="green") if one.open else Text(one.closed_reason, style="red")
+
+
+def _percent(video: types.Video) -> str:
+    return "" if video.stage == "QUEUED" else f"{video.progress_percent} %"
+
+
+def _before(video: types.Video) -> str:
+    return str(video.queue_position) if video.stage == "QUEUED" else ""
+
+
+def _until(moment: datetime | None, now: datetime) -> str:
+    """How long until then, in one word and a number."""
+    if moment is None:
+        return ""
+    seconds = (moment - now).total_seconds()
+    if seconds <= 0:
+        return "any time"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"in {seconds / length:.0f} {unit}"
+    return f"in {seconds:.0f} s"
 
 
 def _bar(part: int, whole: int) -> ProgressBar:
