@@ -15,6 +15,7 @@ closes in reverse order of its opening.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -160,6 +161,9 @@ class Process:
         """Serves until SIGTERM or until a loop dies, then drains. A dead loop ends the process with its error."""
         server, checker = self._server(authenticate), self._checker
         tls.check(self._settings)
+        # What is there by now stays to the end: else each full collection looks through it, and all calls wait.
+        gc.collect()
+        gc.freeze()
         shown, listen = tls.server(self._settings), self._settings.listen
         port = server.add_secure_port(listen, shown) if shown else server.add_insecure_port(listen)
         await server.start()
