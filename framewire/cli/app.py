@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -83,6 +85,25 @@ operator.command("add-rulebook")(operators.add_rulebook)
 operator.command("activate-rulebook")(operators.activate_rulebook)
 operator.command("check-books")(operators.check_books)
 operator.command()(operators.quarantined)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"framewire {importlib.metadata.version('framewire')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """What stands before any command."""
+
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,11 @@ def test_the_local_operator_key_goes_nowhere_else(
     gateway.on("GetBalance", BALANCE)
     assert run("balance").exit_code == 0
     assert gateway.metadata["authorization"] == "Bearer fw_mine"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"framewire {metadata.version('framewire')}\n")
 
 
 def test_nothing_to_connect_to_is_a_usage_error() -> None:
