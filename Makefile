@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fault test-compose test-minio minio images sbom bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
+.PHONY: help demo up test test-slow test-fault test-compose test-minio minio images sbom bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,8 +24,11 @@ demo: $(VENV)/local ## makes one real video on this machine: IMAGE=, PROMPT=, MO
 up: $(VENV)/local ## runs the whole system in the foreground, until Ctrl-C
 	@$(BIN)/framewire local up
 
-test: $(VENV)/dev ## passes all tests but the long ones
-	@$(BIN)/python -m pytest -n 2 -m "not long" $(PYTEST_ARGS)
+test: $(VENV)/dev ## passes all tests but the slow and the long ones: under 5 minutes on two cores
+	@$(BIN)/python -m pytest -n 2 -m "not slow and not long" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/dev ## passes the slow tests, as CI does after make test: storage killed and on bad days, any message, commands
+	@$(BIN)/python -m pytest -n 2 -m "slow and not long" $(PYTEST_ARGS)
 
 test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 	@$(BIN)/python -m pytest -n 2 -m "fault or long" $(PYTEST_ARGS)

@@ -245,6 +245,7 @@ def drive(callers: Callers, name: str, examples: int, *, same: bool) -> None:
         tried()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 async def test_any_message_is_answered_or_refused_with_a_reason(
     callers: Callers, name: str

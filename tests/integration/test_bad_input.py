@@ -160,6 +160,7 @@ async def test_naughty_strings_as_prompts(world: World, naughty: list[str]) -> N
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.slow
 async def test_naughty_strings_as_labels_and_references(world: World, naughty: list[str]) -> None:
     """The account has no credits: the strings go through every service and every table, and no video is made."""
 
@@ -173,6 +174,7 @@ async def test_naughty_strings_as_labels_and_references(world: World, naughty: l
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.slow
 async def test_naughty_strings_as_models_ids_and_tokens(world: World, naughty: list[str]) -> None:
     def calls(text: str) -> list[Any]:
         return [
@@ -230,6 +232,7 @@ COMMANDS: list[tuple[str, tuple[str | bytes, ...], int, str]] = [
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.slow
 @pytest.mark.parametrize(("reason", "arguments", "code", "says"), COMMANDS, ids=str)
 async def test_the_command_says_it_in_a_line(
     world: World, reason: str, arguments: tuple[str | bytes, ...], code: int, says: str
@@ -239,6 +242,7 @@ async def test_the_command_says_it_in_a_line(
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["fw_" + "a" * 40, "schlüssel", "fw_a\nb"])
 async def test_the_command_with_a_wrong_key(world: World, key: str) -> None:
     ended = await asyncio.to_thread(command, world, "balance", FRAMEWIRE_API_KEY=key)

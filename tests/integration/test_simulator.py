@@ -90,7 +90,8 @@ async def test_image_job_starts_with_the_image(simulator: Simulator, form: str) 
     assert len(entry["reference_sha256"]) == 64
 
 
-async def test_six_seconds_of_720p_render_fast(simulator: Simulator) -> None:
+@pytest.mark.slow
+async def test_six_seconds_of_720p(simulator: Simulator) -> None:
     image, content = picture(1280, 720)
     answer = await simulator.videos.send_image("six", content, size="1280x720", seconds="6")
     frames, duration, _, _ = decoded(await simulator.videos.film(answer.json()["id"]))

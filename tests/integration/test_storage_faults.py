@@ -27,7 +27,7 @@ from tests import storage_world as worlds
 from tests.storage_world import BODY, VIDEO, World, complete, create, film, incoming, send
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 
 STORAGE = Path(__file__).parents[2] / "services" / "storage"
 S3_SECONDS = 0.3

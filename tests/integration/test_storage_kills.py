@@ -28,7 +28,7 @@ from tests.storage_world import (
 from tests.waiting import eventually
 
 __all__ = ["world"]
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 
 Call = Callable[[], Awaitable[pb.Asset]]
 COMMITTED = {
