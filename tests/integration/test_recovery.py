@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from framewire import client as clients
-from framewire import errors
+from framewire import errors, recovery, templates, types
+from framewire.generator.v1 import job_pb2
 from tests import invariants, restores
 from tests import system as systems
 from tests.waiting import eventually
@@ -101,3 +102,64 @@ async def test_a_restored_generator_sends_nothing_twice(system: systems.System) 
             assert len(await system.paid_jobs(prompt)) == 1, prompt
     await system.quiet()
     assert await invariants.violations(system) == []
+
+
+async def test_a_recovered_video_keeps_its_template(system: systems.System) -> None:
+    """Name, version and filled prompt, over both ways that a forgotten video is made again: each knows it of the other.
+
+    The version is from after the gateway's backup: its template is forgotten, and the video still says which it was.
+    """
+    generator, gateway = (restores.Backup(system, name) for name in ("generator", "gateway"))
+    name, animal, request_id = "cat", uuid.uuid4().hex, str(uuid.uuid4())
+    variables = [templates.Variable("animal", max_length=40)]
+    use = types.TemplateUse(name, {"animal": animal})
+    async with await system.account(100) as client:
+        await client.create_template(name, "a first {animal}", variables, **TINY)
+        await generator.take()
+        await gateway.take()
+        await restores.pause(system, True)
+        await client.create_template(name, "a second {animal}", variables, **TINY)
+        asked = await client.create_video(template=use, request_id=request_id)
+        assert asked.template == types.TemplateVersion(name, 2)
+
+        async def has_job() -> bool:
+            return await kept(system, asked.video_id) == (name, 2, f"a second {animal}")
+
+        await eventually(has_job)
+        await generator.restore()
+        await restores.pause(system, True)
+        assert await kept(system, asked.video_id) is None
+        assert await restores.closed(system, "generator") != ""
+        assert actions(await system.operator.operations.recover(), asked) >= {"RECREATED"}
+        assert await has_job()
+        await gateway.restore()
+        assert await restores.closed(system, "gateway") != ""
+        assert actions(await system.operator.operations.recover(), asked) == {"READMITTED"}
+        await restores.pause(system, False)
+        again = await client.create_video(template=use, request_id=request_id)
+        assert again.video_id == asked.video_id, "the first version is the latest again"
+        assert await ended(client, asked.video_id) == "COMPLETED"
+        video = await client.get_video(asked.video_id)
+        assert (video.template, video.spec) == (asked.template, asked.spec)
+        assert video.spec.prompt == f"a second {animal}"
+        listed = client.list_videos(template=name, template_version=2)
+        assert [one.video_id async for one in listed] == [asked.video_id]
+    assert len(await system.paid_jobs(f"a second {animal}")) == 1
+    assert await system.paid_jobs(f"a first {animal}") == []
+    await system.quiet()
+    assert await invariants.violations(system) == []
+
+
+async def kept(system: systems.System, video_id: str) -> tuple[str, int, str] | None:
+    """Template, version and prompt of a video as the generator has them; None: it does not know the video."""
+    async with system.database("generator") as database:
+        row = await database.fetchval("SELECT job FROM videos WHERE video_id = $1", video_id)
+    if row is None:
+        return None
+    job = job_pb2.Job.FromString(row)
+    return job.admission.template_name, job.admission.template_version, job.spec.prompt
+
+
+def actions(done: recovery.Recovery, video: types.Video) -> set[str]:
+    """What was done for a video."""
+    return {one.action for one in done.videos if one.video_id == video.video_id}
