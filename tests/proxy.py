@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from services.local import places
@@ -30,6 +30,8 @@ class Proxy:
         self.silent = False
         self.accepted = 0
         """Lines that were opened since the start."""
+        self.held_bytes = 0
+        """What was said on lines that are open and has not come through yet."""
 
     @property
     def address(self) -> str:
@@ -94,6 +96,15 @@ class Proxy:
         line.task = asyncio.create_task(line.run(reader, self._upstream))
         line.task.add_done_callback(lambda _: self._lines.discard(line))
 
+    @contextlib.contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """So much waits meanwhile."""
+        self.held_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self.held_bytes -= size_bytes
+
     async def weather(self) -> None:
         """Waits as long as the next bytes take to come through."""
         while self.silent:
@@ -146,7 +157,8 @@ class _Line:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK_BYTES):
             while data:
-                await self._proxy.weather()
+                with self._proxy.holding(len(data)):
+                    await self._proxy.weather()
                 part, data = data[: self._proxy.chunk_bytes], data[self._proxy.chunk_bytes :]
                 if writer is self._client and self._answers_ended:
                     continue

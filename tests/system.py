@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 import grpc
+import psutil
 
 from framewire import client
 from framewire.credits.v1 import ledger_pb2
@@ -91,6 +92,12 @@ class System:
         left = self.armed()
         self._failpoints.write_text("")
         return left
+
+    def is_stopped(self, name: str) -> bool:
+        """Whether a service has met a failpoint that stops it, and was not woken up since."""
+        pid = self.supervisor.get(name).pid
+        assert pid is not None
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
     async def revive(self, name: str) -> None:
         """Waits for a service to die of its failpoint and starts it again."""

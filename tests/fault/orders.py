@@ -155,21 +155,29 @@ class Desk:
 
 
 async def second_generator(system: systems.System) -> str:
-    """Starts another replica on the same database; its name. It ends with the system."""
-    first = system.supervisor.get("generator")
+    """Starts another generator on the same database; its name. It ends with the system."""
+    spool = {"GENERATOR_SPOOL_DIR": str(system.stack.data_dir / "spool-2")}
+    return await second_replica(system, "generator", spool)
+
+
+async def second_replica(system: systems.System, service: str, env: Mapping[str, str]) -> str:
+    """Starts another replica of a service on the same database, with `env` besides; its name."""
+    first = system.supervisor.get(service)
     assert isinstance(first, process.Service)
-    name, folder = "generator-2", system.stack.data_dir
+    name, folder = f"{service}-2", system.stack.data_dir
     listen, metrics = (
         f"{places.HOST}:{places.choose_port(folder, part)}" for part in (name, f"{name}-metrics")
     )
-    env = {
-        **first.child.env,
-        "GENERATOR_LISTEN": listen,
-        "GENERATOR_METRICS_LISTEN": metrics,
-        "GENERATOR_SPOOL_DIR": str(folder / "spool-2"),
-    }
     child = replace(
-        first.child, name=name, env=env, ready_probe=lambda: probes.grpc_serving(listen)
+        first.child,
+        name=name,
+        env={
+            **first.child.env,
+            f"{service.upper()}_LISTEN": listen,
+            f"{service.upper()}_METRICS_LISTEN": metrics,
+            **env,
+        },
+        ready_probe=lambda: probes.grpc_serving(listen),
     )
     system.supervisor.add(process.Service(child, folder))
     await system.supervisor.start(name)

@@ -11,21 +11,34 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from framewire import events
 from framewire.credits.v1 import ledger_pb2, ledger_pb2_grpc
 from framewire.events.v1 import vocabulary_pb2
 from kit import auth, errors, rpc
+from tests import subscriber
 from tests import system as systems
 from tests.fault import kills
 
 ROOT = Path(__file__).parents[2]
+AWAY = "away"
+"""A subscriber that was up before the first kill, and is down until after the last one."""
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
 CASES = kills.cases("gateway", "credits", "storage")
 
 
+@pytest.fixture(scope="module")
+def before() -> list[events.Event]:
+    """What the subscriber took before the first kill."""
+    return []
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[systems.System]:
+async def fragile(
+    tmp_path_factory: pytest.TempPathFactory, before: list[events.Event]
+) -> AsyncIterator[systems.System]:
     async with kills.fragile(tmp_path_factory.mktemp("others")) as running:
+        before.extend(await subscriber.catch_up(running, AWAY))
         yield running
 
 
@@ -107,6 +120,18 @@ async def _until_done(call) -> None:
 
 async def test_every_invariant_holds_after_all_kills(fragile: systems.System) -> None:
     await kills.check_all(fragile)
+
+
+async def test_a_subscriber_that_was_away_is_told_of_everything_once(
+    fragile: systems.System, before: list[events.Event]
+) -> None:
+    """In order per video; what it had acknowledged before it went does not come again."""
+    since = await subscriber.catch_up(fragile, AWAY)
+    assert {event.event_id for event in before} & {event.event_id for event in since} == set()
+    assert before
+    assert len({event.video_id for event in since if event.kind == "completed"}) >= len(CASES)
+    assert await subscriber.amiss(fragile, [*before, *since]) == []
+    assert await subscriber.catch_up(fragile, AWAY) == []
 
 
 def test_every_crash_point_is_in_the_matrix() -> None:

@@ -25,23 +25,13 @@ async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[sys
         yield running
 
 
-async def _stopped(system: systems.System, point: str) -> None:
-    """Waits until the failpoint has struck: the process is stopped."""
-    struck = system.stack.data_dir / "failpoints.struck"
-
-    async def there() -> bool:
-        return struck.exists() and f"{point}=stop" in struck.read_text()
-
-    await eventually(there)
-
-
 async def test_gateway_stopped_between_reserve_and_publish(fragile: systems.System) -> None:
     """For twice the sweep's age: the video is queued once or given up with its credits free, never both."""
     prompt = f"gateway stopped {uuid.uuid4().hex}"
     async with await fragile.account(100) as client:
         fragile.arm("gateway.admit.after_reserve", "stop")
         creating = asyncio.create_task(client.generate(prompt, **kills.TINY))
-        await _stopped(fragile, "gateway.admit.after_reserve")
+        await eventually(lambda: fragile.is_stopped("gateway"))
         ages = float(systems.SETTINGS["gateway"]["GATEWAY_ADMIT_SECONDS"])
         await orders.database_clock(fragile, 2 * ages + 2)
         fragile.supervisor.resume("gateway")
@@ -59,7 +49,7 @@ async def test_generator_stopped_after_the_write_ahead(fragile: systems.System) 
     async with await fragile.account(100) as client:
         fragile.arm("generator.submit.after_commit", "stop")
         creating = asyncio.create_task(client.generate(prompt, **kills.TINY))
-        await _stopped(fragile, "generator.submit.after_commit")
+        await eventually(lambda: fragile.is_stopped("generator"))
         await orders.database_clock(fragile, 5)  # its lease is 3 s
         fragile.supervisor.resume("generator")
         video = await asyncio.wait_for(creating, 60)

@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from services.generator import attempts
 from tests import invariants
 from tests import system as systems
@@ -158,7 +156,7 @@ async def _strike(
         names = [name for name in system.supervisor.names if name.startswith("generator")]
 
         async def stopped() -> list[str]:
-            return [name for name in names if _is_stopped(system, name)]
+            return [name for name in names if system.is_stopped(name)]
 
         what = f"a process stopped at {point}"
         asleep = await eventually(stopped, within_seconds=STRIKE_SECONDS, what=what)
@@ -191,12 +189,6 @@ async def _at_rest(system: systems.System, order: orders.Order, *, ambiguous: bo
 def _struck(system: systems.System) -> list[str]:
     path = system.stack.data_dir / "failpoints.struck"
     return path.read_text().splitlines() if path.exists() else []
-
-
-def _is_stopped(system: systems.System, name: str) -> bool:
-    pid = system.supervisor.get(name).pid
-    assert pid is not None
-    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 @asynccontextmanager

@@ -111,8 +111,10 @@ async def test_silent_until_healed(proxy: proxies.Proxy) -> None:
         caller.say(b"one")
         with pytest.raises(TimeoutError):
             await caller.hear(within_seconds=0.1)
+        assert proxy.held_bytes == len(b"one\n")
         await proxy.heal()
         assert await caller.hear() == b"ONE\n"
+        assert proxy.held_bytes == 0
 
 
 async def test_slow_and_dripping(proxy: proxies.Proxy) -> None:

@@ -11,7 +11,7 @@ from framewire.credits.v1 import ledger_pb2
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
-from kit import errors
+from kit import errors, pages
 from services.gateway import erasure, messages, peers, reconciler, recoverer, store, videos
 from services.gateway.api import access, common
 from services.gateway.store import findings
@@ -44,9 +44,11 @@ class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceService
         issuers: Collection[str],
         recoverer_: recoverer.Recoverer,
         erasure_: erasure.Erasure,
+        pages_: pages.Pages,
     ) -> None:
         super().__init__(kept, issuers, erasure_)
         self._accounts = kept.accounts
+        self._pages = pages_
         self._peers = peers_
         self._defaults = defaults
         self._reconciler = reconciler_
@@ -362,14 +364,20 @@ class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceService
         self, request: operator_pb2.ListQuarantinedRequest
     ) -> operator_pb2.ListQuarantinedResponse:
         storage, state = self._peers.stubs.storage, storage_pb2.ASSET_STATE_QUARANTINED
-        listing = storage_pb2.ListRequest(
+        # Storage's own tokens name no listing: what reaches a caller is bound to this one.
+        listing = ("quarantined", request.account_id)
+        place = self._pages.place(listing, request.page_token)
+        asked = storage_pb2.ListRequest(
             account_id=request.account_id,
             page_size=request.page_size,
-            page_token=request.page_token,
+            page_token=pages.encode(*place) if place else "",
             state=state,
         )
-        found = await storage.List(listing, timeout=peers.TIMEOUT_SECONDS)
-        answer = operator_pb2.ListQuarantinedResponse(next_page_token=found.next_page_token)
+        found = await storage.List(asked, timeout=peers.TIMEOUT_SECONDS)
+        following = pages.decode(found.next_page_token)
+        answer = operator_pb2.ListQuarantinedResponse(
+            next_page_token=self._pages.token(listing, *following) if following else ""
+        )
         for asset in found.assets:
             sign = storage_pb2.SignUrlRequest(
                 account_id=asset.account_id, asset_id=asset.asset_id, state=state
