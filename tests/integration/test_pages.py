@@ -52,19 +52,15 @@ class Office:
         return self.operator if listing in FOR_OPERATORS else customer.caller
 
 
-def deliveries(customer: Customer) -> webhook_pb2.ListDeliveriesRequest:
-    return webhook_pb2.ListDeliveriesRequest(
-        account_id=customer.account_id, endpoint_id=customer.endpoint_id
-    )
-
-
 LISTINGS: dict[str, Callable[[Customer], Any]] = {
     "ListVideos": lambda customer: video_pb2.ListVideosRequest(account_id=customer.account_id),
     "ListEntries": lambda customer: account_pb2.ListEntriesRequest(account_id=customer.account_id),
     "ListTemplates": lambda customer: template_pb2.ListTemplatesRequest(
         account_id=customer.account_id
     ),
-    "ListDeliveries": deliveries,
+    "ListDeliveries": lambda customer: webhook_pb2.ListDeliveriesRequest(
+        endpoint_id=customer.endpoint_id
+    ),
     "ListQuarantined": lambda customer: operator_pb2.ListQuarantinedRequest(
         account_id=customer.account_id
     ),
