@@ -141,10 +141,13 @@ class Admission:
         if not peers.is_refusal(error):
             log.warning("admission_undecided", video_id=video.video_id, error=repr(error))
             await self._store.admissions.give_way(video.video_id, video.admit_epoch)
+            await self._store.sweeping.unpin_again(video.video_id)
             return answer
         log.info("admission_refused", video_id=video.video_id, reason=error.reason)
         rejected = await self._store.admissions.reject(video, _refusal(answer))
-        if rejected is not None and rejected.unpin_due:
+        if rejected is None:
+            await self._store.sweeping.unpin_again(video.video_id)
+        elif rejected.unpin_due:
             await self._unpin(rejected)
         return answer
 
@@ -158,6 +161,7 @@ class Admission:
 
     async def _overtaken(self, video: videos.Video) -> videos.Video:
         """The row was decided, given up or taken over while we worked: what it says now counts."""
+        await self._store.sweeping.unpin_again(video.video_id)
         now = await self._store.videos.get(video.video_id)
         if now is None or now.state is videos.State.ADMITTING:
             raise peers.unavailable()

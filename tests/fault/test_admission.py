@@ -110,6 +110,12 @@ class Customer:
             self.prompt, request_id=self.request_id, image_id=self.image_id, **kills.TINY
         )
 
+    async def cancels(self, video_id: str) -> None:
+        """Has the second gateway cancel what the first one admits."""
+        cancelling = video_pb2.CancelVideoRequest(video_id=video_id)
+        cancelled = await self.second.call("CancelVideo", cancelling)
+        assert cancelled.state == vocabulary_pb2.VIDEO_STATE_CANCELLED
+
     async def row(self) -> tuple[str, str]:
         """Id and state of the newest video of the account, as soon as there is one."""
         query = """
@@ -225,8 +231,7 @@ async def test_stopped_before_the_commit_it_is_given_up(stand: Stand, point: str
         refused = await asking
         assert isinstance(refused, errors.FramewireError), refused
         assert refused.code is grpc.StatusCode.UNAVAILABLE, refused
-        reserved = point not in ("gateway.admit.after_insert", "gateway.admit.after_pin")
-        await customer.left_nothing(video_id, "RELEASED" if reserved else "VOID")
+        await customer.left_nothing(video_id, _undone(point))
         again = await customer.insists()
         assert again.video_id != video_id
         await customer.gets_one(again.video_id)
@@ -264,6 +269,22 @@ async def test_stopped_after_the_commit_it_is_made(stand: Stand, point: str) -> 
         stand.system.supervisor.resume(FIRST)
         await asking
         await customer.gets_one(video_id)
+
+
+@pytest.mark.parametrize("point", BEFORE)
+async def test_cancelled_amid_its_admission_it_is_given_up(stand: Stand, point: str) -> None:
+    """At the other gateway, which undoes it; the admission goes on after that, and what it does then is undone, too."""
+    async with stand.customer() as customer:
+        stand.system.arm(point, f"sleep:{SLEEP_SECONDS}")
+        asking = customer.asks_first()
+        await eventually(lambda: stand.system.armed() == "")
+        video_id, _ = await customer.row()
+        await customer.cancels(video_id)
+        await customer.given_up(video_id)
+        refused = await asking
+        assert isinstance(refused, errors.FramewireError), refused
+        assert refused.code is grpc.StatusCode.UNAVAILABLE, refused
+        await customer.left_nothing(video_id, _undone(point))
 
 
 async def test_stopped_before_it_releases_another_one_does(stand: Stand) -> None:
@@ -309,9 +330,7 @@ async def test_a_reserve_that_comes_after_its_release_takes_nothing(stand: Stand
             FIRST
         )  # else it would take back what it asked for when its time is over
         if why == "cancelled":
-            cancelling = video_pb2.CancelVideoRequest(video_id=video_id)
-            cancelled = await customer.second.call("CancelVideo", cancelling)
-            assert cancelled.state == vocabulary_pb2.VIDEO_STATE_CANCELLED
+            await customer.cancels(video_id)
         await customer.given_up(video_id)
         assert await customer.hold(video_id) == "VOID"
         refused = await _refused(system, "HOLD_RELEASED")
@@ -426,6 +445,11 @@ async def test_every_invariant_holds_after_all_of_it(stand: Stand) -> None:
     assert await invariants.violations(stand.system) == []
     found = await stand.system.operator.operations.reconcile()
     assert [one.kind for one in found.findings] == []
+
+
+def _undone(point: str) -> str:
+    """How the hold of an admission ends that was given up there: before it was made, it is noted as void."""
+    return "RELEASED" if point in BEFORE[BEFORE.index("gateway.admit.after_reserve") :] else "VOID"
 
 
 async def _completed(customer: Customer, video_id: str) -> None:

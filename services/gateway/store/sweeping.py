@@ -70,6 +70,17 @@ class SweepStore:
             "UPDATE videos SET unpin_due = false WHERE video_id = $1", video_id
         )
 
+    async def unpin_again(self, video_id: str) -> None:
+        """What an admission pinned that went on after its video had been let go of already; of others nothing."""
+        await self._pool.execute(
+            """
+            UPDATE videos SET unpin_due = true, next_check_at = clock_timestamp()
+            WHERE video_id = $1 AND (input_image_id <> '' OR has_inputs)
+              AND state IN ('ABANDONED', 'REJECTED', 'COMPLETED', 'FAILED', 'CANCELLED')
+            """,
+            video_id,
+        )
+
     async def take_silent(self, retry_seconds: float) -> list[videos.Video]:
         """Live videos that have not been heard of for too long."""
         found = await self._pool.fetch(
