@@ -240,6 +240,8 @@ def job(video: videos.Video) -> job_pb2.Job:
             policy_version=video.policy_version,
             template_name=video.template_name,
             template_version=video.template_version,
+            retry_of=video.retry_of,
+            max_credits=video.max_credits,
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -104,8 +105,10 @@ async def test_a_restored_generator_sends_nothing_twice(system: systems.System) 
     assert await invariants.violations(system) == []
 
 
-async def test_a_recovered_video_keeps_its_template(system: systems.System) -> None:
-    """Name, version and filled prompt, over both ways that a forgotten video is made again: each knows it of the other.
+@pytest.mark.long
+async def test_a_recovered_video_keeps_how_it_was_asked_for(system: systems.System) -> None:
+    """Its template, with the filled prompt, what it makes anew, and what it may cost, over both ways in which a video
+    that was forgotten is made again: gateway and generator know it of each other.
 
     The version is from after the gateway's backup: its template is forgotten, and the video still says which it was.
     """
@@ -114,6 +117,7 @@ async def test_a_recovered_video_keeps_its_template(system: systems.System) -> N
     variables = [templates.Variable("animal", max_length=40)]
     use = types.TemplateUse(name, {"animal": animal})
     async with await system.account(100) as client:
+        failed = await refused(client, max_credits=50)
         await client.create_template(name, "a first {animal}", variables, **TINY)
         await generator.take()
         await gateway.take()
@@ -121,9 +125,15 @@ async def test_a_recovered_video_keeps_its_template(system: systems.System) -> N
         await client.create_template(name, "a second {animal}", variables, **TINY)
         asked = await client.create_video(template=use, request_id=request_id)
         assert asked.template == types.TemplateVersion(name, 2)
+        anew = await client.retry_video(failed.video_id)
 
         async def has_job() -> bool:
-            return await kept(system, asked.video_id) == (name, 2, f"a second {animal}")
+            has_both = await kept(system, anew.video_id) is not None
+            return has_both and await kept(system, asked.video_id) == (
+                name,
+                2,
+                f"a second {animal}",
+            )
 
         await eventually(has_job)
         await generator.restore()
@@ -134,7 +144,8 @@ async def test_a_recovered_video_keeps_its_template(system: systems.System) -> N
         assert await has_job()
         await gateway.restore()
         assert await restores.closed(system, "gateway") != ""
-        assert actions(await system.operator.operations.recover(), asked) == {"READMITTED"}
+        done = await system.operator.operations.recover()
+        assert actions(done, asked) == actions(done, anew) == {"READMITTED"}
         await restores.pause(system, False)
         again = await client.create_video(template=use, request_id=request_id)
         assert again.video_id == asked.video_id, "the first version is the latest again"
@@ -142,12 +153,28 @@ async def test_a_recovered_video_keeps_its_template(system: systems.System) -> N
         video = await client.get_video(asked.video_id)
         assert (video.template, video.spec) == (asked.template, asked.spec)
         assert video.spec.prompt == f"a second {animal}"
+        assert (await client.get_video(anew.video_id)).retry_of == failed.video_id
+        async with system.database("gateway") as database:
+            query = "SELECT max_credits FROM videos WHERE video_id = $1"
+            ceilings = [
+                await database.fetchval(query, each.video_id) for each in (failed, anew, asked)
+            ]
+        assert ceilings == [50, 50, None]
         listed = client.list_videos(template=name, template_version=2)
         assert [one.video_id async for one in listed] == [asked.video_id]
     assert len(await system.paid_jobs(f"a second {animal}")) == 1
     assert await system.paid_jobs(f"a first {animal}") == []
     await system.quiet()
     assert await invariants.violations(system) == []
+
+
+async def refused(client: clients.Client, **fields: Any) -> types.Video:
+    """A video that the provider's moderation refused."""
+    video = await client.create_video(
+        f"[fault:moderated_now] refused {uuid.uuid4().hex}", **fields, **TINY
+    )
+    assert await ended(client, video.video_id) == "FAILED"
+    return video
 
 
 async def kept(system: systems.System, video_id: str) -> tuple[str, int, str] | None:

@@ -26,7 +26,7 @@ from framewire.events.v1 import vocabulary_pb2 as framewire_dot_events_dot_v1_do
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n framewire/generator/v1/job.proto\x12\x16\x66ramewire.generator.v1\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x03Job\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\x12\'\n\x04lane\x18\x04 \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06weight\x18\x05 \x01(\x05\x12,\n\x08start_by\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x64mitted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tadmission\x18\x08 \x01(\x0b\x32!.framewire.generator.v1.Admission\"\xd7\x02\n\tAdmission\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12=\n\x06labels\x18\x05 \x03(\x0b\x32-.framewire.generator.v1.Admission.LabelsEntry\x12\x18\n\x10\x63lient_reference\x18\x06 \x01(\t\x12\x16\n\x0equoted_credits\x18\x07 \x01(\x03\x12\x15\n\rprice_version\x18\x08 \x01(\t\x12\x16\n\x0epolicy_version\x18\t \x01(\t\x12\x15\n\rtemplate_name\x18\n \x01(\t\x12\x18\n\x10template_version\x18\x0b \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n framewire/generator/v1/job.proto\x12\x16\x66ramewire.generator.v1\x1a$framewire/events/v1/vocabulary.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x03Job\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.framewire.events.v1.VideoSpec\x12\'\n\x04lane\x18\x04 \x01(\x0e\x32\x19.framewire.events.v1.Lane\x12\x0e\n\x06weight\x18\x05 \x01(\x05\x12,\n\x08start_by\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x64mitted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tadmission\x18\x08 \x01(\x0b\x32!.framewire.generator.v1.Admission\"\x93\x03\n\tAdmission\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12=\n\x06labels\x18\x05 \x03(\x0b\x32-.framewire.generator.v1.Admission.LabelsEntry\x12\x18\n\x10\x63lient_reference\x18\x06 \x01(\t\x12\x16\n\x0equoted_credits\x18\x07 \x01(\x03\x12\x15\n\rprice_version\x18\x08 \x01(\t\x12\x16\n\x0epolicy_version\x18\t \x01(\t\x12\x15\n\rtemplate_name\x18\n \x01(\t\x12\x18\n\x10template_version\x18\x0b \x01(\x05\x12\x10\n\x08retry_of\x18\x0c \x01(\t\x12\x18\n\x0bmax_credits\x18\r \x01(\x03H\x00\x88\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_max_creditsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOB']._serialized_start=132
   _globals['_JOB']._serialized_end=427
   _globals['_ADMISSION']._serialized_start=430
-  _globals['_ADMISSION']._serialized_end=773
-  _globals['_ADMISSION_LABELSENTRY']._serialized_start=728
-  _globals['_ADMISSION_LABELSENTRY']._serialized_end=773
+  _globals['_ADMISSION']._serialized_end=833
+  _globals['_ADMISSION_LABELSENTRY']._serialized_start=772
+  _globals['_ADMISSION_LABELSENTRY']._serialized_end=817
 # @@protoc_insertion_point(module_scope)

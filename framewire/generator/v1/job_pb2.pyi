@@ -117,6 +117,8 @@ class Admission(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     TEMPLATE_NAME_FIELD_NUMBER: _builtins.int
     TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
+    MAX_CREDITS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request_id that it is bound to."""
     principal: _builtins.str
@@ -137,6 +139,10 @@ class Admission(_message.Message):
     """The template that it was made from; empty: none."""
     template_version: _builtins.int
     """Its version."""
+    retry_of: _builtins.str
+    """The video that it makes anew; empty: none."""
+    max_credits: _builtins.int
+    """What it may cost at most, also when it is made anew; not set: anything."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels."""
@@ -155,11 +161,15 @@ class Admission(_message.Message):
         policy_version: _builtins.str = ...,
         template_name: _builtins.str = ...,
         template_version: _builtins.int = ...,
+        retry_of: _builtins.str = ...,
+        max_credits: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "max_credits", b"max_credits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_reference", b"client_reference", "fingerprint", b"fingerprint", "key_id", b"key_id", "labels", b"labels", "policy_version", b"policy_version", "price_version", b"price_version", "principal", b"principal", "quoted_credits", b"quoted_credits", "request_id", b"request_id", "template_name", b"template_name", "template_version", b"template_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits", "client_reference", b"client_reference", "fingerprint", b"fingerprint", "key_id", b"key_id", "labels", b"labels", "max_credits", b"max_credits", "policy_version", b"policy_version", "price_version", b"price_version", "principal", b"principal", "quoted_credits", b"quoted_credits", "request_id", b"request_id", "retry_of", b"retry_of", "template_name", b"template_name", "template_version", b"template_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_credits: _TypeAlias = _typing.Literal["max_credits"]  # noqa: Y015
+    _WhichOneofArgType__max_credits: _TypeAlias = _typing.Literal["_max_credits", b"_max_credits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_credits) -> _WhichOneofReturnType__max_credits | None: ...
 
 Global___Admission: _TypeAlias = Admission  # noqa: Y015

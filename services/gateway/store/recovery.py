@@ -70,10 +70,10 @@ class RecoveryStore:
                                 weight, start_by, input_image_id, quote_id, labels, client_reference, key_id,
                                 fingerprint, similar_to, quoted_credits, price_version, policy_version, publishes,
                                 accepted_at, next_check_at, created_at, has_inputs, model,
-                                template_name, template_version)
+                                template_name, template_version, retry_of, max_credits)
             VALUES ($1, $2, $3, $4, 'PENDING', 'QUEUED', $5, $6, $7, $8, $9, $10, '', $11, $12, $13, $14, '', $15, $16,
                     $17, 1, clock_timestamp(), clock_timestamp(), $5, $18, $19,
-                    $20, $21)
+                    $20, $21, $22, $23)
             """,
             job.video_id,
             job.account_id,
@@ -96,6 +96,8 @@ class RecoveryStore:
             job.spec.model,
             admission.template_name,
             admission.template_version,
+            admission.retry_of,
+            admission.max_credits if admission.HasField("max_credits") else None,
         )
 
 
