@@ -94,14 +94,7 @@ async def main(settings: config.Settings) -> None:
         )
         process.loop(life.gate(erasing))
         operating = operators.OperatorApi(
-            kept,
-            behind,
-            _defaults(settings),
-            reconciling,
-            callers.issuers,
-            recovering,
-            erasing,
-            parts.pages,
+            parts, _defaults(settings), reconciling, callers.issuers, recovering, erasing
         )
         process.serve(operator_pb2_grpc.add_OperatorServiceServicer_to_server, operating)
         await process.run(callers)

@@ -12,8 +12,8 @@ from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from framewire.generator.v1 import attempt_pb2
 from framewire.storage.v1 import storage_pb2
 from kit import errors, pages
-from services.gateway import erasure, messages, peers, reconciler, recoverer, store, videos
-from services.gateway.api import access, common
+from services.gateway import erasure, messages, peers, reconciler, recoverer, videos
+from services.gateway.api import access, common, creating
 from services.gateway.store import findings
 
 T = TypeVar("T")
@@ -37,19 +37,17 @@ class OperatorApi(access.AccessMethods, operator_pb2_grpc.OperatorServiceService
 
     def __init__(
         self,
-        kept: store.Store,
-        peers_: peers.Peers,
+        parts: creating.Parts,
         defaults: Defaults,
         reconciler_: reconciler.Reconciler,
         issuers: Collection[str],
         recoverer_: recoverer.Recoverer,
         erasure_: erasure.Erasure,
-        pages_: pages.Pages,
     ) -> None:
-        super().__init__(kept, issuers, erasure_)
-        self._accounts = kept.accounts
-        self._pages = pages_
-        self._peers = peers_
+        super().__init__(parts.store, issuers, erasure_)
+        self._accounts = parts.store.accounts
+        self._pages = parts.pages
+        self._peers = parts.peers
         self._defaults = defaults
         self._reconciler = reconciler_
         self._recoverer = recoverer_
