@@ -10,6 +10,7 @@ import json
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import nats.errors
@@ -157,16 +158,33 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
             await client.close()
 
 
-def sync_always(monitor_url: str) -> bool:
-    """Whether the NATS with this monitoring port syncs what it acknowledges. Blocks; raises OSError or ValueError."""
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a NATS server tells of its JetStream."""
+
+    sync_always: bool
+    stored_bytes: int
+    may_store_bytes: int
+
+
+def ask_server(monitor_url: str) -> Server:
+    """By the monitoring port. Blocks; raises OSError or ValueError."""
     url = f"{monitor_url.rstrip('/')}/varz"
     with urllib.request.urlopen(url, timeout=MONITOR_SECONDS) as answer:  # noqa: S310 - ours
-        server = json.load(answer)
-    return bool(server.get("jetstream", {}).get("config", {}).get("sync_always"))
+        told = json.load(answer).get("jetstream", {})
+    config, stats = told.get("config", {}), told.get("stats", {})
+    return Server(
+        sync_always=bool(config.get("sync_always")),
+        stored_bytes=int(stats.get("storage", 0)),
+        may_store_bytes=int(config.get("max_storage", 0)),
+    )
 
 
-class SyncWatch:
-    """Shows whether NATS still runs with `sync_interval: always`: a doorbell that forgets is heard of too late."""
+class ServerWatch:
+    """Shows whether NATS still runs with `sync_interval: always`, and how full it is.
+
+    A doorbell that forgets, or takes nothing more, is heard of too late.
+    """
 
     def __init__(self, monitor_url: str) -> None:
         self._monitor_url = monitor_url
@@ -174,16 +192,19 @@ class SyncWatch:
     async def run(self, stopping: asyncio.Event) -> None:
         """Looks until told to stop."""
         seconds = loops.MEASURE_SECONDS
-        await loops.every("bus_sync_watch", seconds, self.run_once, stopping)
+        await loops.every("bus_watch", seconds, self.run_once, stopping)
 
     async def run_once(self) -> None:
-        """Asks once; a server that does not answer counts as one without."""
+        """Asks once; a server that does not answer counts as one that does not sync."""
         shown = telemetry.BUS_SYNC_ALWAYS.labels(self._monitor_url)
         try:
-            shown.set(await asyncio.to_thread(sync_always, self._monitor_url))
+            server = await asyncio.to_thread(ask_server, self._monitor_url)
         except (OSError, ValueError):
             shown.set(0)
             raise
+        shown.set(server.sync_always)
+        telemetry.BUS_STORED.labels(self._monitor_url).set(server.stored_bytes)
+        telemetry.BUS_MAY_STORE.labels(self._monitor_url).set(server.may_store_bytes)
 
 
 class Retry(Exception):

@@ -62,6 +62,12 @@ BUS_SYNC_ALWAYS = Gauge(
     "1 when NATS runs with `sync_interval: always`, 0 when not or when it cannot be asked.",
     ["server"],
 )
+BUS_STORED = Gauge(
+    "framewire_bus_stored_bytes", "What NATS keeps of all streams on its disk.", ["server"]
+)
+BUS_MAY_STORE = Gauge(
+    "framewire_bus_may_store_bytes", "How much of that it takes: its max_file_store.", ["server"]
+)
 POOL_CONNECTIONS = Gauge(
     "framewire_database_connections", "Connections of the pool, by use.", ["use"]
 )

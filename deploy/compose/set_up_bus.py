@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 10.0
 def require_synced(monitor_url: str) -> None:
     """Ends the step unless NATS syncs what it acknowledges: by default it loses up to two minutes in a power cut."""
     try:
-        synced = bus.sync_always(monitor_url)
+        synced = bus.ask_server(monitor_url).sync_always
     except (OSError, ValueError) as error:
         sys.exit(f"cannot ask {monitor_url}/varz: {error}")
     if not synced:

@@ -36,6 +36,11 @@ OLDEST_DUE = Gauge(
     "For how long the delivery has been due that has been due longest, of webhook endpoints that do not fail.",
 )
 
+CONDITIONS = ("well", "failing", "disabled: owner", "disabled: gone", "disabled: failing")
+ENDPOINTS = Gauge(
+    "framewire_webhook_endpoints", "Webhook endpoints of all accounts, by condition.", ["condition"]
+)
+
 
 class Recorder:
     """The second consumer of EVENTS: what is to be delivered is in rows before the message is acknowledged."""
@@ -160,6 +165,9 @@ class Keeping:
 
     async def _measure(self) -> None:
         OLDEST_DUE.set(await self._kept.oldest_due_seconds())
+        found = await self._kept.endpoints()
+        for condition in CONDITIONS:
+            ENDPOINTS.labels(condition).set(found.get(condition, 0))
 
 
 def _outcome(state: str | None) -> str:

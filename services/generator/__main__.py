@@ -81,7 +81,7 @@ async def main(settings: config.Settings) -> None:
         process.loop(outbox.Retention(pool))
         process.loop(measures.Measures(database, opened))
         if settings.nats_monitor_url:
-            process.loop(bus.SyncWatch(settings.nats_monitor_url))
+            process.loop(bus.ServerWatch(settings.nats_monitor_url))
         keys = webhooks.secrets(settings.webhook_secrets.get_secret_value())
         if settings.webhooks_listen and keys:
             process.loop(receiver.Receiver(settings.webhooks_listen, keys, database.hints))

@@ -18,6 +18,10 @@ USED_COUNT = Gauge("framewire_storage_assets", "Assets whose bytes are there, by
 USED_SECONDS = 60.0
 """That counts every row."""
 DELETING = Gauge("framewire_storage_deleting", "Deleted assets whose bytes are still there.")
+OVERDUE = Gauge(
+    "framewire_storage_retention_overdue_seconds",
+    "For how long the asset is past its end, and still there, that is so longest; those in use not counted.",
+)
 
 S3_UP = Gauge(
     "framewire_storage_s3_up", "1 while S3 answers this process and shows it its buckets."
@@ -71,6 +75,7 @@ class Measures:
         PUTS.set(found.puts)
         OLDEST_PUT.set(found.oldest_put_seconds)
         DELETING.set(found.deleting)
+        OVERDUE.set(found.overdue_seconds)
 
 
 class Usage:

@@ -124,7 +124,7 @@ if PROMTOOL := shutil.which("promtool"):
 
 def test_dashboards_can_be_loaded_together() -> None:
     boards = monitoring.DASHBOARDS
-    assert set(boards) == {"overview", "provider", "money", "bus", "service"}
+    assert set(boards) == {"overview", "provider", "money", "bus", "storage", "service"}
     assert len({board["uid"] for board in boards.values()}) == len(boards)
     for name, board in boards.items():
         ids = [panel["id"] for panel in board["panels"]]

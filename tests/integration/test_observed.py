@@ -109,6 +109,11 @@ async def test_the_gauges_tell_what_the_databases_hold(seen: Seen) -> None:
         assert gateway.value("framewire_videos_oldest_seconds", state="PENDING") == 0
         server = seen.system.stack.nats.monitor_url
         assert generator.value("framewire_bus_sync_always", server=server) == 1
+        stored = generator.value("framewire_bus_stored_bytes", server=server)
+        assert 0 < stored < generator.value("framewire_bus_may_store_bytes", server=server)
+        assert gateway.value("framewire_webhook_endpoints", condition="well") == 0
+        storage = await seen.scrape("storage")
+        assert storage.value("framewire_storage_retention_overdue_seconds") == 0
         account = {"provider_account": "main"}
         assert generator.value("framewire_provider_account_open", **account) == 1
         assert generator.value("framewire_provider_requests_allowed_per_minute", **account) > 0

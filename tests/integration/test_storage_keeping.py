@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import nats
 import pytest
@@ -100,6 +101,27 @@ async def test_what_a_live_video_needs_is_kept_until_it_lets_go(world: World, ac
     await world.unpin(account, "video")
     await until(world, asset, "DELETED")
     await until(world, fitted, "DELETED")
+
+
+async def test_what_is_late_is_measured_and_what_is_in_use_is_not(
+    world: World, account: str
+) -> None:
+    """Within a transaction, where no pass of the retention comes in between."""
+    late = await world.put(account, PICTURE)
+    used = await world.put(account, PICTURE, owner="two")
+    await world.fit(used, 20, 20, pin_owner="video")
+    async with world.pool.acquire() as connection:
+        measured = store.MeasureStore(cast("postgres.Pool", connection))
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            change = "UPDATE assets SET expires_at = clock_timestamp() - interval '2 hours' WHERE asset_id = $1"
+            await connection.execute(change, used.asset_id)
+            assert (await measured.read()).overdue_seconds < 60
+            await connection.execute(change, late.asset_id)
+            assert 7200 <= (await measured.read()).overdue_seconds < 7260
+        finally:
+            await transaction.rollback()
 
 
 async def test_an_account_has_times_of_its_own(world: World, account: str) -> None:

@@ -19,7 +19,7 @@ import typer.testing
 from framewire import client as clients
 from framewire import errors
 from framewire.cli import app
-from services.gateway import posting
+from services.gateway import deliverer, posting
 from services.gateway.store import deliveries
 from tests import gateway_world, webhook_receiver
 from tests.gateway_world import World
@@ -199,6 +199,32 @@ async def test_a_restored_gateway_delivers_nothing_until_its_recovery(world: Wor
             "UPDATE incarnation SET recovery_since = NULL, recovery_reason = ''"
         )
         await eventually(lambda: receiver.posts["/in"])
+
+
+async def test_operators_see_how_endpoints_fare(world: World) -> None:
+    kept = deliveries.DeliveryStore(world.pool)
+    before = await kept.endpoints()
+    members = [await world.member() for _ in deliverer.CONDITIONS]
+    for member in members:
+        await run(member, world, "create", "http://127.0.0.1:9/in", "--kind", "failed")
+    for member, change in zip(
+        members[1:],
+        (
+            "failures = 3",
+            "disabled_why = 'OWNER'",
+            "disabled_why = 'GONE'",
+            "disabled_why = 'FAILING'",
+        ),
+        strict=True,
+    ):
+        disabled = ", disabled_at = clock_timestamp()" if "why" in change else ""
+        await world.pool.execute(
+            f"UPDATE webhook_endpoints SET {change}{disabled} WHERE account_id = $1",
+            member.account_id,
+        )
+    found = await kept.endpoints()
+    more = {name: count - before.get(name, 0) for name, count in found.items()}
+    assert more == dict.fromkeys(deliverer.CONDITIONS, 1)
 
 
 async def test_what_is_old_or_of_a_removed_endpoint_is_purged(world: World) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -258,6 +258,17 @@ class DeliveryStore:
             """
         )
         return max(0.0, oldest or 0.0)
+
+    async def endpoints(self) -> Mapping[str, int]:
+        """How many there are, by condition."""
+        found = await self._pool.fetch(
+            """
+            SELECT CASE WHEN disabled_why <> '' THEN 'disabled: ' || lower(disabled_why)
+                        WHEN failures > 0 THEN 'failing' ELSE 'well' END AS condition, count(*)
+            FROM webhook_endpoints WHERE deleted_at IS NULL GROUP BY condition
+            """
+        )
+        return {row["condition"]: row["count"] for row in found}
 
 
 def _delivery_id(endpoint_id: str, event_id: str) -> str:

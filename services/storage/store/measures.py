@@ -14,6 +14,7 @@ class Measured:
     puts: int
     oldest_put_seconds: float
     deleting: int
+    overdue_seconds: float
 
 
 class MeasureStore:
@@ -28,7 +29,12 @@ class MeasureStore:
             """
             SELECT count(*) AS puts,
                 coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_put_seconds,
-                (SELECT count(*) FROM assets WHERE state = 'DELETING') AS deleting
+                (SELECT count(*) FROM assets WHERE state = 'DELETING') AS deleting,
+                coalesce((SELECT extract(epoch FROM clock_timestamp() - min(expires_at)) FROM assets
+                    WHERE state IN ('READY', 'QUARANTINED') AND expires_at <= clock_timestamp()
+                        AND NOT EXISTS (SELECT FROM pins WHERE pins.asset_id = assets.asset_id)
+                        AND NOT EXISTS (SELECT FROM pins JOIN assets made USING (asset_id)
+                                        WHERE made.source_asset_id = assets.asset_id)), 0)::float8 AS overdue_seconds
             FROM puts WHERE swept_at IS NULL
             """
         )
