@@ -118,6 +118,9 @@ async def test_what_is_late_is_measured_and_what_is_in_use_is_not(
             change = "UPDATE assets SET expires_at = clock_timestamp() - interval '2 hours' WHERE asset_id = $1"
             await connection.execute(change, used.asset_id)
             assert (await measured.read()).overdue_seconds < 60
+            # What was made from it is pinned, too, and keeps it.
+            await connection.execute("DELETE FROM pins WHERE asset_id = $1", used.asset_id)
+            assert (await measured.read()).overdue_seconds < 60
             await connection.execute(change, late.asset_id)
             assert 7200 <= (await measured.read()).overdue_seconds < 7260
         finally:
