@@ -17,7 +17,7 @@ COPY framewire framewire
 COPY kit kit
 COPY services/__init__.py services/__init__.py
 COPY services/${SERVICE} services/${SERVICE}
-COPY deploy/compose/healthy.py deploy/compose/set_up_bus.py ./
+COPY deploy/compose/healthy.py deploy/compose/set_up_bus.py deploy/compose/front.py ./
 # Compiled here, for nothing is ever written there again.
 RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib /app
 

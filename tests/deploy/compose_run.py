@@ -34,7 +34,6 @@ from tests.waiting import eventually
 ROOT = Path(__file__).parents[2]
 KILLED = ("generator", "storage", "credits", "gateway")
 REPLICAS = {"generator": 3, "storage": 2, "credits": 2, "gateway": 2}
-GATEWAY_PORTS = 6  # a gateway that comes back may get another one of its range
 VIDEOS = 10
 CREDITS = 1000
 ALL_WITHIN_SECONDS = 420.0
@@ -85,19 +84,19 @@ class Compose:
 
     def __init__(self, secrets: Path) -> None:
         self.project = f"framewiretest{os.getpid()}"
-        first = free_ports(GATEWAY_PORTS + 3)
-        self.gateway_ports = range(first, first + GATEWAY_PORTS)
-        self.s3 = f"127.0.0.1:{first + GATEWAY_PORTS}"
-        self.prometheus = f"127.0.0.1:{first + GATEWAY_PORTS + 2}"
+        first = free_ports(4)
+        self.address = f"127.0.0.1:{first}"
+        self.s3 = f"127.0.0.1:{first + 1}"
+        self.prometheus = f"127.0.0.1:{first + 3}"
         self.secrets = secrets
         self.env = os.environ | {
             "FRAMEWIRE_SECRETS": str(secrets),
             "FRAMEWIRE_TAG": "test",
             "FRAMEWIRE_TIME_FACTOR": "5",
-            "FRAMEWIRE_GATEWAY_PUBLISH": f"127.0.0.1:{first}-{first + GATEWAY_PORTS - 1}",
+            "FRAMEWIRE_GATEWAY_PUBLISH": self.address,
             "FRAMEWIRE_S3_PUBLISH": self.s3,
             "FRAMEWIRE_S3_PUBLIC_ENDPOINT": self.s3,
-            "FRAMEWIRE_NATS_PUBLISH": f"127.0.0.1:{first + GATEWAY_PORTS + 1}",
+            "FRAMEWIRE_NATS_PUBLISH": f"127.0.0.1:{first + 2}",
             "FRAMEWIRE_PROMETHEUS_PUBLISH": self.prometheus,
         }
         plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
@@ -106,11 +105,6 @@ class Compose:
             shutil.which(self._command[0]),
             "neither `docker compose` nor docker-compose is installed",
         )
-
-    @property
-    def address(self) -> str:
-        """All gateways, as gRPC takes several addresses."""
-        return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.gateway_ports)
 
     @property
     def operator_key(self) -> str:

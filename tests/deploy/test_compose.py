@@ -90,7 +90,7 @@ def test_parts_are_hardened(name: str) -> None:
     assert "docker.sock" not in str(part.get("volumes"))
 
 
-STAYING = [*SERVICES, *SERVERS, "simulator", *MONITORING]
+STAYING = [*SERVICES, "front", *SERVERS, "simulator", *MONITORING]
 
 
 @pytest.mark.parametrize("name", STAYING)
@@ -122,7 +122,7 @@ def test_images_are_variables_with_pinned_defaults() -> None:
 
 def test_only_the_published_ports_are_on_the_host() -> None:
     published = {name: part["ports"] for name, part in PARTS.items() if "ports" in part}
-    assert published.keys() == {"gateway", "nats", "s3", *MONITORING}
+    assert published.keys() == {"front", "nats", "s3", *MONITORING}
     for ports in published.values():
         for port in ports:  # a variable, on loopback unless told otherwise: it is plain text
             assert re.fullmatch(r"\$\{FRAMEWIRE_[A-Z0-9_]+:-127\.0\.0\.1:\d+\}:\d+", port)
@@ -139,7 +139,7 @@ def test_the_way_out_is_for_those_who_need_it() -> None:
     assert COMPOSE["networks"]["inner"]["internal"] is True
     outside = {name for name, part in PARTS.items() if "outer" in part.get("networks", [])}
     # A port is published by a network with a way out, or not at all.
-    assert outside == {"gateway", "generator", "storage", "nats", "s3", *MONITORING}
+    assert outside == {"front", "gateway", "generator", "storage", "nats", "s3", *MONITORING}
 
 
 def test_the_monitoring_profile_loads_what_the_repository_has() -> None:
