@@ -17,6 +17,7 @@ from tests.waiting import eventually
 
 FILE = Path(__file__).parents[2] / "deploy" / "compose" / "front.py"
 ADDRESSES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+ANSWER_SECONDS = 30.0
 MUCH = b"0123456789abcdef" * 500_000
 
 
@@ -76,15 +77,16 @@ async def running() -> AsyncIterator[tuple[Gateways, str]]:
 async def asked(listen: str, body: bytes = b"") -> str:
     """Who answered; all that was sent came back."""
     host, _, port = listen.partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        writer.write(body)
-        writer.write_eof()
-        who = (await reader.readline()).decode().strip()
-        assert await reader.read() == body
-        return who
-    finally:
-        writer.close()
+    async with asyncio.timeout(ANSWER_SECONDS):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(body)
+            writer.write_eof()
+            who = (await reader.readline()).decode().strip()
+            assert await reader.read() == body
+            return who
+        finally:
+            writer.close()
 
 
 async def test_connections_go_to_each_gateway_in_turn() -> None:
@@ -95,7 +97,7 @@ async def test_connections_go_to_each_gateway_in_turn() -> None:
 
 
 async def test_what_is_sent_comes_whole_both_ways_at_once() -> None:
-    async with running() as (_, listen), asyncio.timeout(60):
+    async with running() as (_, listen):
         who = await asyncio.gather(*(asked(listen, MUCH) for _ in range(6)))
         assert set(who) == set(ADDRESSES)
 
@@ -116,7 +118,7 @@ async def test_a_new_gateway_is_found_and_a_removed_one_left_alone() -> None:
 
 @pytest.mark.parametrize("left", [[], ["127.0.0.9"]])
 async def test_without_any_gateway_callers_are_told_at_once(left: list[str]) -> None:
-    async with running() as (gateways, listen), asyncio.timeout(10):
+    async with running() as (gateways, listen):
         gateways.addresses[:] = left
         with contextlib.suppress(ConnectionError):
             assert await asked(listen) == ""
