@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-fault test-compose test-minio minio images sbom bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
+.PHONY: help demo up test test-slow test-fault test-compose test-k8s test-minio minio images sbom bench-credits bench-gateway bench-storage bench-generator check format proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ TAG ?= local
 export IMAGE PROMPT MODEL OUT
 
 help: ## prints this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/local ## makes one real video on this machine: IMAGE=, PROMPT=, MODEL=, OUT= change it
 	@$(BIN)/python -m services.local.demo
@@ -35,6 +35,12 @@ test-fault: $(VENV)/dev ## passes the crash and fault tests, the long ones too
 
 test-compose: $(VENV)/dev ## builds the images, runs several replicas of each service, kills one of each, checks the books, restarts all under load
 	@$(BIN)/python -m tests.deploy.compose_run
+
+test-k8s: $(VENV)/dev .framewire/k8s/built ## applies deploy/k8s to a real API server, built here with the Go toolchain; no nodes, no Docker
+	@$(BIN)/python -m tests.deploy.k8s_run
+
+.framewire/k8s/built: tests/deploy/kubernetes/build.sh tests/deploy/kubernetes/go.mod
+	@tests/deploy/kubernetes/build.sh $(@D)
 
 images: ## builds the image of each service with Docker, and prints their sizes; TAG=
 	@for service in $(SERVICES); do \

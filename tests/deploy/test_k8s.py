@@ -90,6 +90,13 @@ def test_every_object_is_what_its_schema_says(way: str, version: str) -> None:
             kubernetes_validate.validate(one, version, strict=True)
 
 
+def test_a_real_api_server_of_the_oldest_version_is_asked() -> None:
+    """By `make test-k8s`."""
+    modules = (Path(__file__).parent / "kubernetes" / "go.mod").read_text()
+    assert re.search(rf"\bk8s\.io/kubernetes v{re.escape(VERSIONS[0])}\.\d+\b", modules)
+    assert f"Kubernetes {VERSIONS[0]} or newer" in (K8S / "README.md").read_text()
+
+
 def test_the_schemas_see_a_misspelt_field() -> None:
     deployment = json.loads(json.dumps(of_kind("base", "Deployment")["credits"]))
     deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
