@@ -58,18 +58,27 @@ async def test_another_request_under_the_same_id_is_refused(world: World) -> Non
 
 async def test_who_cannot_wait_for_the_same_request_is_told_so(world: World) -> None:
     member, request_id = await world.member(), new_id()
-    gate = world.behind.hold_up[member.account_id] = asyncio.Event()
-    first = asyncio.ensure_future(member.create(request_id))
-    await eventually(lambda: world.behind.calls["Reserve", member.account_id] == 1)
-    with pytest.raises(public_errors.FramewireError) as told:
-        await member.create(request_id, timeout=1.5)
-    assert (told.value.code, told.value.reason) == (
-        grpc.StatusCode.UNAVAILABLE,
-        "REQUEST_IN_PROGRESS",
-    )
-    assert told.value.retry_after_seconds
-    gate.set()
-    assert (await member.create(request_id)).video_id == (await first).video_id
+    made = await member.create(request_id)
+    quoted = made.credits.quoted
+    # As if its admission were under way still, for longer than any of these calls.
+    back = """UPDATE videos SET state = 'ADMITTING', stage = 'UNSPECIFIED', quoted_credits = NULL,
+              admit_until = clock_timestamp() + interval '1 day' WHERE video_id = $1"""
+    await world.pool.execute(back, made.video_id)
+
+    async def told() -> public_errors.FramewireError | None:
+        # The answer is on its way shortly before the caller hangs up; a slow machine may miss that now and then.
+        try:
+            await member.create(request_id, timeout=1.5)
+        except public_errors.FramewireError as error:
+            return None if error.code is grpc.StatusCode.DEADLINE_EXCEEDED else error
+        raise RuntimeError("it was answered a video that is not admitted")
+
+    answer = await eventually(told, within_seconds=120)
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "REQUEST_IN_PROGRESS")
+    assert answer.retry_after_seconds
+    forth = "UPDATE videos SET state = 'PENDING', stage = 'QUEUED', quoted_credits = $2 WHERE video_id = $1"
+    await world.pool.execute(forth, made.video_id, quoted)
+    assert (await member.create(request_id)).video_id == made.video_id
 
 
 async def test_a_refusal_frees_its_id_and_lets_go_of_the_image(world: World) -> None:

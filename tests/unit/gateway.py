@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from framewire import errors
+from framewire import errors, transport
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import (
     account_pb2,
@@ -85,6 +86,11 @@ class Gateway:
     def requests(self, method: str) -> list[Any]:
         """What was sent, call by call; client streams as lists."""
         return self.calls[method]
+
+    def keep_time(self, monkeypatch: pytest.MonkeyPatch, method: str, seconds: float) -> None:
+        """By the client's clock so much time goes by with each call of a method, and none else."""
+        clock = SimpleNamespace(monotonic=lambda: seconds * len(self.calls[method]))
+        monkeypatch.setattr(transport, "time", clock)
 
     def _next(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
         self.calls[method].append(request)

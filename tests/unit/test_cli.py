@@ -35,7 +35,6 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("FRAMEWIRE_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 2.0)
 
 
 @pytest.fixture
@@ -176,9 +175,15 @@ def test_nobody_listening_is_exit_code_3_at_once(
     ids=lambda one: getattr(one, "reason", None),
 )
 def test_a_refusal_is_one_line_and_what_to_do(
-    gateway: Gateway, refusal: Refusal, exit_code: int, line: str, hint: str
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Refusal,
+    exit_code: int,
+    line: str,
+    hint: str,
 ) -> None:
     gateway.on("CreateVideo", refusal)
+    gateway.keep_time(monkeypatch, "CreateVideo", connection.RETRY_SECONDS)
     result = run("generate", "-", "a sea")
     assert result.exit_code == exit_code
     assert result.stdout == ""

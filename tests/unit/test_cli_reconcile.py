@@ -11,7 +11,7 @@ import grpc
 import pytest
 import typer.testing
 
-from framewire.cli import app, connection
+from framewire.cli import app
 from framewire.gateway.v1 import operator_pb2
 from tests.unit import gateway as gateways
 from tests.unit.gateway import ACCOUNT, UNAVAILABLE, VIDEO, Gateway, Refusal
@@ -24,7 +24,6 @@ _runner = typer.testing.CliRunner()
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     for name in [name for name in os.environ if name.startswith("FRAMEWIRE_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 2.0)
     with gateways.running() as running:
         monkeypatch.setenv("FRAMEWIRE_ADDRESS", running.address)
         monkeypatch.setenv("FRAMEWIRE_API_KEY", "fw_key")

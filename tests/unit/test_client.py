@@ -7,18 +7,20 @@ import contextlib
 import dataclasses
 import hashlib
 import http.server
+import itertools
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
 from framewire import client as clients
-from framewire import errors, types, uploads
+from framewire import errors, transport, types, uploads
 from framewire.credits.v1 import ledger_pb2
 from framewire.decode import decode
 from framewire.events import types as event_types
@@ -44,7 +46,7 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 async def client(gateway: Gateway) -> AsyncIterator[clients.Client]:
-    async with clients.Client(gateway.address, "fw_key", retry_seconds=5) as opened:
+    async with clients.Client(gateway.address, "fw_key") as opened:
         yield opened
 
 
@@ -96,7 +98,7 @@ async def test_each_logical_call_has_its_own_request_id(
     "refusal",
     [
         limited(None),
-        limited(60),
+        limited(3600),
         Refusal(CODE.INVALID_ARGUMENT, "MODEL_UNKNOWN"),
         Refusal(CODE.INTERNAL, "INTERNAL"),
     ],
@@ -111,17 +113,23 @@ async def test_a_refusal_is_raised_at_once(
     assert (raised.value.code, raised.value.reason) == (refusal.code, refusal.reason)
 
 
-async def test_retries_end_with_the_deadline(gateway: Gateway) -> None:
+async def test_retries_end_with_the_deadline(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gateway.on("GetBalance", UNAVAILABLE)
-    async with clients.Client(gateway.address, "k", retry_seconds=0.3) as client:
+    gateway.keep_time(monkeypatch, "GetBalance", 100)
+    async with clients.Client(gateway.address, "k", retry_seconds=250) as client:
         with pytest.raises(errors.FramewireError) as raised:
             await client.balance()
     assert raised.value.code is CODE.UNAVAILABLE
-    assert 2 <= len(gateway.requests("GetBalance")) <= 7
+    assert len(gateway.requests("GetBalance")) == 3
 
 
-async def test_nobody_listening_is_a_framewire_error() -> None:
-    async with clients.Client("127.0.0.1:1", "k", retry_seconds=0.2) as client:
+async def test_nobody_listening_is_a_framewire_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each look at the clock is a minute after the one before: the first failure is the last.
+    minutes = itertools.count(0, 60)
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    async with clients.Client("127.0.0.1:1", "k", retry_seconds=119) as client:
         with pytest.raises(errors.FramewireError) as raised:
             await client.balance()
     assert raised.value.reason == "DEPENDENCY_UNAVAILABLE"
@@ -178,12 +186,15 @@ async def test_watch_raises_what_waiting_does_not_mend(
     assert raised.value.reason == "VIDEO_NOT_FOUND"
 
 
-async def test_watch_gives_up_when_nothing_comes_back(gateway: Gateway) -> None:
+async def test_watch_gives_up_when_nothing_comes_back(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gateway.on("WatchVideo", UNAVAILABLE)
-    async with clients.Client(gateway.address, "k", retry_seconds=0.3) as client:
+    gateway.keep_time(monkeypatch, "WatchVideo", 4)
+    async with clients.Client(gateway.address, "k", retry_seconds=10) as client:
         with pytest.raises(errors.FramewireError):
             await taken(client.watch_video(VIDEO))
-    assert len(gateway.requests("WatchVideo")) >= 2
+    assert len(gateway.requests("WatchVideo")) == 3
 
 
 class Watched(video_pb2_grpc.VideoServiceServicer):
@@ -209,7 +220,7 @@ async def test_leaving_a_watch_ends_the_call() -> None:
         async with contextlib.aclosing(client.watch_video(VIDEO)) as states:
             async for _ in states:
                 break
-        await asyncio.wait_for(watched.left.wait(), 5)
+        await asyncio.wait_for(watched.left.wait(), 60)
     await server.stop(0)
 
 

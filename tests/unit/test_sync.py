@@ -33,7 +33,7 @@ def test_every_call_of_the_client_is_there() -> None:
 def test_calls_answer_retry_and_raise(gateway: Gateway) -> None:
     gateway.on("CreateVideo", UNAVAILABLE, video())
     gateway.on("GetVideo", Refusal(grpc.StatusCode.NOT_FOUND, "VIDEO_NOT_FOUND"))
-    with sync.Client(gateway.address, "fw_key", retry_seconds=5) as client:
+    with sync.Client(gateway.address, "fw_key") as client:
         assert client.create_video("a rocket", seconds=4).video_id == VIDEO
         assert len(gateway.requests("CreateVideo")) == 2
         with pytest.raises(errors.FramewireError) as raised:
