@@ -18,7 +18,7 @@ from tests.waiting import eventually
 ENDS = {"completed": "COMPLETED", "failed": "FAILED", "cancelled": "CANCELLED"}
 
 
-async def catch_up(system: systems.System, durable: str) -> list[Event]:
+async def catch_up(system: systems.System, durable: str, within_seconds: float = 60) -> list[Event]:
     """Comes up, takes everything that it has not taken yet, and goes down again."""
     url, taken = system.stack.addresses.nats_url, list[Event]()
 
@@ -40,7 +40,7 @@ async def catch_up(system: systems.System, durable: str) -> list[Event]:
         return info.num_pending == 0 and info.num_ack_pending == 0
 
     try:
-        await eventually(all_taken, within_seconds=60, every_seconds=0.1)
+        await eventually(all_taken, within_seconds=within_seconds, every_seconds=0.1)
     finally:
         taking.cancel()
         with contextlib.suppress(asyncio.CancelledError):

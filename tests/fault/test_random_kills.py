@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests import invariants
+from tests import invariants, subscriber
 from tests import system as systems
 from tests.fault import orders
 from tests.waiting import eventually
@@ -42,6 +42,7 @@ async def test_random_kills(fragile: systems.System, tmp_path: Path) -> None:
     desks = [orders.Desk(fragile, dice, await fragile.account(100_000)) for _ in range(CUSTOMERS)]
     try:
         await desks[0].sentinels()
+        told = await subscriber.catch_up(fragile, "away")  # then it is down until all is over
         second = await orders.second_generator(fragile)
         rush = _Rush(fragile, desks)
         met_work = 0
@@ -61,6 +62,8 @@ async def test_random_kills(fragile: systems.System, tmp_path: Path) -> None:
         assert met_work >= KILLS * 0.8, f"only {met_work} of {KILLS} kills found videos under way"
         await fragile.quiet(within_seconds=120)
         assert await invariants.violations(fragile) == []
+        told += await subscriber.catch_up(fragile, "away", within_seconds=600)
+        assert await subscriber.amiss(fragile, told) == []
         print(f"{KILLS} kills, {met_work} of them amid work, {JOBS} videos: nothing amiss")
     finally:
         for desk in desks:
