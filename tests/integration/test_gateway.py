@@ -313,23 +313,6 @@ async def test_another_accounts_things_are_not_found(world: World) -> None:
     assert (await world.operator.video(video.video_id)).video_id == video.video_id
 
 
-async def test_pages(world: World) -> None:
-    member = await world.member()
-    made = [(await member.create()).video_id for _ in range(5)]
-    found, token = [], ""
-    for _ in range(3):
-        listing = video_pb2.ListVideosRequest(page_size=2, page_token=token)
-        page = await member.call("ListVideos", listing)
-        found += [video.video_id for video in page.videos]
-        first, token = token or page.next_page_token, page.next_page_token
-    assert (found, token) == (made[::-1], "")
-    for listing in (
-        video_pb2.ListVideosRequest(page_token=first[:-2] + "AA"),
-        video_pb2.ListVideosRequest(page_token=first, state=vocabulary_pb2.VIDEO_STATE_FAILED),
-    ):
-        assert (await member.refused("ListVideos", listing)).reason == "PAGE_TOKEN_INVALID"
-
-
 async def test_cancel_reaches_the_generator_and_is_idempotent(world: World) -> None:
     member = await world.member()
     video = await member.create()
