@@ -17,6 +17,7 @@ from services.gateway.store import videos as video_store
 log = telemetry.logger(__name__)
 
 DURABLE = "gateway-projector"
+AT_ONCE = 8
 PROGRESS_QUEUE = "gateway-progress"
 
 
@@ -33,7 +34,12 @@ class Projector:
     def loop(self, bus_: bus.Bus) -> bus.PullLoop:
         """The durable consumer that feeds this."""
         return bus.PullLoop(
-            bus_, subjects.EVENTS_STREAM, DURABLE, [subjects.EVENTS_SUBJECTS], self.handle
+            bus_,
+            subjects.EVENTS_STREAM,
+            DURABLE,
+            [subjects.EVENTS_SUBJECTS],
+            self.handle,
+            workers=AT_ONCE,
         )
 
     async def handle(self, received: Msg) -> None:

@@ -18,6 +18,7 @@ from services.generator.store import videos
 log = telemetry.logger(__name__)
 
 LANES = (vocabulary_pb2.LANE_VIP, vocabulary_pb2.LANE_STANDARD, vocabulary_pb2.LANE_BATCH)
+AT_ONCE = 8
 NEWER_SCHEMA_RETRY_SECONDS = 30.0
 _ID = re.compile(r"[a-z0-9]{26}")
 
@@ -35,7 +36,12 @@ class Intake:
     def loop(self, bus_: bus.Bus) -> bus.PullLoop:
         """The durable consumer that feeds this."""
         return bus.PullLoop(
-            bus_, subjects.JOBS_STREAM, "generator", [subjects.JOBS_SUBJECT], self.handle
+            bus_,
+            subjects.JOBS_STREAM,
+            "generator",
+            [subjects.JOBS_SUBJECT],
+            self.handle,
+            workers=AT_ONCE,
         )
 
     async def handle(self, message: Msg) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from framewire.events.v1 import vocabulary_pb2
 from services.generator import standings
-from tests.generator_world import HOUR, World, server, world
+from tests.generator_world import HOUR, World, fingerprint, job, server, world
 
 __all__ = ["server", "world"]
 
@@ -26,6 +26,30 @@ async def turns(world: World, count: int) -> list[str]:
         assert attempt is not None
         order.append(attempt.account_id)
     return order
+
+
+async def test_jobs_that_come_together_are_accepted_by_one_commit_each_in_its_place(
+    world: World,
+) -> None:
+    known = await world.accept()
+    jobs = [job() for _ in range(6)]
+    answers = await asyncio.gather(
+        *(
+            world.store.videos.accept(one, "sora", fingerprint(one))
+            for one in [*jobs, known, jobs[3]]
+        )
+    )
+    assert answers == [True] * 6 + [False] * 2
+    found = await world.pool.fetch(
+        "SELECT video_id, queue_position, xmin::text AS written FROM attempts WHERE video_id <> $1",
+        known.video_id,
+    )
+    assert {row["video_id"] for row in found} == {one.video_id for one in jobs}
+    assert sorted(row["queue_position"] for row in found) == [1, 2, 3, 4, 5, 6]
+    # The first goes at once; who comes meanwhile shares the next.
+    assert len({row["written"] for row in found}) == 2
+    for one in jobs:
+        assert await world.events(one.video_id) == ["queued"]
 
 
 async def test_a_batch_delays_another_accounts_video_by_two_turns_at_most(world: World) -> None:

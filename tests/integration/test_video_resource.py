@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -13,6 +13,8 @@ import pytest_asyncio
 from framewire.events.v1 import event_pb2, vocabulary_pb2
 from framewire.gateway.v1 import video_pb2
 from kit import errors
+from services.gateway import videos
+from services.gateway.store import VideoStore
 from tests import gateway_world
 from tests.gateway_world import IMAGE, Caller, World, new_id, wanted
 from tests.waiting import eventually
@@ -198,6 +200,33 @@ async def test_a_projection_undoes_nothing_that_was_written_meanwhile(world: Wor
     assert await world.pool.fetchval(
         "SELECT cancel_requested FROM videos WHERE video_id = $1", video.video_id
     ), "the wish to cancel, written between the projector's look and its word, is still there"
+
+
+async def test_what_is_told_together_is_projected_together(world: World) -> None:
+    member = await world.member()
+    one, other, unknown = await member.create(), await member.create(), "z" * 26
+    now = datetime.now(UTC)
+
+    def told(kind: str, seq: int, **more: Any) -> videos.Fact:
+        return videos.Fact(videos.Kind[kind], seq, now, **more)
+
+    failed = told("FAILED", 3, cause="PROVIDER_ERROR", message="it broke")
+    facts = [
+        (one.video_id, told("QUEUED", 1, queue_position=4)),
+        (one.video_id, told("STARTED", 2)),
+        (other.video_id, told("STARTED", 1)),
+        (unknown, told("STARTED", 1)),
+        (one.video_id, failed),
+        (one.video_id, failed),
+        (other.video_id, told("QUEUED", 1)),
+    ]
+    store = VideoStore(world.pool)
+    answers = await asyncio.gather(*(store.project(*fact, 60) for fact in facts))
+    states = [answer and answer.state for answer in answers]
+    assert states == ["PENDING", "PROCESSING", "PROCESSING", None, "FAILED", None, None]
+    assert (await member.video(one.video_id)).state == STATE.VIDEO_STATE_FAILED
+    assert (await member.video(one.video_id)).revision == one.revision + 3
+    assert (await member.video(other.video_id)).state == STATE.VIDEO_STATE_PROCESSING
 
 
 async def test_an_image_goes_with_the_last_video_made_from_it(world: World) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from kit import outbox, postgres
+from kit import batches, outbox, postgres
 from kit.failpoints import failpoint
 from services.gateway import announcements, videos
 from services.gateway.store import rows
 
+PROJECTED_AT_ONCE = 64
 _ADMITTED = "state NOT IN ('ADMITTING', 'REJECTED', 'ABANDONED')"
 
 
@@ -26,11 +28,19 @@ class Progress:
     expected_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    video_id: str
+    fact: videos.Fact
+    check_after_seconds: float
+
+
 class VideoStore:
     """Statements about videos that were admitted."""
 
     def __init__(self, pool: postgres.Pool) -> None:
         self._pool = pool
+        self._projections = batches.Batcher(self._project, PROJECTED_AT_ONCE)
 
     async def get(self, video_id: str) -> videos.Video | None:
         """A row, whatever its state."""
@@ -123,40 +133,56 @@ class VideoStore:
         self, video_id: str, fact: videos.Fact, check_after_seconds: float
     ) -> videos.Video | None:
         """Applies an event; None when it changes nothing. Idempotent."""
-        while True:
-            row = await self._pool.fetchrow(
-                f"SELECT {rows.VIDEO_COLUMNS}, xmin::text AS version FROM videos WHERE video_id = $1",
-                video_id,
+        return await self._projections.do(_Told(video_id, fact, check_after_seconds))
+
+    async def _project(self, told: Sequence[_Told]) -> list[videos.Video | None]:
+        """What each made of its video; None: nothing. Of one video's in their order."""
+        changed: dict[int, videos.Video] = {}
+        left = dict(enumerate(told))
+        while left:
+            found = await self._pool.fetch(
+                f"SELECT {rows.VIDEO_COLUMNS}, xmin::text AS version FROM videos WHERE video_id = ANY($1)",
+                list({one.video_id for one in left.values()}),
             )
-            before = rows.video(row) if row else None
-            changed = videos.project(before, fact) if before else None
-            if row is None or before is None or changed is None:
-                return None
-            gone = changed.deleted_at is not None and before.deleted_at is None
-            if await self._replace(
-                changed, row["version"], fact.seq > 0, check_after_seconds, gone
-            ):
-                await failpoint("gateway.project.after_commit")
-                return changed
+            before = {row["video_id"]: rows.video(row) for row in found}
+            versions = {row["video_id"]: row["version"] for row in found}
+            made = _projected(before, left)
+            written = await self._replace(before, versions, made, told) if made else set[str]()
+            changed |= {at: video for at, video in made.items() if video.video_id in written}
+            # What another wrote since it was read is read again.
+            again = {video.video_id for video in made.values()} - written
+            left = {at: one for at, one in left.items() if one.video_id in again}
+        if changed:
+            await failpoint("gateway.project.after_commit")
+        return [changed.get(at) for at in range(len(told))]
 
     async def _replace(
         self,
-        video: videos.Video,
-        version: str,
-        accepted: bool,
-        check_after_seconds: float,
-        gone: bool,
-    ) -> bool:
-        """Writes the row, and that it is gone. False: another wrote since it was read in this version."""
+        before: Mapping[str, videos.Video],
+        versions: Mapping[str, str],
+        made: Mapping[int, videos.Video],
+        told: Sequence[_Told],
+    ) -> set[str]:
+        """Writes the rows that nobody has written since they were read, and tells what is gone, in one commit."""
         await failpoint("gateway.project.before_commit")
-        async with self._pool.acquire() as connection:
-            if not gone:
-                return await _write(connection, video, version, accepted, check_after_seconds)
-            async with connection.transaction():
-                if not await _write(connection, video, version, accepted, check_after_seconds):
-                    return False
-                await outbox.add(connection, announcements.deleted(video))
-                return True
+        last = {video.video_id: at for at, video in sorted(made.items())}
+        accepted = {told[at].video_id for at in made if told[at].fact.seq > 0}
+        gone = {
+            video_id: made[at]
+            for video_id, at in last.items()
+            if made[at].deleted_at is not None and before[video_id].deleted_at is None
+        }
+        values = [
+            _values(made[at], versions[key], key in accepted, told[at].check_after_seconds)
+            for key, at in sorted(last.items())  # so that no two replicas wait for each other
+        ]
+        async with self._pool.acquire() as connection, contextlib.AsyncExitStack() as whole:
+            if gone:  # else the one statement is its own transaction
+                await whole.enter_async_context(connection.transaction())
+            written = {row["video_id"] for row in await connection.fetchmany(_WRITE, values)}
+            for video_id in gone.keys() & written:
+                await outbox.add(connection, announcements.deleted(gone[video_id]))
+        return written
 
     async def progress(self, progress: Progress) -> bool:
         """Writes how far a live video is, when that is news. No new revision."""
@@ -211,27 +237,39 @@ def _filters(listing: videos.Listing) -> list[tuple[str, object]]:
     return [(condition, value) for condition, value in every if value]
 
 
-async def _write(
-    connection: postgres.Connection,
-    video: videos.Video,
-    version: str,
-    accepted: bool,
-    check_after_seconds: float,
-) -> bool:
-    written = await connection.fetchval(
-        """
-        UPDATE videos SET
-            state = $2, stage = $3, revision = $4, last_seq = $5, progress_percent = $6, queue_position = $7,
-            expected_at = $8, outputs = $9, late_outputs = $10, failure_cause = $11, failure_message = $12,
-            failure_retryable = $13, cancel_requested = $14, captured_credits = $15, released_credits = $16,
-            settlement = $17, unpin_due = $18, started_at = $19, finished_at = $20,
-            deleted_at = $23, delete_due = $24, revised_at = clock_timestamp(),
-            accepted_at = CASE WHEN $21 THEN COALESCE(accepted_at, clock_timestamp()) ELSE accepted_at END,
-            next_check_at = CASE WHEN $18 OR $24 THEN clock_timestamp()
-                                 ELSE clock_timestamp() + make_interval(secs => $22) END,
-            updated_at = clock_timestamp()
-        WHERE video_id = $1 AND xmin = $25::text::xid RETURNING true
-        """,
+def _projected(
+    before: Mapping[str, videos.Video], told: Mapping[int, _Told]
+) -> dict[int, videos.Video]:
+    """The videos that were changed, each as it is after that fact."""
+    now, made = dict(before), dict[int, videos.Video]()
+    for at, one in told.items():
+        video = now.get(one.video_id)
+        changed = videos.project(video, one.fact) if video else None
+        if changed is not None:
+            now[one.video_id] = made[at] = changed
+    return made
+
+
+_WRITE = """
+    UPDATE videos SET
+        state = $2, stage = $3, revision = $4, last_seq = $5, progress_percent = $6, queue_position = $7,
+        expected_at = $8, outputs = $9, late_outputs = $10, failure_cause = $11, failure_message = $12,
+        failure_retryable = $13, cancel_requested = $14, captured_credits = $15, released_credits = $16,
+        settlement = $17, unpin_due = $18, started_at = $19, finished_at = $20,
+        deleted_at = $23, delete_due = $24, revised_at = clock_timestamp(),
+        accepted_at = CASE WHEN $21 THEN COALESCE(accepted_at, clock_timestamp()) ELSE accepted_at END,
+        next_check_at = CASE WHEN $18 OR $24 THEN clock_timestamp()
+                             ELSE clock_timestamp() + make_interval(secs => $22) END,
+        updated_at = clock_timestamp()
+    WHERE video_id = $1 AND xmin = $25::text::xid RETURNING video_id
+"""
+
+
+def _values(
+    video: videos.Video, version: str, accepted: bool, check_after_seconds: float
+) -> tuple[object, ...]:
+    """The parameters of _WRITE."""
+    return (
         video.video_id,
         video.state,
         video.stage,
@@ -258,4 +296,3 @@ async def _write(
         video.delete_due,
         version,
     )
-    return bool(written)

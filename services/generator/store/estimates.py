@@ -71,6 +71,13 @@ class EstimateStore:
                 """,
                 pool,
             )
+            # In the order in which a batch of new ones adds to them, so that neither waits for the other.
+            await connection.execute(
+                """
+                SELECT FROM queue_counts WHERE pool = $1 ORDER BY lane, account_id FOR UPDATE
+                """,
+                pool,
+            )
             await connection.execute("DELETE FROM queue_counts WHERE pool = $1", pool)
             await connection.executemany(
                 """
@@ -194,11 +201,12 @@ JOINED = """
         ON CONFLICT (pool, lane, account_id) DO UPDATE SET waiting = queue_counts.waiting + 1
         RETURNING weight, waiting - 1 AS ahead
     )
-    SELECT ahead, weight, clock_timestamp() AS now, turns_per_second, render_seconds, free,
+    SELECT $1::text AS video_id, ahead, weight, clock_timestamp() AS now, turns_per_second, render_seconds, free,
         ARRAY(SELECT (lane, account_id, weight, waiting) FROM queue_counts WHERE pool = $5) AS counts
     FROM counted LEFT JOIN queue_rates ON pool = $5 AND model = $8
 """
-"""One more waits, where `new` has a row. $2 is its account, $5 the pool, $6 the lane, $7 the weight, $8 the model."""
+"""One more waits, where `new` has a row. $1 is the video, $2 its account, $5 the pool, $6 the lane, $7 the weight, $8
+the model."""
 
 
 def foreseen(joined: Any, lane: str, account_id: str) -> tuple[int, datetime | None]:

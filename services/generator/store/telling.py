@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -62,29 +63,43 @@ async def tell(
     if now is None:
         now = await connection.fetchval("SELECT clock_timestamp()")
         assert now is not None
-    event.video_id, event.account_id, event.seq = video.video_id, video.account_id, video.seq + 1
-    event.occurred_at.CopyFrom(events.timestamp(now))
-    if event.kind == event_pb2.EVENT_KIND_RECOVERED:
-        await connection.execute(
-            "UPDATE videos SET seq = $2 WHERE video_id = $1", video.video_id, event.seq
-        )
-    else:
-        state = STATE_OF_KIND[event.kind]
-        await connection.execute(
+    await tell_all(connection, [(video, event)], now)
+
+
+async def tell_all(
+    connection: postgres.Connection,
+    told: Sequence[tuple[LockedVideo, event_pb2.Event]],
+    now: datetime,
+) -> None:
+    """The same for an event each of several videos."""
+    late, states, messages = list[tuple[str, int]](), list[tuple[object, ...]](), list[outbox.Row]()
+    for video, event in told:
+        event.video_id, event.account_id = video.video_id, video.account_id
+        event.seq = video.seq + 1
+        event.occurred_at.CopyFrom(events.timestamp(now))
+        if event.kind == event_pb2.EVENT_KIND_RECOVERED:
+            late.append((video.video_id, event.seq))
+        else:
+            state = STATE_OF_KIND[event.kind]
+            finished_at = now if state in TERMINAL_STATES else None
+            states.append(
+                (video.video_id, event.seq, state, event.SerializeToString(), finished_at)
+            )
+        # Also where no trace is under way: a poll pass and a sweep are about many videos at once.
+        traced = {"traceparent": video.traceparent} if video.traceparent else {}
+        row = message(event)
+        messages.append(outbox.headed(replace(row, headers={**row.headers, **traced})))
+    if late:
+        await connection.executemany("UPDATE videos SET seq = $2 WHERE video_id = $1", late)
+    if states:
+        await connection.executemany(
             """
             UPDATE videos SET seq = $2, state = $3, last_event = $4, finished_at = $5
             WHERE video_id = $1
             """,
-            video.video_id,
-            event.seq,
-            state,
-            event.SerializeToString(),
-            now if state in TERMINAL_STATES else None,
+            states,
         )
-    # Also where no trace is under way: a poll pass and a sweep are about many videos at once.
-    traced = {"traceparent": video.traceparent} if video.traceparent else {}
-    row = message(event)
-    await outbox.add(connection, replace(row, headers={**row.headers, **traced}))
+    await outbox.add_all(connection, messages)
 
 
 def message(event: event_pb2.Event) -> outbox.Row:

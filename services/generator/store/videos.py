@@ -10,11 +10,12 @@ from typing import Any
 from framewire.events.v1 import event_pb2
 from framewire.generator.v1 import job_pb2
 from framewire.storage.v1 import storage_pb2
-from kit import postgres, telemetry
+from kit import batches, postgres, telemetry
 from kit.failpoints import failpoint
 from services.generator import attempts, events
 from services.generator.store import estimates, recovery, rows, telling
 
+ACCEPTED_AT_ONCE = 64
 ORDINARY_WEIGHT = 100
 MAX_WEIGHT = 1000
 RETRY_STARTS_WITHIN = timedelta(hours=1)
@@ -45,79 +46,76 @@ class Verdict:
     """How long a render of it that turns up after all is looked for; None: there can be none."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A job that is to be taken over."""
+
+    job: job_pb2.Job
+    pool: str
+    fingerprint: str
+    traceparent: str
+
+    def place(self) -> tuple[str, str, str, str]:
+        """Where it comes among others."""
+        return self.pool, events.lane_name(self.job.lane), self.job.account_id, self.job.video_id
+
+    def row(self) -> tuple[object, ...]:
+        """The parameters of _NEW."""
+        job = self.job
+        return (
+            *(job.video_id, job.account_id, job.SerializeToString(), self.traceparent),
+            *(self.pool, events.lane_name(job.lane), _weight(job), job.spec.model),
+        )
+
+    def attempt(self, place: int, expected_at: datetime | None) -> tuple[object, ...]:
+        """The parameters of _INSERT_ATTEMPT, for its first."""
+        return _attempt(self.job, 1, self.pool, self.fingerprint, place, expected_at)
+
+
 class VideoStore:
     """Videos and the ends of their attempts."""
 
     def __init__(self, pool: postgres.Pool, told: Callable[[], None]) -> None:
         self._pool = pool
         self._told = told
+        self._acceptances = batches.Batcher(self._accept, ACCEPTED_AT_ONCE)
 
     async def accept(self, job: job_pb2.Job, pool: str, fingerprint: str) -> bool:
         """Takes a job over: video, first attempt and `queued` event in one transaction. False when it was known."""
-        lane, weight = events.lane_name(job.lane), _weight(job)
         traceparent = telemetry.trace_headers().get("traceparent", "")
+        return await self._acceptances.do(_Job(job, pool, fingerprint, traceparent))
+
+    async def _accept(self, jobs: Sequence[_Job]) -> list[bool]:
+        """Which of the jobs were not known."""
+        # In one order, so that no two replicas wait for each other.
+        ordered = sorted({job.job.video_id: job for job in jobs}.values(), key=_Job.place)
         async with self._pool.acquire() as connection, connection.transaction():
-            joined = await connection.fetchrow(
-                f"""
-                WITH new AS (
-                    INSERT INTO videos (video_id, account_id, job, state, traceparent)
-                    VALUES ($1, $2, $3, 'PENDING', $4)
-                    ON CONFLICT (video_id) DO NOTHING RETURNING video_id
-                ), {estimates.JOINED}
-                """,
-                job.video_id,
-                job.account_id,
-                job.SerializeToString(),
-                traceparent,
-                pool,
-                lane,
-                weight,
-                job.spec.model,
-            )
-            if joined is None:
-                return False
-            place, expected = estimates.foreseen(joined, lane, job.account_id)
-            await self._insert_attempt(connection, job, 1, pool, fingerprint, place, expected)
-            # Nobody else knows the video yet: its row needs no lock of its own.
-            video = telling.LockedVideo(
-                job.video_id, job.account_id, "PENDING", 0, False, traceparent
-            )
-            event = events.queued(job.lane, job.spec.model, place, expected)
-            await telling.tell(connection, video, event, joined["now"])
+            joined = {
+                row["video_id"]: row
+                for row in await connection.fetchmany(_NEW, [job.row() for job in ordered])
+            }
+            new = [job for job in ordered if job.job.video_id in joined]
+            if not new:
+                return [False] * len(jobs)
+            told: list[tuple[telling.LockedVideo, event_pb2.Event]] = []
+            first: list[tuple[object, ...]] = []
+            for one in new:
+                job, row = one.job, joined[one.job.video_id]
+                lane = events.lane_name(job.lane)
+                place, expected = estimates.foreseen(row, lane, job.account_id)
+                first.append(one.attempt(place, expected))
+                # Nobody else knows the video yet: its row needs no lock of its own.
+                video = telling.LockedVideo(
+                    job.video_id, job.account_id, "PENDING", 0, False, one.traceparent
+                )
+                told.append((video, events.queued(job.lane, job.spec.model, place, expected)))
+            await connection.executemany(_INSERT_ATTEMPT, first)
+            await telling.tell_all(connection, told, joined[new[-1].job.video_id]["now"])
             await failpoint("generator.accept.before_commit")
         self._told()
         await failpoint("generator.accept.after_commit")
-        return True
-
-    async def _insert_attempt(
-        self,
-        connection: postgres.Connection,
-        job: job_pb2.Job,
-        number: int,
-        pool: str,
-        fingerprint: str,
-        queue_position: int = 0,
-        expected_at: datetime | None = None,
-    ) -> str:
-        return await connection.fetchval(
-            """
-            INSERT INTO attempts (attempt_id, video_id, number, account_id, pool, lane, weight, state,
-                                  fingerprint, start_by, model, queue_position, expected_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9, $10, $11, $12) RETURNING attempt_id
-            """,
-            attempts.attempt_id(job.video_id, number),
-            job.video_id,
-            number,
-            job.account_id,
-            pool,
-            events.lane_name(job.lane),
-            _weight(job),
-            fingerprint,
-            events.moment(job.start_by),
-            job.spec.model,
-            queue_position,
-            expected_at,
-        )
+        # One that was there twice was new once.
+        return [joined.pop(job.job.video_id, None) is not None for job in jobs]
 
     async def refuse_poison(self, video_id: str, account_id: str, message: str) -> bool:
         """A job that cannot be read: the video fails, where no attempt of it exists. Idempotent."""
@@ -275,9 +273,7 @@ class VideoStore:
                 "SELECT $1::timestamptz > clock_timestamp()", attempt.start_by
             )
             if another_try and in_time and not video.cancel_requested:
-                further = await self._insert_attempt(
-                    connection, attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint
-                )
+                further = await connection.fetchval(_INSERT_ATTEMPT, *_next(attempt))
                 if attempt.sent_until is not None:
                     # A restore may have forgotten that it was tried again, too.
                     await recovery.doubt_further(connection, attempt.attempt_id, further)
@@ -300,9 +296,7 @@ class VideoStore:
                 return None
             if not await self._fail_attempt(connection, attempt, verdict, verdict.message):
                 return None
-            again = await self._insert_attempt(
-                connection, attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint
-            )
+            again = await connection.fetchval(_INSERT_ATTEMPT, *_next(attempt))
             await connection.execute(
                 """
                 UPDATE attempts SET start_by = greatest(start_by, clock_timestamp() + $2)
@@ -397,6 +391,41 @@ class VideoStore:
             """
         )
         return [(row["video_id"], row["account_id"]) for row in found]
+
+
+_NEW = f"""
+    WITH new AS (
+        INSERT INTO videos (video_id, account_id, job, state, traceparent)
+        VALUES ($1, $2, $3, 'PENDING', $4)
+        ON CONFLICT (video_id) DO NOTHING RETURNING video_id
+    ), {estimates.JOINED}
+"""
+_INSERT_ATTEMPT = """
+    INSERT INTO attempts (attempt_id, video_id, number, account_id, pool, lane, weight, state,
+                          fingerprint, start_by, model, queue_position, expected_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, 'QUEUED', $8, $9, $10, $11, $12) RETURNING attempt_id
+"""
+
+
+def _attempt(
+    job: job_pb2.Job,
+    number: int,
+    pool: str,
+    fingerprint: str,
+    queue_position: int = 0,
+    expected_at: datetime | None = None,
+) -> tuple[object, ...]:
+    """The parameters of _INSERT_ATTEMPT."""
+    return (
+        *(attempts.attempt_id(job.video_id, number), job.video_id, number, job.account_id),
+        *(pool, events.lane_name(job.lane), _weight(job), fingerprint),
+        *(events.moment(job.start_by), job.spec.model, queue_position, expected_at),
+    )
+
+
+def _next(attempt: rows.Attempt) -> tuple[object, ...]:
+    """The parameters of _INSERT_ATTEMPT, for the one after it."""
+    return _attempt(attempt.job, attempt.number + 1, attempt.pool, attempt.fingerprint)
 
 
 def _weight(job: job_pb2.Job) -> int:
