@@ -1,7 +1,9 @@
 """Videos made from videos: cleaned, brought to a size, made smaller. PyAV and Pillow only; runs in the worker process.
 
-Everything is written without the source's metadata and meant to be bit-exact (one run in some hundred, on a loaded
-machine, was seen to differ by two bytes; nothing relies on it, since what was made is kept).
+Everything is written without the source's metadata, and the same video shows the same pictures each time. It is not
+always the same bytes: of the same frames libx264, with one thread, made other last bytes of the first picture in some
+of thousands of runs; what was shown did not differ. With memory that is filled as it is handed out (MALLOC_PERTURB_)
+four thousand runs did not: it seems to read what nobody wrote. Nothing relies on the bytes: what was made is kept.
 """
 
 import hashlib
