@@ -12,6 +12,8 @@ OUT ?= out/demo.mp4
 MINIO_VERSION ?= latest
 CYCLONEDX_VERSION := 7.5.0
 SERVICES := gateway credits generator storage simulator
+# What the command line alone needs of what `framewire` requires: 15 MB that no service's image has.
+CLI_ONLY := annotated-doc colorama markdown-it-py mdurl pygments rich shellingham typer
 TAG ?= local
 export IMAGE PROMPT MODEL OUT
 
@@ -96,9 +98,10 @@ proto: $(VENV)/dev ## regenerates the stubs in framewire/*/v1 and docs/api.md
 	@PYTHON=$(BIN)/python proto/generate.sh
 
 requirements: $(VENV)/dev ## recompiles requirements/*.txt from pyproject.toml
-	@for extra in gateway credits generator storage simulator local dev; do \
+	@for extra in $(SERVICES) local dev; do \
+	  case " $(SERVICES) " in *" $$extra "*) left="$(CLI_ONLY:%=--no-emit-package %)";; *) left=;; esac; \
 	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --extra $$extra -o requirements/$$extra.txt pyproject.toml || exit 1; done
+	    --no-emit-index-url $$left --extra $$extra -o requirements/$$extra.txt pyproject.toml || exit 1; done
 
 clean: ## removes what the other targets made
 	rm -rf $(VENV) .framewire out .pytest_cache .ruff_cache
