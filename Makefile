@@ -12,7 +12,7 @@ OUT ?= out/demo.mp4
 MINIO_VERSION ?= latest
 CYCLONEDX_VERSION := 7.5.0
 SERVICES := gateway credits generator storage simulator
-# What the command line alone needs of what `framewire` requires: 15 MB that no service's image has.
+# What the command line alone needs of what `framewire` requires: 13 MB that no service's image has.
 CLI_ONLY := annotated-doc colorama markdown-it-py mdurl pygments rich shellingham typer
 TAG ?= local
 export IMAGE PROMPT MODEL OUT
