@@ -26,7 +26,7 @@ demo: $(VENV)/local ## makes one real video on this machine: IMAGE=, PROMPT=, MO
 up: $(VENV)/local ## runs the whole system in the foreground, until Ctrl-C
 	@$(BIN)/framewire local up
 
-test: $(VENV)/dev ## passes all tests but the slow and the long ones: under 5 minutes on two cores
+test: $(VENV)/dev ## passes all tests but the slow and the long ones
 	@$(BIN)/python -m pytest -n 2 -m "not slow and not long" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/dev ## passes the slow tests, as CI does after make test: storage killed and on bad days, any message, commands

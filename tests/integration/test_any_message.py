@@ -73,6 +73,7 @@ SECONDS = 10.0
 STREAM_SECONDS = 0.15
 FAULT = b"rpc_failed"
 """What a service logs where it answers INTERNAL."""
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -245,7 +246,6 @@ def drive(callers: Callers, name: str, examples: int, *, same: bool) -> None:
         tried()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 async def test_any_message_is_answered_or_refused_with_a_reason(
     callers: Callers, name: str
