@@ -50,6 +50,7 @@ class Batcher(Generic[Asked, Answer]):
     async def _serve(self, batch: Sequence[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         try:
             answers = await self._run([asked for asked, _ in batch])
+            served = list(zip(batch, answers, strict=True))
         except Exception as error:
             if len(batch) > 1:
                 for one in batch:
@@ -58,5 +59,5 @@ class Batcher(Generic[Asked, Answer]):
                 batch[0][1].set_exception(error)
                 batch[0][1].exception()  # its asker may be gone, and then nobody looks
             return
-        for (_, answered), answer in zip(batch, answers, strict=True):
+        for (_, answered), answer in served:
             answered.set_result(answer)

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ import grpc
 from framewire import client, types
 from framewire.gateway.v1 import operator_pb2, operator_pb2_grpc
 from tests.deploy import compose_watch
+from tests.deploy.steps import Failed, require, say
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -41,19 +41,6 @@ MODELS = {"sora-2": "openai_videos", "sora-1": "azure_jobs"}  # the dialect by w
 TINY = {"width": 320, "height": 180, "seconds": 1}
 LOG = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8099/_sim/log?kind=accepted').read().decode())"
 KEEP = bool(os.environ.get("FRAMEWIRE_KEEP"))
-
-
-class Failed(Exception):
-    """What was promised does not hold."""
-
-
-def require(holds: object, message: str) -> None:
-    if not holds:
-        raise Failed(message)
-
-
-def say(text: str) -> None:
-    print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", flush=True)
 
 
 def run(*command: str, env: dict[str, str] | None = None, quiet: bool = False) -> str:
@@ -357,6 +344,5 @@ def main() -> None:
     say("test-compose: passed")
 
 
-STARTED = time.monotonic()
 if __name__ == "__main__":
     main()

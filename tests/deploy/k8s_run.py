@@ -16,35 +16,21 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.deploy import cluster, kustomize
+from tests.deploy.steps import Failed, require, say
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
 SET_UP = "app.kubernetes.io/component=set-up"
 NAME = "app.kubernetes.io/name"
-STARTED = time.monotonic()
 
 Object = dict[str, Any]
-
-
-class Failed(Exception):
-    """What was promised does not hold."""
-
-
-def require(holds: object, message: str) -> None:
-    if not holds:
-        raise Failed(message)
-
-
-def say(text: str) -> None:
-    print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", flush=True)
 
 
 class Overlay:

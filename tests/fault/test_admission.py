@@ -72,6 +72,16 @@ class Stand:
             self.system.disarm()
             await self.ledger_line.heal()
 
+    async def stopped(
+        self, customer: Customer, point: str
+    ) -> tuple[asyncio.Task[video_pb2.Video | errors.FramewireError], str]:
+        """The first gateway, stopped at this point of what the customer asks: that call, and the video's id."""
+        self.system.arm(point, "stop")
+        asking = customer.asks_first()
+        await eventually(lambda: self.system.is_stopped(FIRST))
+        video_id, _ = await customer.row()
+        return asking, video_id
+
 
 @dataclass(frozen=True, slots=True)
 class Customer:
@@ -222,10 +232,7 @@ async def stand(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stand
 async def test_stopped_before_the_commit_it_is_given_up(stand: Stand, point: str) -> None:
     """By the other gateway. Who wakes up queues nothing, holds nothing, keeps nothing; the same request starts anew."""
     async with stand.customer() as customer:
-        stand.system.arm(point, "stop")
-        asking = customer.asks_first()
-        await eventually(lambda: stand.system.is_stopped(FIRST))
-        video_id, _ = await customer.row()
+        asking, video_id = await stand.stopped(customer, point)
         await customer.given_up(video_id)
         stand.system.supervisor.resume(FIRST)
         refused = await asking
@@ -242,10 +249,7 @@ async def test_stopped_before_the_commit_it_is_given_up(stand: Stand, point: str
 async def test_stopped_before_the_commit_it_is_taken_over(stand: Stand, point: str) -> None:
     """By the same request at the other gateway: that one admits this very video; who wakes up finds it admitted."""
     async with stand.customer() as customer:
-        stand.system.arm(point, "stop")
-        asking = customer.asks_first()
-        await eventually(lambda: stand.system.is_stopped(FIRST))
-        video_id, _ = await customer.row()
+        asking, video_id = await stand.stopped(customer, point)
         assert (await customer.insists()).video_id == video_id
         stand.system.supervisor.resume(FIRST)
         answer = await asking
@@ -260,10 +264,7 @@ async def test_stopped_before_the_commit_it_is_taken_over(stand: Stand, point: s
 async def test_stopped_after_the_commit_it_is_made(stand: Stand, point: str) -> None:
     """The other gateway rings where nobody did. That the one that wakes up rings, too, changes nothing."""
     async with stand.customer() as customer:
-        stand.system.arm(point, "stop")
-        asking = customer.asks_first()
-        await eventually(lambda: stand.system.is_stopped(FIRST))
-        video_id, _ = await customer.row()
+        asking, video_id = await stand.stopped(customer, point)
         watched = [video async for video in customer.client.watch_video(video_id)]
         assert watched[-1].state == "COMPLETED"
         stand.system.supervisor.resume(FIRST)

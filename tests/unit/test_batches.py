@@ -71,3 +71,14 @@ async def test_who_goes_takes_nobody_along(gone: int) -> None:
     assert isinstance(answers.pop(gone), asyncio.CancelledError)
     assert answers == [2 * number for number in (1, 2, 3) if number != gone + 1]
     assert await work.batcher.do(7) == 14
+
+
+async def test_too_few_answers_leave_nobody_waiting() -> None:
+    async def mute(_: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return []
+
+    batcher = batches.Batcher(mute, 10)
+    asked = asyncio.gather(*(batcher.do(number) for number in range(3)), return_exceptions=True)
+    answers = await asyncio.wait_for(asked, 5)
+    assert [type(answer) for answer in answers] == [ValueError] * 3
